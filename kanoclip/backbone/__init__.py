@@ -1,0 +1,1 @@
+"""The frozen CLIP: image -> Features, texts -> unit vectors of the same width."""

@@ -1,0 +1,243 @@
+"""Frozen CLIP with a second path: image -> patch features of several levels and the global feature, in one pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kanoclip.backbone.attention import Attention
+from kanoclip.backbone.loading import SCHEMES, load
+from kanoclip.backbone.text import TextEncoder
+from kanoclip.types import Features
+
+
+class CLIPBackbone(nn.Module):
+    """Frozen CLIP: any open_clip model whose image tower is open_clip's own vision transformer.
+
+    Always in eval mode, without gradients for its weights. Beside CLIP's own path (attention and feed-forward), a
+    second path without feed-forward gathers patches by another attention, reading what CLIP's path projects:
+    ``x2 <- x2 + W_o attention(q, k, v)``. Patches come from the second path where there is one, the global feature
+    always from CLIP's own.
+
+    Args:
+        name: open_clip's name of the model, such as ViT-L-14-336; or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``,
+            which bring their own weights.
+        pretrained: open_clip's tag of the weights, or the path of a local .safetensors or .pt file. null: random
+            weights, for tests and timing.
+        image_size: Side of the square image in pixels, a multiple of the patch size.
+        levels: Blocks after which patches are read, counted from 1. null: the four quarters of the depth
+            (6, 12, 18, 24 of 24).
+        position: How the position embedding is resized for another image size than that of the pretraining: bicubic
+            with antialias, as open_clip does, or plain bilinear, as CLIP Surgery and AnomalyCLIP do.
+        cls_norm: Whether the global feature passes CLIP's last norm. AnomalyCLIP's code leaves it out: false.
+
+    Attributes:
+        dim: Joint width D of images and texts.
+        depth: Number of image blocks.
+        patch_size: Side of a patch in pixels.
+        text_width: Width of a token embedding of the text encoder.
+        context_length: Longest text in tokens, begin and end included.
+        description: Name and weights in one line, for checkpoints and reports.
+
+    Raises:
+        BackboneUnavailableError: If the weights must be downloaded and cannot be.
+        FileNotFoundError: If ``pretrained`` is a path where no file is.
+        ValueError: If a name is unknown, the model is not supported, or the sizes or levels do not fit it.
+
+    Reference:
+        Y. Li et al., *CLIP Surgery*, arXiv 2304.05653, 2023; Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, whose code
+        this matches to 1e-5 with ``position="bilinear", cls_norm=False``. LayerScale, where a model has it, scales
+        both paths: ours.
+    """
+
+    mean: Tensor
+    std: Tensor
+    position: Tensor
+
+    def __init__(
+        self,
+        name: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
+        image_size: int = 518,
+        levels: list[int] | None = None,
+        position: Literal["bicubic", "bilinear"] = "bicubic",
+        cls_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        model, tokenizer = load(name, pretrained)
+        self.visual = visual = model.visual
+        self.dim: int = visual.output_dim
+        self.depth = len(visual.transformer.resblocks)
+        self.patch_size: int = visual.conv1.kernel_size[0]
+        self.image_size = image_size
+        self.levels = _check_levels(levels, self.depth, name)
+        self.cls_norm = cls_norm
+        self.description = name if name.startswith(SCHEMES) else f"{name} {pretrained or 'random weights'}"
+        _check_image_size(image_size, self.patch_size, name)
+
+        self.text = TextEncoder(model, tokenizer)
+        self.context_length = self.text.context_length
+        self.text_width = self.text.token_embedding.embedding_dim
+
+        side = image_size // self.patch_size
+        resized = resize_position(visual.positional_embedding.detach(), visual.grid_size, (side, side), position)
+        self.register_buffer("position", resized, persistent=False)  # (1 + N, width)
+        for key in ("mean", "std"):
+            value = torch.tensor(visual.preprocess_cfg[key]).view(3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
+        self.requires_grad_(False)
+        self._fingerprint: str | None = None
+        self.train(False)
+
+    def train(self, mode: bool = True) -> CLIPBackbone:
+        """Stay in eval mode, whatever the trainer asks for."""
+        return super().train(False)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of names, types, shapes and values of all weights, as hexadecimal digits; computed once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, weight in sorted(self.named_parameters()):
+                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, attention: Attention) -> Features:
+        """Read the patches of each level and the global feature.
+
+        Args:
+            image: ``(B, 3, image_size, image_size)`` in [0, 1]; CLIP's mean and std are applied here.
+            attention: What the second path attends to.
+
+        Returns:
+            patches ``(L, B, N, D)`` and cls ``(B, D)``, both float32 and unit length, and the grid ``(h, w)``.
+
+        Raises:
+            ValueError: If the image has another size than the backbone was built for.
+        """
+        if image.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"The images are {image.shape[-1]} x {image.shape[-2]} pixels (width x height), the backbone is built "
+                f"for {self.image_size} x {self.image_size}. Use --model.backbone.image_size {image.shape[-1]}."
+            )
+        pixels = ((image - self.mean) / self.std).to(self.visual.conv1.weight.dtype)
+        tokens = embed_patches(self.visual, pixels, self.position)  # (B, 1 + N, width)
+        tokens, levels = run_blocks(self.visual, tokens, attention, self.levels)
+        patches = torch.stack([project(self.visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
+        cls = project(self.visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
+        side = self.image_size // self.patch_size
+        return Features(patches, cls, (side, side))
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts -> ``(K, D)``, unit length, without gradients."""
+        return self.text.encode(texts)
+
+    @torch.no_grad()
+    def token_embeddings(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Texts -> token embeddings ``(K, M, text_width)`` and the place ``(K,)`` of the end token, both to be edited.
+
+        The embeddings are without positions: begin token at 0, words from 1, end token at ``eot``, then filling.
+        """
+        return self.text.embed(texts)
+
+    def encode_embeddings(self, embeddings: Tensor, eot: Tensor, deep: Tensor | None = None) -> Tensor:
+        """Token embeddings -> ``(K, D)``, unit length; gradients reach ``embeddings`` and ``deep``.
+
+        Args:
+            embeddings: ``(K, M, text_width)`` as ``token_embeddings`` returns them.
+            eot: ``(K,)``, place of the end token.
+            deep: ``(depth, t, text_width)``: learned tokens that replace the t tokens after the begin token at the
+                input of text blocks 2 to ``depth + 1``, as in AnomalyCLIP.
+
+        Raises:
+            ValueError: If ``deep`` has more sets than there are blocks after the first, or more tokens than the texts.
+        """
+        return self.text(embeddings, eot, deep)
+
+
+def embed_patches(visual: Any, image: Tensor, position: Tensor) -> Tensor:
+    """Image ``(B, 3, H, W)``, normalised -> tokens ``(B, 1 + N, width)`` as the first block takes them."""
+    patches = visual.conv1(image).flatten(2).transpose(1, 2)  # (B, N, width)
+    cls = visual.class_embedding.expand(len(patches), 1, -1)
+    return visual.ln_pre(torch.cat([cls, patches], dim=1) + position)
+
+
+def run_blocks(visual: Any, tokens: Tensor, attention: Attention, levels: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """Run the blocks of a vision transformer once, with the second path beside CLIP's own.
+
+    Differentiable; the second path begins at ``attention.start`` and ends with the highest level.
+
+    Args:
+        visual: open_clip's VisionTransformer.
+        tokens: ``(B, 1 + N, width)`` from ``embed_patches``.
+        attention: What the second path attends to.
+        levels: Blocks to read, counted from 1.
+
+    Returns:
+        The tokens of CLIP's own path after the last block, and those of each level, all ``(B, 1 + N, width)``.
+    """
+    blocks = visual.transformer.resblocks
+    first = attention.start(len(blocks)) or len(blocks) + 1
+    second: Tensor | None = None
+    taps: dict[int, Tensor] = {}
+    for number, block in enumerate(blocks, start=1):
+        attn = block.attn
+        q, k, v = (
+            x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, 1 + N, d)
+            for x in F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
+        )
+        if first <= number <= max(levels, default=0):
+            gathered = attn.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
+            second = (tokens if second is None else second) + block.ls_1(gathered)
+        own = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, 1 + N, width)
+        tokens = tokens + block.ls_1(attn.out_proj(own))
+        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+        if number in levels:
+            taps[number] = tokens if second is None else second
+    return tokens, [taps[level] for level in levels]
+
+
+def project(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
+    """Tokens ``(..., width)`` -> joint space ``(..., D)``, float32 and unit length."""
+    return F.normalize(((visual.ln_post(tokens) if norm else tokens) @ visual.proj).float(), dim=-1)
+
+
+def resize_position(position: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:
+    """Resize a position embedding ``(1 + h*w, width)`` from grid ``old`` to ``new``; the class token's stays."""
+    if mode not in ("bicubic", "bilinear"):
+        raise ValueError(f"position is {mode!r}, expected bicubic or bilinear. Use --model.backbone.position bicubic.")
+    if old == new:
+        return position.clone()
+    grid = position[1:].T.unflatten(1, old)[None]  # (1, width, h, w)
+    grid = F.interpolate(grid, size=new, mode=mode, antialias=mode == "bicubic", align_corners=False)
+    return torch.cat([position[:1], grid[0].flatten(1).T])
+
+
+def _check_image_size(image_size: int, patch_size: int, name: str) -> None:
+    if image_size < patch_size or image_size % patch_size:
+        below = image_size // patch_size * patch_size
+        sizes = f"{below} or {below + patch_size}" if below > 0 else f"{patch_size}"
+        raise ValueError(
+            f"image_size {image_size} is not a multiple of the patch size {patch_size} of {name}. "
+            f"Use {sizes}, or choose a backbone with another patch size."
+        )
+
+
+def _check_levels(levels: list[int] | None, depth: int, name: str) -> list[int]:
+    if levels is None:
+        return sorted({-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)})  # rounded up: 2, 3, 5, 6 of 6
+    if not levels or sorted(set(levels)) != levels or levels[0] < 1 or levels[-1] > depth:
+        raise ValueError(
+            f"levels {levels} do not fit {name}: expected rising block numbers from 1 to {depth}, each once. "
+            f"Use --model.backbone.levels '{_check_levels(None, depth, name)}'."
+        )
+    return list(levels)

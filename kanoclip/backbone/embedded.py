@@ -1,0 +1,46 @@
+"""The small CLIP that comes with the package, so that everything runs without a download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.loading import FOLDER as SCHEME
+
+# open_clip_config.json, model.safetensors (float16) and bpe.txt.gz; plain open_clip opens the folder as well
+FOLDER = Path(__file__).parent / "embedded"
+
+
+class EmbeddedBackbone(CLIPBackbone):
+    """A miniature of CLIP, trained on drawn surfaces and parts: for learning, tests and demonstrations.
+
+    It knows nothing of photographs. For work on real images use the backbone ``clip``.
+
+    Args:
+        image_size: Side of the square image in pixels, a multiple of the patch size.
+        levels: Blocks after which patches are read, counted from 1. null: the four quarters of the depth.
+        position: How the position embedding is resized for another image size than that of the pretraining: bicubic
+            with antialias, or plain bilinear.
+
+    Raises:
+        FileNotFoundError: If the package was installed without its weights.
+        ValueError: If the sizes or levels do not fit.
+
+    Reference:
+        Ours.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        levels: list[int] | None = None,
+        position: Literal["bicubic", "bilinear"] = "bicubic",
+    ) -> None:
+        if not (FOLDER / "model.safetensors").is_file():
+            raise FileNotFoundError(
+                f"No weights of the embedded backbone at {FOLDER}: expected model.safetensors, which comes with "
+                f"kanoclip. Reinstall it with: pip install --force-reinstall --no-deps kanoclip"
+            )
+        super().__init__(f"{SCHEME}{FOLDER}", None, image_size, levels, position)
+        self.description = "kanoclip embedded"

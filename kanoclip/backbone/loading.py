@@ -1,0 +1,222 @@
+"""Find and open the weights of a CLIP model: what open_clip knows, said in errors a person can act on."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+from torch import Tensor
+
+PATIENCE = 6.0  # seconds to wait for the first answer of a server before saying that there is no network
+FOLDER = "local-dir:"  # open_clip's prefix for a folder with open_clip_config.json and the weights
+HUB = "hf-hub:"  # its prefix for a repository with the same content
+SCHEMES = (FOLDER, HUB)
+
+_log = logging.getLogger(__name__)
+
+
+class BackboneUnavailableError(RuntimeError):
+    """The weights are neither on this machine nor reachable."""
+
+
+def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]:
+    """Build an open_clip model in float32 with its weights, and its tokenizer.
+
+    Args:
+        name: Name of an open_clip model, or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, which bring their own
+            weights, so that ``pretrained`` is not read.
+        pretrained: Tag of the weights, path of a local file (safetensors, or a torch file that holds tensors only),
+            or None for random weights.
+
+    Raises:
+        BackboneUnavailableError: If the weights must be downloaded and cannot be.
+        FileNotFoundError: If ``pretrained`` is a path where no file is.
+        ValueError: If the name or the tag is unknown, the file does not fit, or the architecture is not supported.
+    """
+    with _root_logger_untouched():
+        if name.startswith(SCHEMES):
+            with _remedies(name, None):
+                if name.startswith(HUB) and not _cached(name.removeprefix(HUB), ["open_clip_config.json"]):
+                    _ask(huggingface_hub.constants.ENDPOINT)
+                _check_supported(name, open_clip.get_model_config(name))
+                return open_clip.create_model(name, require_pretrained=True), _tokenizer(name)
+        name = name.replace("/", "-")
+        config = open_clip.get_model_config(name)
+        if config is None:
+            raise ValueError(f"Unknown CLIP model {name!r}.{_nearest(name, open_clip.list_models())}")
+        _check_supported(name, config)
+        if pretrained is None:
+            return open_clip.create_model(name), _tokenizer(name)
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained in tags:
+            with _remedies(name, pretrained):
+                recipe = open_clip.get_pretrained_cfg(name, pretrained)
+                preprocess = {key: recipe[key] for key in ("mean", "std") if key in recipe}
+                # open_clip only warns when a tag was trained with QuickGELU and the name says GELU (ViT-L-14-336 and
+                # openai, our default); the weights decide here.
+                return open_clip.create_model(
+                    name,
+                    _download(recipe, name, pretrained),
+                    quick_gelu=recipe.get("quick_gelu", False),
+                    force_preprocess_cfg=preprocess,
+                ), _tokenizer(name)
+        return _load_file(name, pretrained, config, tags), _tokenizer(name)
+
+
+def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[str]) -> Any:
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        if path.suffix or os.sep in pretrained:
+            raise FileNotFoundError(
+                f"No weights at {path}: expected a .safetensors or .pt file of {name}. "
+                f"Give its path as --model.backbone.pretrained, or try --model.backbone embedded, which needs no file."
+            )
+        raise ValueError(f"{name} has no weights called {pretrained!r}.{_nearest(pretrained, tags)}")
+    gelus = {open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False) for tag in tags}
+    quick_gelu = config.get("quick_gelu", False)
+    if len(gelus) == 1:  # a file does not say its activation; all published weights of this name agree on one
+        quick_gelu = gelus.pop()
+    elif gelus and not quick_gelu:
+        _log.warning(
+            "%s is read as weights trained with GELU. For OpenAI's own weights use --model.backbone.name %s-quickgelu.",
+            path,
+            name,
+        )
+    try:
+        return open_clip.create_model(name, str(path), quick_gelu=quick_gelu)
+    except Exception as error:  # safetensors, pickle, zip and load_state_dict each raise their own
+        remedy = "Give the file of this very model, or the model of this file with --model.backbone.name."
+        if "TorchScript" in str(error):  # as OpenAI published its weights
+            remedy = (
+                "A TorchScript archive can hold code: take its tensors out once with: "
+                'python -c "import torch, safetensors.torch as s; '
+                f"d = torch.jit.load('{path}', 'cpu').float().state_dict(); "
+                "s.save_file({k: v.contiguous() for k, v in d.items() if v.ndim or k == 'logit_scale'}, "
+                "'clip.safetensors')\""
+            )
+        raise ValueError(f"{path} does not hold weights of {name} ({_first_line(error)}). {remedy}") from error
+
+
+def _check_supported(name: str, config: dict[str, Any]) -> None:
+    """Refuse, before any download, the towers that the dual path and the learned prompts cannot run."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    custom = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+    why = None
+    if vision.get("timm_model_name"):
+        why = f"its image tower is timm's {vision['timm_model_name']}"
+    elif isinstance(vision.get("layers"), list):
+        why = "its image tower is a ResNet"
+    elif vision.get("attentional_pool") or "multimodal_cfg" in config or text.get("embed_cls"):
+        why = "it is a CoCa, which pools by attention"
+    elif vision.get("pool_type", "tok") != "tok":
+        why = "its global image feature is not the class token"
+    elif text.get("hf_model_name"):
+        why = f"its text tower is Hugging Face's {text['hf_model_name']}"
+    elif any(c.get(key) for c in (vision, text) for key in custom) or "custom" in (
+        vision.get("block_type"),
+        text.get("block_type"),
+    ):
+        why = "its blocks are not CLIP's plain ones"
+    if why:
+        raise ValueError(
+            f"{name} cannot be the backbone: {why}. Use a model made of open_clip's own vision transformer, "
+            f"such as ViT-B-32, ViT-B-16, ViT-L-14-336 or ViT-H-14."
+        )
+
+
+def _tokenizer(name: str) -> Callable[..., Tensor]:
+    merges = Path(name.removeprefix(FOLDER)) / "bpe.txt.gz"
+    if name.startswith(FOLDER) and merges.is_file():  # a folder may bring its own vocabulary
+        return open_clip.get_tokenizer(name, bpe_path=str(merges))
+    return open_clip.get_tokenizer(name)
+
+
+def _download(recipe: dict[str, Any], name: str, tag: str) -> str:
+    """Path of the weights of a tag: from the cache without a word to the network, else downloaded."""
+    repository, _, filename = recipe.get("hf_hub", "").rpartition("/")
+    # the names that open_clip itself tries, in its order
+    names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    if cached := _cached(repository, names):
+        return cached
+    _ask(huggingface_hub.constants.ENDPOINT if repository else recipe["url"])
+    _log.info("Downloading the weights of %s %s.", name, tag)
+    return open_clip.download_pretrained(recipe)
+
+
+def _cached(repository: str, names: list[str]) -> str | None:
+    """Path of the first of these files of a Hugging Face repository that is on this machine."""
+    found = (huggingface_hub.try_to_load_from_cache(repository, name) for name in names if repository)
+    return next((path for path in found if isinstance(path, str)), None)
+
+
+def _ask(address: str) -> None:
+    """Raise ConnectionError if ``address`` does not answer at all within ``PATIENCE`` seconds.
+
+    The clients retry for a minute and more; in a thread, because looking up a host's name knows no time limit.
+    """
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    reason = [f"{address} did not answer within {PATIENCE:.0f} s"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
+                reason[0] = ""
+        except urllib.error.HTTPError:
+            reason[0] = ""  # it answered
+        except (OSError, ValueError) as error:
+            reason[0] = f"{address}: {_first_line(getattr(error, 'reason', error))}"
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    if reason[0]:
+        raise ConnectionError(reason[0])
+
+
+@contextmanager
+def _remedies(name: str, tag: str | None) -> Iterator[None]:
+    """Turn whatever goes wrong on the way to the weights into one error that says what to do."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own
+        weights = f"{name} {tag}" if tag else name
+        raise BackboneUnavailableError(
+            f"The weights of {weights} are not on this machine and could not be downloaded ({_first_line(error)}). "
+            f"Give a file with --model.backbone.pretrained /path/to/file.safetensors, "
+            f"or use the small backbone that comes with kanoclip: --model.backbone embedded"
+        ) from error
+
+
+@contextmanager
+def _root_logger_untouched() -> Iterator[None]:
+    """Keep open_clip's calls of ``logging.info`` from installing a handler that prints everybody's lines twice."""
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=1)
+    guess = next((f" Did you mean {k!r}?" for k in known if near and k.lower() == near[0]), "")
+    return f"{guess} Known: {', '.join(known) or 'none'}."
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[1].strip()}"[:300]

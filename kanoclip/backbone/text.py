@@ -1,0 +1,108 @@
+"""CLIP's text encoder, opened at its embeddings so that prompts can be learned there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_log = logging.getLogger(__name__)
+
+CHUNK = 256  # texts encoded at a time, which bounds the memory of long lists of prompts
+
+
+class TextEncoder(nn.Module):
+    """The text side of an open_clip model: texts or embeddings -> unit vectors.
+
+    It holds the model's own submodules, whether they lie flat in the model (``open_clip.CLIP``) or in its ``text``
+    (``open_clip.CustomTextCLIP``), and copies nothing.
+
+    Args:
+        model: An open_clip model with open_clip's own text transformer.
+        tokenizer: Its tokenizer: list of texts and a length -> ids ``(K, length)``.
+    """
+
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    blocks: nn.ModuleList
+    ln_final: nn.Module
+    projection: nn.Parameter | nn.Linear | None
+    mask: Tensor | None
+
+    def __init__(self, model: Any, tokenizer: Callable[..., Tensor]) -> None:
+        super().__init__()
+        tower = getattr(model, "text", model)
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.blocks = tower.transformer.resblocks
+        self.ln_final = tower.ln_final
+        self.projection = tower.text_projection
+        self.register_buffer("mask", tower.attn_mask, persistent=False)  # (M, M) causal, or None: looks both ways
+        self.pooling: str = model.text_pool_type if tower is model else tower.pool_type
+        self.eos: int = model.text_eos_id if tower is model else tower.eos_id
+        self.context_length: int = tower.context_length
+        self.tokenizer = tokenizer
+        self._cut: set[str] = set()
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Texts -> token ids ``(K, context_length)``; a text that is too long is cut, as CLIP does, and named once."""
+        ids = self.tokenizer(texts, context_length=self.context_length)
+        longer = self.tokenizer(texts, context_length=self.context_length + 1)[:, : self.context_length]
+        for text in [text for text, cut in zip(texts, (ids != longer).any(dim=1), strict=True) if cut]:
+            if text not in self._cut:
+                self._cut.add(text)
+                _log.warning("Longer than CLIP's %d tokens, the rest is not read: %r", self.context_length, text)
+        return ids.to(self.token_embedding.weight.device)
+
+    def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Texts -> token embeddings ``(K, M, width)`` without positions, and the place ``(K,)`` that is read out."""
+        ids = self.tokenize(texts)
+        return self.token_embedding(ids), self._end(ids)
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Texts -> ``(K, D)``, unit length."""
+        chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+        return torch.cat([self(*self.embed(chunk)) for chunk in chunks])
+
+    def forward(self, embeddings: Tensor, eot: Tensor, deep: Tensor | None = None) -> Tensor:
+        """Token embeddings -> ``(K, D)``, unit length; differentiable.
+
+        Args:
+            embeddings: ``(K, M, width)`` without positions, M up to ``context_length``.
+            eot: ``(K,)``, the place that is read out.
+            deep: ``(depth, t, width)`` learned tokens that replace the t tokens after the first one at the input of
+                blocks 2 to ``depth + 1``.
+        """
+        if self.mask is not None:  # causal: nothing after the last place that is read can change it
+            embeddings = embeddings[:, : int(eot.max()) + 1]
+        K, M, _ = embeddings.shape
+        if deep is not None and (len(deep) >= len(self.blocks) or deep.shape[1] >= M):
+            raise ValueError(
+                f"{len(deep)} sets of {deep.shape[1]} deep tokens do not fit a text encoder of {len(self.blocks)} "
+                f"blocks and texts of {M} tokens. Use at most {len(self.blocks) - 1} sets of {M - 1} tokens."
+            )
+        mask = None if self.mask is None else self.mask[:M, :M]
+        tokens = (embeddings + self.positional_embedding[:M]).to(self.positional_embedding.dtype)
+        for number, block in enumerate(self.blocks):
+            if deep is not None and 1 <= number <= len(deep):
+                learned = deep[number - 1].to(tokens.dtype).expand(K, -1, -1)
+                tokens = torch.cat([tokens[:, :1], learned, tokens[:, 1 + deep.shape[1] :]], dim=1)
+            tokens = block(tokens, attn_mask=mask)
+        read = self.ln_final(tokens)[torch.arange(K, device=eot.device), eot]  # (K, width)
+        if isinstance(self.projection, nn.Linear):
+            read = self.projection(read)
+        elif self.projection is not None:
+            read = read @ self.projection
+        return F.normalize(read.float(), dim=-1)
+
+    def _end(self, ids: Tensor) -> Tensor:
+        """Place of the token that stands for the whole text, ``(K,)``."""
+        if self.pooling == "argmax":  # the end token has the highest id of all
+            return ids.argmax(dim=-1)
+        if self.pooling == "eos":
+            return ids.eq(self.eos).int().argmax(dim=-1)
+        return torch.full_like(ids[:, 0], 0 if self.pooling == "first" else ids.shape[1] - 1)

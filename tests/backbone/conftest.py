@@ -1,0 +1,74 @@
+"""Tiny CLIPs written as open_clip folders, so that every test loads as a user's model loads."""
+
+import gzip
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kanoclip.backbone.clip import CLIPBackbone
+
+MERGES = ["s c", "sc r", "a t", "scr at", "c h</w>", "scrat ch</w>"]  # "scratch" becomes one token
+VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 6, "head_width": 16}
+TEXT = {"context_length": 16, "vocab_size": 512 + len(MERGES) + 2, "width": 24, "heads": 2, "layers": 3}
+
+
+def build(embed_dim=20, vision=None, text=None, seed=0, **other):
+    """Config and weights of a random tiny CLIP whose text tower is not all but zero."""
+    config = {"embed_dim": embed_dim, "vision_cfg": VISION | (vision or {}), "text_cfg": TEXT | (text or {}), **other}
+    torch.manual_seed(seed)
+    arguments = {key: value for key, value in config.items() if key != "custom_text"}
+    model = (open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP)(**arguments)
+    for parameter in model.parameters():  # biases, norms and LayerScale start at constants: a test would not see them
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return config, model.eval()
+
+
+def write_folder(folder, config, weights, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), dtype=torch.float32):
+    """Write what `local-dir:` reads, with a vocabulary of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": list(mean), "std": list(std)}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    save_file({key: value.to(dtype).contiguous() for key, value in weights.items()}, folder / "model.safetensors")
+    (folder / "bpe.txt.gz").write_bytes(gzip.compress(("#version\n" + "\n".join(MERGES)).encode()))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def make_clip():
+    return build
+
+
+@pytest.fixture(scope="session")
+def write_clip():
+    return write_folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """The tiny CLIP as open_clip builds it, and the name by which the backbone finds it."""
+    config, model = build()
+    return model, write_folder(tmp_path_factory.mktemp("tiny"), config, model.state_dict())
+
+
+@pytest.fixture
+def backbone(tiny):
+    return CLIPBackbone(tiny[1], image_size=32)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """Make `tiny-clip` a model name of open_clip with the tags `gelu` and `quick`, whose weights nobody has."""
+    config, model = build()
+    tags = {tag: {"hf_hub": "nobody/tiny/", "mean": (0.1, 0.2, 0.3), "std": (1, 2, 4)} for tag in ("gelu", "quick")}
+    tags["quick"]["quick_gelu"] = True
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", tags)
+    return model, tags
