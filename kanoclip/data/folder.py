@@ -1,0 +1,124 @@
+"""A folder of your own images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.pairing import IMAGE_SUFFIXES, list_images, name_of, pair_masks
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+
+
+class Folder(AnomalyDataModule):
+    """Your own images: a normal and an abnormal folder, perhaps masks; or only images, for predict.
+
+    With ``root/normal``, ``root/abnormal`` or both, images are labelled by folder; a folder below ``abnormal`` names
+    the kind of defect. The mask of ``abnormal/scratch/007.jpg`` is ``masks/scratch/007.png``, with or without
+    ``_mask``, of any image suffix, or with the folder's name before it: ``masks/abnormal/scratch/007.png``. Masks are
+    optional. Without ``normal`` and ``abnormal``, all images below ``root`` are taken, without labels.
+
+    Args:
+        root: The folder itself, or one image file.
+        normal: Folder, or folders, of normal images below root.
+        abnormal: Folder, or folders, of anomalous images below root.
+        masks: Folder of masks below root. Null: there are none.
+        category_name: What the images show; prompts may use it.
+        **kwargs: As in ``AnomalyDataModule``.
+
+    Raises:
+        FileNotFoundError: No such root, a named folder that is not there, or a mask without an image.
+        ValueError: A mask that fits two images.
+
+    Reference:
+        Ours.
+    """
+
+    name: str = "folder"
+    domain: ClassVar[str] = "own"
+
+    def __init__(
+        self,
+        root: str = "data",
+        normal: str | list[str] = "normal",
+        abnormal: str | list[str] = "abnormal",
+        masks: str | None = "masks",
+        category_name: str = "object",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(root=root, **kwargs)
+        self.normal = [normal] if isinstance(normal, str) else normal
+        self.abnormal = [abnormal] if isinstance(abnormal, str) else abnormal
+        self.masks = masks
+        self.category_name = category_name
+
+    @property
+    def identity(self) -> str:
+        """The name and the folder."""
+        return f"{self.name} {Path(self.root).expanduser().resolve()}"
+
+    def samples(self) -> list[Sample]:
+        """Index the folder."""
+        root = Path(self.root).expanduser()
+        if root.is_file():
+            return [self._unlabelled(root)]
+        if not root.is_dir():
+            raise FileNotFoundError(f"No folder {root}. Set --data.root to the folder of your images.")
+        normal, abnormal = self._folders(root, self.normal, "normal"), self._folders(root, self.abnormal, "abnormal")
+        mask_folder = self._folders(root, [self.masks], "masks") if self.masks else []
+        if not normal and not abnormal:
+            inside = [folder.resolve() for folder in mask_folder]
+            images = [path for path in list_images(root) if not any(f in path.resolve().parents for f in inside)]
+            if not images:
+                raise FileNotFoundError(
+                    f"No images in {root}: looked for {', '.join(IMAGE_SUFFIXES)}, sub-folders included. "
+                    f"Set --data.root to the folder of your images."
+                )
+            return [self._unlabelled(path) for path in images]
+
+        found = {folder: list_images(folder) for folder in (*abnormal, *normal)}
+        masks = pair_masks(_names(found, abnormal, normal), mask_folder[0]) if mask_folder else {}
+        samples = [
+            Sample(str(path), (), NORMAL, self.category_name, "good") for folder in normal for path in found[folder]
+        ]
+        for folder in abnormal:
+            for path in found[folder]:
+                below = path.relative_to(folder).parts
+                defect = below[0] if len(below) > 1 else folder.name
+                samples.append(Sample(str(path), masks.get(path, ()), ANOMALOUS, self.category_name, defect))
+        return samples
+
+    def _unlabelled(self, path: Path) -> Sample:
+        return Sample(str(path), (), UNKNOWN, self.category_name)
+
+    def _folders(self, root: Path, names: list[str], option: str) -> list[Path]:
+        """Folders that exist; only the option's default may be missing."""
+        for name in names:
+            if name != option and not (root / name).is_dir():
+                raise FileNotFoundError(f"No folder {root / name}. Set --data.{option} to a folder below {root}.")
+        return [root / name for name in names if (root / name).is_dir()]
+
+    def _label_remedy(self) -> str:
+        folder = Path(self.root).expanduser()
+        return (
+            f"Sort the images into {folder / 'normal'} and {folder / 'abnormal'}, or name such folders with "
+            f"--data.normal and --data.abnormal; predict needs no labels."
+        )
+
+
+def _names(found: dict[Path, list[Path]], abnormal: list[Path], normal: list[Path]) -> dict[str, list[Path]]:
+    """Images by the names that their masks may have.
+
+    A normal image only takes a name that no anomalous one has: good and bad parts often share their numbers, and masks
+    are then of the bad ones.
+    """
+    names: dict[str, list[Path]] = defaultdict(list)
+    for group in (abnormal, normal):
+        taken = set(names)
+        for folder in group:
+            for path in found[folder]:
+                for name in (name_of(path, folder), f"{folder.name}/{name_of(path, folder)}"):
+                    if name not in taken:
+                        names[name].append(path)
+    return names

@@ -1,0 +1,219 @@
+"""From samples to batches: reading, transforming, shuffling, and files that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kanoclip.data.images import UnreadableImageError
+from kanoclip.types import NORMAL, UNKNOWN, Batch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a data set's index.
+
+    Attributes:
+        image: Path of the file, or ``name://...`` for a drawn one.
+        masks: Files whose union is the mask; empty for a normal image, and where there is no ground truth.
+        label: ``NORMAL``, ``ANOMALOUS`` or ``UNKNOWN`` (prediction only).
+        category: What is shown: bottle, pcb1, brain.
+        defect: Kind of defect, "good" for a normal image, "" when unknown.
+        split: "train" (normal images, used by no zero-shot method) or "test".
+    """
+
+    image: str
+    masks: tuple[str, ...] = ()
+    label: int = UNKNOWN
+    category: str = "object"
+    defect: str = ""
+    split: str = "test"
+
+
+Read = Callable[[Sample], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
+Transform = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None, int], tuple[Tensor, Tensor]]
+
+
+class Item(NamedTuple):
+    """One sample, read and transformed; see ``Batch`` for the fields.
+
+    Attributes:
+        image: ``(3, H, W)`` float32 in [0, 1].
+        mask: ``(H, W)`` uint8, 0/1.
+        has_mask: Whether the mask says anything.
+        size: Height and width of the file, pixels.
+        sample: Where it came from.
+    """
+
+    image: Tensor
+    mask: Tensor
+    has_mask: bool
+    size: tuple[int, int]
+    sample: Sample
+
+
+class AnomalyDataset(Dataset[Item]):
+    """Reads and transforms samples.
+
+    Args:
+        samples: What to read.
+        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask.
+        transform: Image, mask or None, seed -> tensors of the model's size; see ``transforms.Transform``.
+        seed: Of the augmentation, together with epoch and index.
+        unreadable: Where path and reason of unreadable files are noted by ``AnomalyLoader``, which then goes on. None:
+            such a file is an error.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        read: Read,
+        transform: Transform,
+        seed: int = 111,
+        unreadable: list[tuple[str, str]] | None = None,
+    ) -> None:
+        self.samples = list(samples)
+        self.read = read
+        self.transform = transform
+        self.seed = seed
+        self.unreadable = unreadable
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        """Read one sample, by index or by (epoch, index): the epoch varies the augmentation."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        sample = self.samples[index]
+        image, mask = self.read(sample)
+        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+        pixels, target = self.transform(image, mask, seed)
+        has_mask = mask is not None or sample.label == NORMAL
+        return Item(pixels, target, has_mask, (image.shape[0], image.shape[1]), sample)
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | UnreadableImageError]:
+        """Read a batch; what torch's loader calls. Errors travel as values: raised in a worker they lose their type."""
+        items: list[Item | UnreadableImageError] = []
+        for key in keys:
+            try:
+                items.append(self[key])
+            except UnreadableImageError as error:
+                items.append(error)
+        return items
+
+
+def collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
+    """Stack items of one size to a batch.
+
+    Raises:
+        UnreadableImageError: The first one among the items.
+    """
+    for item in items:
+        if isinstance(item, UnreadableImageError):
+            raise item
+    good = [item for item in items if isinstance(item, Item)]
+    return Batch(
+        image=torch.stack([item.image for item in good]),
+        mask=torch.stack([item.mask for item in good]),
+        label=torch.tensor([item.sample.label for item in good]),
+        has_mask=torch.tensor([item.has_mask for item in good]),
+        size=torch.tensor([item.size for item in good]),
+        category=[item.sample.category for item in good],
+        defect=[item.sample.defect for item in good],
+        path=[item.sample.image for item in good],
+    )
+
+
+def _collate_readable(
+    items: Sequence[Item | UnreadableImageError],
+) -> tuple[Batch | None, list[UnreadableImageError]]:
+    errors = [item for item in items if isinstance(item, UnreadableImageError)]
+    readable = [item for item in items if isinstance(item, Item)]
+    return collate(readable) if readable else None, errors
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Shuffles by seed and epoch: a resumed run goes on with the order and the augmentation it would have had.
+
+    Lightning calls ``set_epoch``; a loop of one's own must do so too.
+
+    Args:
+        size: Number of samples.
+        seed: Of the order.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        return iter([(self.epoch, int(index)) for index in order])
+
+
+class AnomalyLoader(DataLoader):
+    """A DataLoader of ``Batch`` that deals with unreadable files in the main process.
+
+    They are raised, or noted in the data set's ``unreadable`` and left out; a batch with no readable file is skipped.
+
+    Raises:
+        UnreadableImageError: While iterating, when the data set has no list of unreadable files.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
+        noted: list[tuple[str, str]] | None = getattr(self.dataset, "unreadable", None)
+        batches: Iterator[Any] = super().__iter__()
+        try:
+            for batch, errors in batches:
+                for error in errors:
+                    if noted is None:
+                        raise error
+                    noted.append((error.path, error.why))
+                if batch is not None:
+                    yield batch
+        finally:
+            del batches  # stops the workers now; the error's traceback would keep them alive as long as itself
+
+
+def make_loader(
+    dataset: AnomalyDataset, batch_size: int, num_workers: int, shuffle: bool = False, persistent: bool = False
+) -> AnomalyLoader:
+    """Build the loader of a data set.
+
+    Args:
+        dataset: What to load.
+        batch_size: Images per batch; the last batch may be smaller.
+        num_workers: Processes that read; 0 reads in this one.
+        shuffle: By seed and epoch (see ``EpochSampler``).
+        persistent: Keep the workers between epochs.
+    """
+    return AnomalyLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), dataset.seed) if shuffle else None,
+        num_workers=num_workers,
+        collate_fn=_collate_readable,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=persistent and num_workers > 0,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and the workers are the parallelism

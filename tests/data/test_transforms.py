@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import importlib
+import pickle
+
+import albumentations
+import albumentations.check_version
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from kanoclip.data.transforms import Transform
+
+
+def test_albumentations_does_not_ask_the_network(monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(albumentations.check_version, "fetch_version_info", lambda: asked.append(True) or "")
+    importlib.reload(albumentations)
+    assert asked == []
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE")
+    importlib.reload(albumentations)
+    assert asked == [True]  # it would have
+
+
+def test_the_resize_is_clips_own(picture):
+    image, mask = Transform(10)(picture)
+    want = np.asarray(Image.fromarray(picture).resize((10, 10), Image.Resampling.BICUBIC))
+    torch.testing.assert_close(image, torch.tensor(want).permute(2, 0, 1) / 255)
+    assert (image.dtype, mask.dtype) == (torch.float32, torch.uint8)
+    assert int(mask.sum()) == 0
+
+
+def test_shrinking_fine_stripes_gives_their_mean():
+    stripes = np.zeros((160, 160, 3), np.uint8)
+    stripes[:, ::2] = 200
+    image, _ = Transform(16)(stripes)
+    assert float((image - 100 / 255).abs().max()) < 0.02
+
+
+def test_what_is_small_or_narrow_is_enlarged():
+    image, mask = Transform(64)(np.full((1250, 55, 3), 51, np.uint8), np.ones((1250, 55), np.uint8))
+    torch.testing.assert_close(image, torch.full((3, 64, 64), 0.2))
+    assert int(mask.sum()) == 64 * 64
+
+
+def test_without_augmentation_the_seed_changes_nothing(picture):
+    transform = Transform(24)
+    assert torch.equal(transform(picture, None, 1)[0], transform(picture, None, 2)[0])
+
+
+def test_a_seed_gives_the_same_image_whatever_came_before(picture):
+    transform, other = Transform(24, augment=True), Transform(24, augment=True)
+    seen = [transform(picture, None, seed)[0] for seed in range(20)]
+    for seed in reversed(range(20)):
+        assert torch.equal(other(picture, None, seed)[0], seen[seed])
+    assert len({image.numpy().tobytes() for image in seen}) > 10
+
+
+def test_turn_colour_and_blur_are_drawn_apart():
+    # Steps that are seeded alike repeat each other's draws, and then whatever is blurred is also recoloured.
+    scene, corner = np.full((16, 16, 3), 60, np.uint8), np.zeros((16, 16), np.uint8)
+    scene[:8, :5], corner[:8, :5] = 180, 1
+    transform = Transform(16, augment=True)
+    recoloured_of: dict[tuple[str, object], list[bool]] = {}
+    for seed in range(400):
+        image, mask = transform(scene, corner, seed)
+        recoloured = not torch.isclose(image.max(), torch.tensor(180 / 255))
+        blurred = len(image[0].unique()) > 2
+        for group in ("turn", mask.numpy().tobytes()), ("blurred", blurred):
+            recoloured_of.setdefault(group, []).append(recoloured)
+    assert len(recoloured_of) == 8 + 2
+    for group, recoloured in recoloured_of.items():
+        assert 0.25 < np.mean(recoloured) < 0.75, group
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    blocks=arrays(np.uint8, (4, 4), elements=st.integers(0, 1)),
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.sampled_from([4, 8, 20]), st.sampled_from([4, 8, 20])),
+    size=st.sampled_from([32, 48]),
+)
+def test_image_and_mask_get_the_same_geometry(blocks, seed, shape, size):
+    mask = np.kron(blocks, np.ones(shape, np.uint8))
+    image = np.repeat((40 + 170 * mask)[..., None], 3, axis=2).astype(np.uint8)
+    pixels, target = Transform(size, augment=True)(image, mask, seed)
+    seen = pixels.mean(0) > 125 / 255
+    side = size // 4  # compare the middle of each block: edges are smooth in the image
+    middle = slice(side // 4, side - side // 4)
+    for seen_row, target_row in zip(seen.split(side, 0), target.bool().split(side, 0), strict=True):
+        for left, right in zip(seen_row.split(side, 1), target_row.split(side, 1), strict=True):
+            assert torch.equal(left[middle, middle], right[middle, middle])
+
+
+def test_values_stay_in_range(picture):
+    transform = Transform(24, augment=True)
+    extreme = np.where(picture > 127, 255, 0).astype(np.uint8)
+    for seed in range(30):
+        image, mask = transform(extreme, (extreme[..., 0] > 0).astype(np.uint8), seed)
+        assert float(image.min()) >= 0
+        assert float(image.max()) <= 1
+        assert set(mask.unique().tolist()) <= {0, 1}
+
+
+@pytest.mark.filterwarnings("error")
+def test_tensors_may_be_written_to(picture):
+    image, mask = Transform(24)(picture, np.ones((24, 32), np.uint8))
+    image += 1
+    mask += 1
+    assert int(mask.min()) == 2
+
+
+def test_a_transform_travels_to_workers(picture):
+    transform = Transform(24, augment=True)
+    copy = pickle.loads(pickle.dumps(transform))
+    assert torch.equal(copy(picture, None, 5)[0], transform(picture, None, 5)[0])
