@@ -98,6 +98,10 @@ class CLIPBackbone(nn.Module):
         """Stay in eval mode, whatever the trainer asks for."""
         return super().train(False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CLIPBackbone:
+        """Return itself: it never changes, and Lightning copies the arguments of a model that was built in Python."""
+        return self
+
     @property
     def fingerprint(self) -> str:
         """sha256 of names, types, shapes and values of all weights, as hexadecimal digits; computed once."""

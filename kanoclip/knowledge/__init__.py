@@ -1,0 +1,1 @@
+"""The knowledge base: what normal and anomalous objects look like, in words."""

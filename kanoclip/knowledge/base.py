@@ -1,0 +1,84 @@
+"""Reading a knowledge base from its YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent
+STATES = ("normal", "anomalous")
+
+Entries = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class KnowledgeBase:
+    """Descriptions of normal and anomalous objects, as texts ready for the text encoder.
+
+    Attributes:
+        path: File it was read from.
+        provenance: Who or what wrote it, when, from which question.
+        generic: State -> texts for a category that has no entry.
+        categories: Category -> state -> texts.
+    """
+
+    path: Path
+    provenance: dict[str, Any]
+    generic: Entries
+    categories: dict[str, Entries]
+
+    @classmethod
+    def load(cls, name: str) -> KnowledgeBase:
+        """Read a base that ships with the package, by name, or any YAML file, by path.
+
+        Entries are texts, or mappings ``{text: ..., visible: false}``; what cannot be seen in a picture is left out.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file does not have the expected shape; names file and key.
+        """
+        path = FOLDER / f"{name}.yaml" if (FOLDER / f"{name}.yaml").is_file() else Path(name).expanduser()
+        if not path.is_file():
+            shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+            raise FileNotFoundError(
+                f"No knowledge base {name!r}: expected the path of a YAML file or one of {shipped}. "
+                f"Use --model.knowledge surfaces."
+            )
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
+        if not isinstance(content, dict) or not isinstance(content.get("categories", {}), dict):
+            raise ValueError(f"{path}: expected the keys provenance, generic and categories at the top.")
+        categories = {
+            str(category): _entries(path, f"categories.{category}", entry)
+            for category, entry in content.get("categories", {}).items()
+        }
+        return cls(path, content.get("provenance") or {}, _entries(path, "generic", content.get("generic")), categories)
+
+    def facts(self, categories: Iterable[str], state: str = "anomalous") -> list[str]:
+        """Return the texts of a state for the given categories, each once; generic ones for an unknown category."""
+        texts = (self.categories.get(category, self.generic)[state] for category in categories)
+        return list(dict.fromkeys(text for group in texts for text in group))
+
+
+def _entries(path: Path, key: str, entry: Any) -> Entries:
+    found: Entries = {}
+    for state in STATES:
+        texts = entry.get(state) if isinstance(entry, dict) else None
+        if not isinstance(texts, list) or not texts:
+            raise ValueError(f"{path}: {key}.{state} should be a list of at least one text. Add it to the file.")
+        for number, text in enumerate(texts):
+            words = text.get("text") if isinstance(text, dict) else text
+            if not isinstance(words, str) or not words.strip():
+                raise ValueError(f"{path}: entry {number + 1} of {key}.{state} should be a text, got {text!r}.")
+        found[state] = [
+            text["text"] if isinstance(text, dict) else text
+            for text in texts
+            if not isinstance(text, dict) or text.get("visible", True)
+        ]
+    return found

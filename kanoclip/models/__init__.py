@@ -1,0 +1,1 @@
+"""Models: each is a choice of components and one ``forward``."""

@@ -1,0 +1,222 @@
+"""What every model shares: steps, optimiser, metrics and checkpoints. What makes a score is in its ``forward``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from kanoclip import __version__
+from kanoclip.metrics import ImageMetrics, PixelMetrics
+from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
+
+FROZEN = "backbone."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not belong to this model."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss that became NaN or infinite."""
+
+
+class AnomalyModule(LightningModule):
+    """Base of all models: a subclass gives ``forward(batch) -> Scores``, and ``losses`` if it learns.
+
+    Args:
+        lr: Learning rate of Adam.
+        betas: Its two decay rates.
+
+    Attributes:
+        results: After a validation or test epoch: category -> name of the metric -> value, with ``mean`` over the
+            categories where a metric is defined. None = undefined (one class only, no mask).
+        auxiliary: The data set it was fitted on; None before.
+    """
+
+    name = ""
+    """Registered name."""
+    image_size: int
+    """Height and width of the images it takes, in pixels."""
+
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999)) -> None:
+        super().__init__()
+        self.lr = lr
+        self.betas = betas
+        self.results: dict[str, dict[str, float | None]] = {}
+        self.auxiliary: str | None = None
+        self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
+        self._random_state: Tensor | None = None
+
+    def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
+        """Return the terms of the training loss by name, weighted; their sum is minimised."""
+        raise NotImplementedError(f"{type(self).__name__} learns nothing: it has no losses.")
+
+    def describe_components(self) -> dict[str, str]:
+        """Name the class of each component, for reports."""
+        return {}
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether anything is learned; a model that learns nothing can be tested without a fit."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over the heads."""
+        heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
+
+    def on_fit_start(self) -> None:
+        """Remember the auxiliary set; refuse to fit a model that learns nothing."""
+        if not self.needs_training:
+            name = self.name or type(self).__name__
+            raise ValueError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
+        data = getattr(self.trainer, "datamodule", None)
+        self.auxiliary = getattr(data, "identity", None) or "unnamed data"
+
+    def on_train_start(self) -> None:
+        """Go on with the random numbers of the run that is resumed."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+
+    def training_step(self, batch: Batch) -> Tensor:  # type: ignore[override]  # Lightning hands over one batch
+        """Return the sum of the losses of a batch.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or infinite; the last checkpoint is from before.
+        """
+        losses = self.losses(batch, self(batch))
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
+            raise NonFiniteLossError(
+                f"The loss is not finite in epoch {self.current_epoch}, step {self.global_step}: {values}. Nothing was "
+                f"changed by this step. Lower --model.lr ({self.lr:g}), or use --trainer.precision 32-true."
+            )
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.image))
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss.detach(), batch_size=len(batch.image))
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._start_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting anew."""
+        self._start_metrics()
+
+    def validation_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
+        """Score a batch and count it."""
+        return self._scored(batch)
+
+    def test_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
+        """Score a batch and count it."""
+        return self._scored(batch)
+
+    def predict_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
+        """Score a batch."""
+        return self(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute the metrics."""
+        self._finish_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Compute the metrics."""
+        self._finish_metrics("test")
+
+    def _start_metrics(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        # every process makes all of them, in one order: they are summed over processes at the end
+        self._metrics = {name: (ImageMetrics(), PixelMetrics()) for name in getattr(data, "categories", [])}
+
+    def _scored(self, batch: Batch) -> Scores:
+        scores: Scores = self(batch)
+        for category in sorted(set(batch.category)):
+            image, pixel = self._metrics.setdefault(category, (ImageMetrics(), PixelMetrics()))
+            mine = torch.tensor([name == category for name in batch.category], device=batch.label.device)
+            known = mine & (batch.label != UNKNOWN)
+            image.update(scores.image_score[known], batch.label[known])
+            known = known & batch.has_mask
+            if known.any():
+                pixel.update(scores.anomaly_map[known], batch.mask[known])
+        return scores
+
+    def _finish_metrics(self, stage: str) -> None:
+        self.results = {}
+        for category, (image, pixel) in self._metrics.items():
+            labels = image.counts()
+            found = {f"image_{name}": float(value) for name, value in image.compute().items()}
+            found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
+            self.results[category] = {
+                **{name: None if math.isnan(value) else value for name, value in found.items()},
+                "images": sum(labels),
+                "anomalous": labels[ANOMALOUS],
+            }
+        self._metrics = {}
+        if not self.results:
+            return
+        self.results["mean"] = {
+            name: _mean([found[name] for found in self.results.values()])
+            for name in next(iter(self.results.values()))
+            if name.startswith(("image_", "pixel_"))
+        }
+        defined = {f"{stage}/{name}": value for name, value in self.results["mean"].items() if value is not None}
+        self.log_dict(defined, rank_zero_only=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the heads, where they come from, and nothing that would have to be unpickled."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
+        given = checkpoint.get("hyper_parameters", {})
+        checkpoint["hyper_parameters"] = {k: v for k, v in given.items() if not isinstance(v, nn.Module)}
+        data = getattr(self.trainer, "datamodule", None)
+        checkpoint["kanoclip"] = {
+            "version": __version__,
+            "model": self.name or type(self).__name__,
+            "components": self.describe_components(),
+            "auxiliary": self.auxiliary,
+            "categories": list(getattr(data, "categories", [])),
+            "backbone": self._backbone_identity(),
+            "random_state": torch.get_rng_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint was trained on this backbone, and add the backbone's own weights.
+
+        Raises:
+            CheckpointError: If it was written by something else, or for another backbone.
+        """
+        about = checkpoint.get("kanoclip")
+        if about is None:
+            raise CheckpointError(
+                "This checkpoint was not written by kanoclip. Give one from runs/fit with --ckpt_path."
+            )
+        theirs, mine = about["backbone"], self._backbone_identity()
+        if theirs["fingerprint"] != mine["fingerprint"]:
+            raise CheckpointError(
+                f"The checkpoint's heads were trained on the backbone {theirs['description']} "
+                f"({theirs['fingerprint'][:12]}), but this is {mine['description']} ({mine['fingerprint'][:12]}). "
+                f"Choose the same --model.backbone, or fit anew."
+            )
+        self.auxiliary = about["auxiliary"]
+        self._random_state = about["random_state"]
+        frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}
+
+    def _backbone_identity(self) -> dict[str, str]:
+        backbone = getattr(self, "backbone", None)
+        return {
+            "description": getattr(backbone, "description", "none"),
+            "fingerprint": getattr(backbone, "fingerprint", "none"),
+        }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None

@@ -1,0 +1,58 @@
+"""What needs no learning at all: whatever these solve was easy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kanoclip.models.base import AnomalyModule
+from kanoclip.scoring import smooth
+from kanoclip.types import Batch, Scores
+
+
+class LocalStats(AnomalyModule):
+    """Call unusual what differs from the rest of its own image in colour, contrast or edges; learns nothing.
+
+    Colour mean, deviation and gradient energy in windows of 1/16 of the image, each as a robust distance from the
+    image's median; the largest one counts. No text, no weights, no other image.
+
+    Args:
+        image_size: Height and width that images are resized to, in pixels.
+
+    Reference:
+        Ours; the control that every table of ours prints beside the methods.
+    """
+
+    name = "local_stats"
+
+    def __init__(self, image_size: int = 128) -> None:
+        super().__init__()
+        if image_size < 16:
+            raise ValueError(f"image_size is {image_size}, but windows of 1/16 need at least 16 pixels.")
+        self.save_hyperparameters(logger=False)
+        self.image_size = image_size
+
+    def forward(self, batch: Batch) -> Scores:
+        """Score a batch; the map is 1 - exp(-distance / 4), the image score its maximum."""
+        window = self.image_size // 16
+        grey = batch.image.mean(1, keepdim=True)  # (B, 1, H, W)
+        down, right = F.pad(grey.diff(dim=2), (0, 0, 0, 1)), F.pad(grey.diff(dim=3), (0, 1))
+        edges = (down**2 + right**2).sqrt()
+        colour, edge = _windows(batch.image, window), _windows(edges, window)
+        contrast = (_windows(grey**2, window) - _windows(grey, window) ** 2).clamp_min(0).sqrt()
+        statistics = torch.cat([colour, contrast, edge], 1)  # (B, 5, h, w)
+        middle = statistics.flatten(2).median(-1).values[..., None, None]
+        spread = (statistics - middle).abs().flatten(2).median(-1).values[..., None, None]
+        distance = ((statistics - middle).abs() / (spread + 0.01)).amax(1, keepdim=True)  # 0.01: a grey level or two
+        heat = F.interpolate(1 - torch.exp(-distance / 4), size=(self.image_size,) * 2, mode="bilinear")[:, 0]
+        heat = smooth(heat, 4 * self.image_size / 518)
+        return Scores(heat, heat.flatten(1).amax(1))
+
+    def describe_components(self) -> dict[str, str]:
+        """No backbone and no components."""
+        return {"backbone": "none (no-learning statistics)"}
+
+
+def _windows(values: Tensor, window: int) -> Tensor:
+    return F.avg_pool2d(values, window, stride=max(1, window // 2))

@@ -1,0 +1,130 @@
+"""KAnoCLIP: the whole method on one screen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kanoclip.adapter import Adapter, ConvAdapter
+from kanoclip.backbone.attention import VV, Attention
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.interaction import BiCMCI, Interaction
+from kanoclip.knowledge.base import KnowledgeBase
+from kanoclip.losses import KDLoss, MeanMarginKD, global_loss, local_loss
+from kanoclip.models.base import AnomalyModule
+from kanoclip.prompts import LearnedPrompts, Prompts
+from kanoclip.scoring import MeanScore, Score, anomaly_map, level_maps, smooth
+from kanoclip.types import ANOMALOUS, Batch, Scores
+
+
+class KAnoCLIP(AnomalyModule):
+    """Find anomalies in objects never seen: a frozen CLIP with v-v attention, learned prompts, interaction, adapter.
+
+    A component left null is the model's own; every one can be replaced by name, class path or object.
+
+    Args:
+        backbone: Frozen CLIP. null: ViT-L-14-336 with OpenAI's weights at 518 pixels.
+        attention: What the second path of the image tower attends to (CLIP-VV).
+        prompts: Text features of the two states (KnPL).
+        interaction: How patches and texts look at each other (Bi-CMCI).
+        adapter: What corrects the global feature (Conv-Adapter).
+        score: How the image score is made.
+        kd_loss: How the knowledge base pulls the abnormal prompt.
+        knowledge: Knowledge base read while fitting: the name of one that ships, or the path of a YAML file.
+        temperature: Divisor of the cosine, of global and local similarities alike.
+        sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; scaled to other sizes.
+        alpha: Weight of the knowledge loss.
+        beta: Weight of the global loss.
+        gamma: Weight of the local loss.
+        lr: Learning rate of Adam.
+        betas: Its two decay rates.
+
+    Reference:
+        C. Li et al., *KAnoCLIP: Zero-Shot Anomaly Detection through Knowledge-Driven Prompt Learning and Enhanced
+        Cross-Modal Integration*, ICASSP 2025, arXiv 2501.03786. The paper states the parts, and the loss weights of 1;
+        temperature, sigma, optimiser and losses are those of AnomalyCLIP (ICLR 2024), its nearest public relative.
+    """
+
+    name = "kanoclip"
+    own_attention: type[Attention] = VV
+    own_prompts: type[Prompts] = LearnedPrompts
+    own_interaction: type[Interaction] = BiCMCI
+    own_adapter: type[Adapter] = ConvAdapter
+    own_score: type[Score] = MeanScore
+    own_kd_loss: type[KDLoss] = MeanMarginKD
+
+    def __init__(
+        self,
+        backbone: CLIPBackbone | None = None,
+        attention: Attention | None = None,
+        prompts: Prompts | None = None,
+        interaction: Interaction | None = None,
+        adapter: Adapter | None = None,
+        score: Score | None = None,
+        kd_loss: KDLoss | None = None,
+        knowledge: str = "surfaces",
+        temperature: float = 0.07,
+        sigma: float = 4.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.5, 0.999),
+    ) -> None:
+        super().__init__(lr, betas)
+        self.save_hyperparameters(logger=False)
+        self.backbone = backbone or CLIPBackbone()
+        self.attention = attention or self.own_attention()
+        self.prompts = prompts or self.own_prompts()
+        self.interaction = interaction or self.own_interaction()
+        self.adapter = adapter or self.own_adapter()
+        self.score = score or self.own_score()
+        self.kd_loss = kd_loss or self.own_kd_loss()
+        self.attention.start(self.backbone.depth)  # a block that is not there is an error here, not in the first batch
+        for head in (self.prompts, self.interaction, self.adapter):
+            head.build(self.backbone)
+        self.knowledge = knowledge
+        self.image_size = self.backbone.image_size
+        self.temperature = temperature
+        self.sigma = sigma * self.image_size / 518
+        self.weights = {"kd": alpha, "global": beta, "local": gamma}
+        self._facts: Tensor | None = None  # (K, D)
+
+    def forward(self, batch: Batch) -> Scores:
+        """Score a batch; see ``Scores`` for shapes and ranges."""
+        features = self.backbone(batch.image, self.attention)  # patches (L, B, N, D), cls (B, D)
+        states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
+        cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
+        logits = torch.einsum("bd,bsd->bs", cls, states) / self.temperature  # (B, 2)
+        patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
+        maps = level_maps(patches, level_states, features.grid, self.image_size, self.temperature)  # (L, B, 2, H, W)
+        heat = anomaly_map(maps)  # (B, H, W)
+        if not self.training:
+            heat = smooth(heat, self.sigma)
+        score = self.score(logits.softmax(-1)[:, ANOMALOUS], heat)  # (B,)
+        return Scores(heat, score, maps, logits, states)
+
+    def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
+        """Return the weighted terms ``kd``, ``global`` and ``local``; images without a known mask have no local one."""
+        _, _, maps, logits, states = scores
+        assert maps is not None  # for the type checker: forward returns all of them
+        assert logits is not None
+        assert states is not None
+        terms = {"global": global_loss(logits, batch.label)}
+        if batch.has_mask.any():
+            terms["local"] = local_loss(maps[:, batch.has_mask], batch.mask[batch.has_mask])
+        if self._facts is not None:
+            terms["kd"] = self.kd_loss(states[0], self._facts)
+        return {name: self.weights[name] * term for name, term in terms.items()}
+
+    def on_fit_start(self) -> None:
+        """Read and encode, once, what the knowledge base says of the auxiliary categories."""
+        super().on_fit_start()
+        if self.kd_loss.needs_knowledge:
+            categories = getattr(getattr(self.trainer, "datamodule", None), "categories", [])
+            self._facts = self.backbone.encode_text(KnowledgeBase.load(self.knowledge).facts(categories or ["object"]))
+
+    def describe_components(self) -> dict[str, str]:
+        """Name the class of each component."""
+        kinds = ("attention", "prompts", "interaction", "adapter", "score", "kd_loss")
+        return {"backbone": self.backbone.description} | {kind: type(getattr(self, kind)).__name__ for kind in kinds}
