@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import socket
+from collections.abc import Sequence
 
 import open_clip
 import pytest
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.types import Batch
 
 MERGES = ["s c", "sc r", "a t", "scr at", "c h</w>", "scrat ch</w>"]  # "scratch" becomes one token
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 6, "head_width": 16}
@@ -72,3 +75,54 @@ def named(monkeypatch):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", config)
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", tags)
     return model, tags
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)  # the same sums on every machine
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Refuse every connection but those to this machine."""
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        if isinstance(address, Sequence) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            raise OSError(f"A test reached for the network: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
+@pytest.fixture(scope="session")
+def tiny_name(tmp_path_factory):
+    """Name of a tiny CLIP with room for learned prompts: D = 16, 6 blocks, a grid of 4 x 4 patches at 32 pixels."""
+    config, model = build(embed_dim=16, text={"context_length": 48})
+    return write_folder(tmp_path_factory.mktemp("clip"), config, model.state_dict())
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_name):
+    return CLIPBackbone(tiny_name, image_size=32)
+
+
+@pytest.fixture
+def synthetic_batch():
+    """Four images of two categories; the second and the fourth have a bright square, the fourth no mask."""
+    image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3)) / 2
+    mask = torch.zeros(4, 32, 32, dtype=torch.uint8)
+    for i in (1, 3):
+        image[i, :, 8:16, 8:16] = 1
+        mask[i, 8:16, 8:16] = 1
+    has_mask = torch.tensor([True, True, True, False])
+    return Batch(
+        image=image,
+        mask=mask * has_mask[:, None, None],
+        label=torch.tensor([0, 1, 0, 1]),
+        has_mask=has_mask,
+        size=torch.full((4, 2), 32),
+        category=["nut", "nut", "metal_plate", "metal_plate"],
+        defect=["good", "hole", "good", "hole"],
+        path=[f"{i}.png" for i in range(4)],
+    )

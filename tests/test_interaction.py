@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kanoclip.interaction import BiCMCI, LinearInteraction, NoInteraction, PatchToText, TextToPatch
+
+ALL = [NoInteraction, LinearInteraction, BiCMCI, TextToPatch, PatchToText]
+
+
+@pytest.fixture
+def tokens():
+    generator = torch.Generator().manual_seed(1)
+    patches = F.normalize(torch.randn(4, 3, 12, 16, generator=generator), dim=-1)
+    return patches, F.normalize(torch.randn(3, 2, 16, generator=generator), dim=-1)
+
+
+def build(kind, backbone, trained: bool):
+    torch.manual_seed(0)
+    interaction = kind()
+    interaction.build(backbone)
+    if trained:
+        for parameter in interaction.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return interaction
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_before_training_an_interaction_changes_nothing(tiny_clip, tokens, kind) -> None:
+    patches, states = build(kind, tiny_clip, trained=False)(*tokens)
+    torch.testing.assert_close(patches, tokens[0])
+    torch.testing.assert_close(states, tokens[1].expand(4, -1, -1, -1))
+
+
+@pytest.mark.parametrize("kind", ALL[1:])
+def test_a_batch_of_three_is_three_batches_of_one_and_all_is_unit_length(tiny_clip, tokens, kind) -> None:
+    interaction = build(kind, tiny_clip, trained=True)
+    together = interaction(*tokens)
+    for i in range(3):
+        alone = interaction(tokens[0][:, i : i + 1], tokens[1][i : i + 1])
+        for whole, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(whole[:, i : i + 1], single, rtol=1e-5, atol=1e-6)
+    for values in together:
+        torch.testing.assert_close(values.norm(dim=-1), torch.ones(values.shape[:-1]))
+
+
+@pytest.mark.parametrize(("kind", "changes"), [(BiCMCI, (1, 1)), (TextToPatch, (0, 1)), (PatchToText, (1, 0))])
+def test_each_half_changes_only_its_side_and_levels_share_nothing(tiny_clip, tokens, kind, changes) -> None:
+    same_levels = tokens[0][:1].expand(4, -1, -1, -1)
+    patches, states = build(kind, tiny_clip, trained=True)(same_levels, tokens[1])
+    assert bool((patches - same_levels).abs().max() > 1e-3) == bool(changes[0])
+    assert bool((states - tokens[1]).abs().max() > 1e-3) == bool(changes[1])
+    for values, changed in ((patches, changes[0]), (states, changes[1])):
+        assert bool((values[0] - values[1]).abs().max() > 1e-3) == bool(changed)
+
+
+def test_every_weight_of_the_whole_interaction_learns(tiny_clip, tokens) -> None:
+    interaction = build(BiCMCI, tiny_clip, trained=True)
+    patches, states = interaction(*tokens)
+    (patches @ states.mT).softmax(-1)[..., 1].square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in interaction.parameters())
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_with_a_number_that_does(tiny_clip) -> None:
+    with pytest.raises(ValueError, match=r"heads 6 does not divide the joint width 16 .* --model.interaction.heads 4"):
+        BiCMCI(heads=6).build(tiny_clip)

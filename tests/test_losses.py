@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kanoclip.losses import (
+    ContrastiveKD,
+    MeanKD,
+    MeanMarginKD,
+    NoKD,
+    dice_loss,
+    focal_loss,
+    global_loss,
+    local_loss,
+)
+
+MASK = torch.tensor([[[1, 0], [0, 0]]], dtype=torch.uint8)
+ANOMALOUS = torch.tensor([[[0.8, 0.4], [0.0, 0.0]]])
+MAPS = torch.stack([1 - ANOMALOUS, ANOMALOUS], 1)  # (1, 2, 2, 2)
+
+
+def test_focal_loss_by_hand() -> None:
+    expected = (0.2**2 * -math.log(0.8) + 0.4**2 * -math.log(0.6)) / 4
+    assert float(focal_loss(MAPS, MASK)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_loss_by_hand() -> None:
+    assert float(dice_loss(ANOMALOUS, MASK)) == pytest.approx(1 - (2 * 0.8 + 1) / (1.2 + 1 + 1), rel=1e-5)
+    assert float(dice_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))) == 0
+
+
+def test_the_local_loss_sums_its_terms_over_levels() -> None:
+    once = focal_loss(MAPS, MASK) + dice_loss(MAPS[:, 1], MASK) + dice_loss(MAPS[:, 0], 1 - MASK)
+    torch.testing.assert_close(local_loss(torch.stack([MAPS, MAPS]), MASK), 2 * once)
+
+
+def test_a_perfect_map_costs_nothing_and_the_opposite_the_most() -> None:
+    perfect = torch.stack([1 - MASK, MASK], 1).float()
+    assert float(local_loss(perfect[None], MASK)) == pytest.approx(0, abs=1e-4)
+    assert float(local_loss(perfect.flip(1)[None], MASK)) > 5
+
+
+def test_the_global_loss_is_the_cross_entropy() -> None:
+    assert float(global_loss(torch.tensor([[0.0, math.log(3)]]), torch.tensor([1]))) == pytest.approx(math.log(4 / 3))
+
+
+def unit(*angles: float) -> torch.Tensor:
+    return torch.tensor([[math.cos(a), math.sin(a)] for a in angles])
+
+
+def test_knowledge_losses_by_hand() -> None:
+    states, knowledge = unit(math.pi, math.pi / 2), unit(0.0)  # the abnormal prompt is 90 degrees from the knowledge
+    assert float(MeanKD()(states, knowledge)) == pytest.approx(2)
+    assert float(MeanMarginKD(margin=0.1)(states, knowledge)) == pytest.approx(2)  # the normal one is farther: no more
+    assert float(MeanMarginKD(margin=3)(states, knowledge)) == pytest.approx(2 + 3 + 2 - 4)
+    swapped = states.flip(0)
+    assert float(MeanMarginKD(margin=0.1)(swapped, knowledge)) == pytest.approx(4 + 0.1 + 4 - 2)
+    assert float(ContrastiveKD(1.0)(states, knowledge)) == pytest.approx(math.log(1 + math.exp(-1)))
+    assert float(NoKD()(states, knowledge)) == 0
+
+
+@pytest.mark.parametrize("loss", [MeanKD(), MeanMarginKD(), ContrastiveKD()])
+def test_a_step_brings_the_abnormal_prompt_nearer_to_the_knowledge(loss) -> None:
+    states = unit(0.3, 2.0).requires_grad_()
+    knowledge = unit(0.0, 0.2)
+    before = (states[1] @ knowledge.T).sum()
+    loss(states, knowledge).backward()
+    after = (F.normalize(states - 0.1 * states.grad, dim=-1)[1] @ knowledge.T).sum()
+    assert after > before
+
+
+def test_only_the_loss_without_knowledge_needs_none() -> None:
+    assert [kind.needs_knowledge for kind in (NoKD, MeanKD, MeanMarginKD, ContrastiveKD)] == [False, True, True, True]

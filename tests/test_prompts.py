@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from kanoclip.prompts import EnsemblePrompts, LearnedPrompts, readable
+
+
+def test_folder_names_become_words() -> None:
+    assert readable("metal_nut") == "metal nut"
+
+
+def test_hand_written_states_are_unit_length_differ_by_category_and_are_encoded_once(tiny_clip, monkeypatch) -> None:
+    prompts, calls, encode = EnsemblePrompts(), [], tiny_clip.encode_text
+    monkeypatch.setattr(tiny_clip, "encode_text", lambda texts: calls.append(texts) or encode(texts))
+    states = prompts(["nut", "bolt", "nut"], tiny_clip)
+    assert states.shape == (3, 2, 16)
+    torch.testing.assert_close(states.norm(dim=-1), torch.ones(3, 2))
+    torch.testing.assert_close(states[0], states[2], rtol=0, atol=0)
+    assert (states[0] - states[1]).abs().max() > 1e-3
+    prompts(["bolt"], tiny_clip)
+    assert len(calls) == 4  # two states of two categories
+    assert any("damaged nut" in text for text in calls[1] + calls[3])
+
+
+def test_without_class_names_all_categories_share_their_states(tiny_clip) -> None:
+    states = EnsemblePrompts(class_name=False)(["nut", "bolt"], tiny_clip)
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("deep_tokens", [0, 3])
+def test_learned_states_serve_any_category_and_gradients_reach_only_the_context(tiny_clip, deep_tokens) -> None:
+    torch.manual_seed(0)
+    prompts = LearnedPrompts(context=4, deep_tokens=deep_tokens)
+    prompts.build(tiny_clip)
+    states = prompts(["nut", "never seen"], tiny_clip)
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    (states[0, 1] @ torch.arange(16.0)).backward()
+    assert prompts.vectors.grad[1].abs().sum() > 0
+    assert prompts.vectors.grad[0].abs().sum() == 0  # the normal prompt does not feel the abnormal one
+    assert set(prompts.state_dict()) == ({"vectors", "deep"} if deep_tokens else {"vectors"})
+    assert all(parameter.grad is None for parameter in tiny_clip.parameters())
+
+
+def test_learned_states_are_encoded_once_for_evaluation_and_anew_after_training(tiny_clip) -> None:
+    prompts = LearnedPrompts(context=4)
+    prompts.build(tiny_clip)
+    prompts.eval()
+    with torch.no_grad():
+        before = prompts(["nut"], tiny_clip)
+        prompts.vectors.normal_()  # unnoticed until the mode changes: nothing trains in eval mode
+        torch.testing.assert_close(prompts(["nut"], tiny_clip), before, rtol=0, atol=0)
+        prompts.train()
+        prompts.eval()
+        assert (prompts(["nut"], tiny_clip) - before).abs().max() > 1e-4
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(tiny_clip) -> None:
+    with pytest.raises(ValueError, match=r"takes \d+ tokens, but .* reads 48\. Use a smaller --model.prompts.context"):
+        LearnedPrompts(context=60).build(tiny_clip)
+    with pytest.raises(ValueError, match="needs at least 1 vector"):
+        LearnedPrompts(context=0)
