@@ -8,10 +8,14 @@ from collections.abc import Sequence
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.types import Batch
+
+settings.register_profile("any machine", deadline=None, max_examples=50)
+settings.load_profile("any machine")
 
 MERGES = ["s c", "sc r", "a t", "scr at", "c h</w>", "scrat ch</w>"]  # "scratch" becomes one token
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 6, "head_width": 16}

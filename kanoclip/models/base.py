@@ -150,13 +150,12 @@ class AnomalyModule(LightningModule):
     def _finish_metrics(self, stage: str) -> None:
         self.results = {}
         for category, (image, pixel) in self._metrics.items():
-            labels = image.counts()
             found = {f"image_{name}": float(value) for name, value in image.compute().items()}
             found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
             self.results[category] = {
                 **{name: None if math.isnan(value) else value for name, value in found.items()},
-                "images": sum(labels),
-                "anomalous": labels[ANOMALOUS],
+                "images": sum(image.counts),
+                "anomalous": image.counts[ANOMALOUS],
             }
         self._metrics = {}
         if not self.results:

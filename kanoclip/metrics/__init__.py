@@ -1,0 +1,5 @@
+"""Streaming metrics of images and pixels: one pass, constant memory, equal for any batch size and process count."""
+
+from kanoclip.metrics.ranking import ImageMetrics, PixelMetrics
+
+__all__ = ["ImageMetrics", "PixelMetrics"]

@@ -1,0 +1,165 @@
+"""AUROC, AP, F1-max and AUPRO from histograms of scores."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from kanoclip.metrics.histogram import Histogram
+
+UNIT = 2**38  # weight of one region; an integer, so that sums do not depend on their order
+
+Curve = NDArray[np.float64]
+
+
+class RankingMetric(Metric):
+    """Counts scores of normal and anomalous things in a histogram that is summed over processes.
+
+    Attributes:
+        counts: After ``compute``: number of normal and of anomalous things, over all processes.
+    """
+
+    full_state_update = False
+    histogram: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # a list, because torchmetrics gathers lists of tensors of unequal sizes, but not unequal tensors
+        self.add_state("histogram", [], dist_reduce_fx=None)
+        self.counts = (0, 0)
+        self._mine = Histogram.empty()
+
+    def reset(self) -> None:
+        """Start anew."""
+        super().reset()
+        self._mine = Histogram.empty()
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Lay out this process's histogram, even an empty one, and exchange it."""
+        self.histogram = [self._mine.pack()]
+        super().sync(*args, **kwargs)
+
+    def _count(self, scores: Tensor, anomalous: NDArray[np.bool_], weights: NDArray[np.int64]) -> None:
+        values = scores.detach().float().cpu().numpy().ravel()
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{np.count_nonzero(~np.isfinite(values))} of {values.size} scores are NaN or infinite. The model "
+                f"overflowed: use --trainer.precision 32-true, or look for NaN in its weights."
+            )
+        self._mine = self._mine.add(values, anomalous, weights)
+
+    def _curves(self) -> tuple[Curve, Curve, Curve]:
+        """Sum counts from the highest score down: normal, anomalous and weights, each starting at 0."""
+        histogram = Histogram.unpack(self.histogram)
+        counts = histogram.counts[:, histogram.counts.any(0)][:, ::-1]
+        sums = np.concatenate([np.zeros((3, 1), np.int64), counts.cumsum(1)], 1)
+        self.counts = (int(sums[0, -1]), int(sums[1, -1]))
+        return sums[0].astype(float), sums[1].astype(float), sums[2].astype(float)
+
+
+class ImageMetrics(RankingMetric):
+    """AUROC, AP and F1-max of image scores.
+
+    Streaming: scores are counted in about a million bins over their range, see ``metrics.histogram``; any real scores
+    do. Undefined values (one class only) are NaN.
+
+    Shapes:
+        image_score ``(B,)`` and label ``(B,)`` in {0, 1}.
+
+    Raises:
+        ValueError: If a score is NaN or infinite.
+    """
+
+    def update(self, image_score: Tensor, label: Tensor) -> None:
+        """Count the scores of a batch."""
+        anomalous = label.cpu().numpy().astype(bool).ravel()
+        self._count(image_score, anomalous, np.zeros(int(anomalous.sum()), np.int64))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``auroc``, ``ap`` and ``f1_max`` in [0, 1]."""
+        normal, anomalous, _ = self._curves()
+        return _tensors(ranking(normal, anomalous))
+
+
+class PixelMetrics(RankingMetric):
+    """AUROC, AP, F1-max and AUPRO of anomaly maps.
+
+    Streaming: no map is kept, memory does not grow with the number of images (at most 25 MB). AUPRO is exact up to
+    the bins: each anomalous pixel weighs 1 / (area of its 8-connected region), which makes it a weighted ROC curve.
+    Undefined values (no anomalous or no normal pixel) are NaN. Maps are brought to the CPU.
+
+    Args:
+        max_fpr: False positive rate up to which AUPRO integrates, in (0, 1].
+
+    Shapes:
+        anomaly_map ``(B, H, W)``, any real scores, and mask ``(B, H, W)``, non-zero = anomalous.
+
+    Raises:
+        ValueError: If a score is NaN or infinite, shapes differ, or ``max_fpr`` is out of range.
+
+    Reference:
+        P. Bergmann et al., *The MVTec Anomaly Detection Dataset*, IJCV 2021, section 5 (PRO curve, FPR up to 0.3).
+    """
+
+    def __init__(self, max_fpr: float = 0.3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < max_fpr <= 1:
+            raise ValueError(f"max_fpr is {max_fpr}, expected a rate in (0, 1], such as 0.3.")
+        self.max_fpr = max_fpr
+
+    def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
+        """Count the pixels of a batch."""
+        if anomaly_map.shape != mask.shape:
+            raise ValueError(
+                f"Maps are {tuple(anomaly_map.shape)} but masks {tuple(mask.shape)}; both should be (B, H, W)."
+            )
+        drawn = (mask != 0).to(torch.uint8).cpu().numpy()
+        weights = [_region_weights(one) for one in drawn if one.any()]
+        self._count(anomaly_map, drawn.astype(bool).ravel(), np.concatenate([*weights, np.zeros(0, np.int64)]))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``auroc``, ``ap``, ``f1_max`` and ``aupro`` in [0, 1]."""
+        normal, anomalous, weights = self._curves()
+        return _tensors({**ranking(normal, anomalous), "aupro": per_region_overlap(normal, weights, self.max_fpr)})
+
+
+def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:
+    """Compute AUROC (ties count half), AP (by steps) and F1-max from summed counts, highest score first."""
+    normals, anomalies = normal[-1], anomalous[-1]
+    if not normals or not anomalies:
+        return {"auroc": math.nan, "ap": math.nan, "f1_max": math.nan}
+    precision = anomalous[1:] / (anomalous[1:] + normal[1:])
+    return {
+        "auroc": float(np.trapezoid(anomalous / anomalies, normal / normals)),
+        "ap": float(np.sum(np.diff(anomalous / anomalies) * precision)),
+        "f1_max": float(np.max(2 * anomalous / (anomalous + normal + anomalies))),
+    }
+
+
+def per_region_overlap(normal: Curve, weights: Curve, max_fpr: float) -> float:
+    """Integrate the mean overlap of regions over the false positive rate up to ``max_fpr``, divided by it."""
+    if not normal[-1] or not weights[-1]:
+        return math.nan
+    rate, overlap = normal / normal[-1], weights / weights[-1]
+    below = rate <= max_fpr
+    at_limit = np.interp(max_fpr, rate, overlap)
+    rate, overlap = np.append(rate[below], max_fpr), np.append(overlap[below], at_limit)
+    return float(np.trapezoid(overlap, rate) / max_fpr)
+
+
+def _region_weights(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the weight of each anomalous pixel, row by row: ``UNIT`` over the area of its region."""
+    _, label, found, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    weight = np.rint(UNIT / np.maximum(found[:, cv2.CC_STAT_AREA], 1)).astype(np.int64)
+    return weight[label[mask > 0]]
+
+
+def _tensors(values: dict[str, float]) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}

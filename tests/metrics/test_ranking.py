@@ -1,0 +1,180 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from kanoclip.metrics import ImageMetrics, PixelMetrics
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+EXPECTED = json.loads((GOLDEN / "pixel_metrics.json").read_text())
+
+
+def values(metric) -> dict[str, float]:
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def example(seed: int, images: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(images, 12, 12, generator=generator) > 0.9
+    maps = torch.rand(images, 12, 12, generator=generator) + 0.3 * mask
+    return (maps * 20).round() / 20, mask.to(torch.uint8)  # many ties
+
+
+@pytest.mark.parametrize("case", EXPECTED)
+def test_pixel_metrics_match_the_rivals_own_code(case: str) -> None:
+    data = np.load(GOLDEN / "pixel_metrics.npz")
+    maps, masks = torch.from_numpy(data[case]), torch.from_numpy(data["masks"])
+    metric = PixelMetrics()
+    metric.update(maps, masks)
+    found, expected = values(metric), EXPECTED[case]
+    for name in ("auroc", "ap", "aupro"):
+        assert found[name] == pytest.approx(expected[f"pixel_{name}"], abs=1e-4)
+    assert found["f1_max"] == pytest.approx(expected["pixel_f1max"], abs=1e-4)
+    image = ImageMetrics()
+    image.update(maps.flatten(1).amax(1), masks.flatten(1).amax(1))
+    assert values(image)["auroc"] == pytest.approx(expected["image_auroc_of_map_max"], abs=1e-4)
+    assert values(image)["ap"] == pytest.approx(expected["image_ap_of_map_max"], abs=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.integers(1, 5), st.permutations(range(5)))
+def test_any_batches_in_any_order_give_the_same_digits(seed: int, size: int, order: list[int]) -> None:
+    maps, mask = example(seed)
+    whole, split = PixelMetrics(), PixelMetrics()
+    whole.update(maps, mask)
+    for part in torch.tensor(order).split(size):
+        split.update(maps[part], mask[part])
+    assert str(values(whole)) == str(values(split))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.sampled_from([1.0, 1e-7, 1e6, -3.0]))
+def test_they_equal_scikit_learn_with_ties_and_at_any_scale(seed: int, scale: float) -> None:
+    maps, mask = example(seed)
+    scores, labels = (scale * maps.double()).float().numpy().ravel(), mask.numpy().ravel()
+    metric = PixelMetrics()
+    metric.update(torch.from_numpy(scores).view_as(maps), mask)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    found = values(metric)
+    assert found["auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
+    assert found["ap"] == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
+    best = np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
+    assert found["f1_max"] == pytest.approx(best, abs=1e-9)
+
+
+def test_aupro_by_hand() -> None:
+    mask = torch.zeros(1, 4, 5, dtype=torch.uint8)
+    mask[0, 0, :4] = 1  # a region of 4 pixels
+    mask[0, 3, 4] = 1  # a region of 1 pixel
+    maps = torch.zeros(1, 4, 5)
+    maps[0, 0, :2] = 0.9  # half of the large region first: overlap (0.5 + 0) / 2
+    maps[0, 1, :3] = 0.8  # then 3 of 15 normal pixels: rate 0.2
+    maps[0, 3, 4] = 0.7  # then the small region: overlap 0.75; the rest ties at 0 up to rate 1 and overlap 1
+    metric = PixelMetrics()
+    metric.update(maps, mask)
+    at_limit = 0.75 + 0.25 * (0.3 - 0.2) / 0.8
+    area = 0.2 * 0.25 + 0.1 * (0.75 + at_limit) / 2
+    assert values(metric)["aupro"] == pytest.approx(area / 0.3, abs=1e-9)
+
+
+def test_regions_touch_at_corners() -> None:
+    apart, touching = torch.zeros(2, 1, 6, 6, dtype=torch.uint8)
+    apart[0, 1, 1], apart[0, 3, 3], apart[0, 3, 4] = 1, 1, 1
+    touching[0, 1, 1], touching[0, 2, 2], touching[0, 2, 3] = 1, 1, 1
+    result = []
+    for mask in (apart, touching):
+        maps = torch.zeros(1, 6, 6)
+        maps[0, 1, 1] = 1  # finds one whole region of two, or a third of the only one
+        metric = PixelMetrics(max_fpr=1.0)
+        metric.update(maps, mask)
+        result.append(values(metric)["aupro"])
+    assert result == pytest.approx([0.75, 2 / 3], abs=1e-9)
+
+
+def test_a_better_map_scores_higher_and_a_perfect_one_1() -> None:
+    mask = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    mask[0, 2:4, 2:5] = 1
+    metric = PixelMetrics()
+    metric.update(mask.float(), mask)
+    assert values(metric) == {"auroc": 1, "ap": 1, "f1_max": 1, "aupro": pytest.approx(1)}
+    metric.reset()
+    metric.update(1 - mask.float(), mask)
+    assert values(metric)["auroc"] == 0
+
+
+def test_a_constant_map_is_a_coin_flip() -> None:
+    mask = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    mask[0, 0, 0] = 1  # a mask of one pixel
+    metric = PixelMetrics()
+    metric.update(torch.full((1, 10, 10), 0.5), mask)
+    found = values(metric)
+    assert found["auroc"] == 0.5
+    assert found["ap"] == pytest.approx(0.01)
+    assert found["aupro"] == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("fill", [0, 1])
+def test_one_class_only_is_undefined_and_counted(fill: int) -> None:
+    pixel, image = PixelMetrics(), ImageMetrics()
+    pixel.update(torch.rand(2, 4, 4), torch.full((2, 4, 4), fill))
+    image.update(torch.rand(2), torch.full((2,), fill))
+    assert all(math.isnan(value) for value in [*values(pixel).values(), *values(image).values()])
+    assert image.counts == ((2, 0) if fill == 0 else (0, 2))
+
+
+def test_nothing_seen_is_undefined() -> None:
+    assert all(math.isnan(value) for value in values(PixelMetrics()).values())
+
+
+def test_scores_that_are_not_finite_are_refused_with_their_number() -> None:
+    maps = torch.zeros(1, 3, 3)
+    maps[0, 0, :2] = torch.tensor([math.nan, math.inf])
+    with pytest.raises(ValueError, match="2 of 9 scores are NaN or infinite"):
+        PixelMetrics().update(maps, torch.zeros(1, 3, 3))
+
+
+def test_unequal_shapes_and_a_wrong_limit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"Maps are \(1, 3, 3\) but masks \(1, 2, 3\)"):
+        PixelMetrics().update(torch.zeros(1, 3, 3), torch.zeros(1, 2, 3))
+    with pytest.raises(ValueError, match=r"max_fpr is 3, expected a rate"):
+        PixelMetrics(max_fpr=3)
+
+
+def test_no_map_is_kept() -> None:
+    metric = PixelMetrics()
+    maps, mask = example(0)
+    for _ in range(3):
+        metric.update(maps, mask)
+        size = metric._mine.counts.nbytes
+    for _ in range(20):
+        metric.update(maps, mask)
+    assert metric._mine.counts.nbytes == size
+
+
+def _process(rank: int, folder: str) -> None:
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    metric, unseen = PixelMetrics(), PixelMetrics()
+    maps, mask = example(4)
+    mine = slice(0, 1) if rank == 0 else slice(1, 5)
+    metric.update(maps[mine], mask[mine])
+    if rank == 1:  # a category of which the other process saw nothing
+        unseen.update(maps, mask)
+    result = [values(metric), values(unseen)]
+    Path(folder, f"{rank}.json").write_text(json.dumps(result))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_unequal_shares_give_the_digits_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    one = PixelMetrics()
+    one.update(*example(4))
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [values(one), values(one)]
