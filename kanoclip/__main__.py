@@ -1,0 +1,82 @@
+"""The ``kanoclip`` command. What can be answered without torch is answered here, at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from kanoclip import __version__
+from kanoclip.registry import NAMES, UnknownNameError, expand_argv, summary
+
+VERBS = {
+    "fit": "train the heads on an auxiliary data set",
+    "validate": "metrics on the held-out part of a data set",
+    "test": "metrics on a data set, zero-shot",
+    "predict": "score images: maps, overlays, predictions.csv",
+    "benchmark": "models x data sets x seeds -> one table",
+    "list": "every kind of component and its names",
+}
+HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
+
+usage: kanoclip VERB [options]
+
+{chr(10).join(f"  {verb:<10} {text}" for verb, text in VERBS.items())}
+
+  kanoclip fit --config configs/quickstart.yaml
+  kanoclip test --data surfaces
+  kanoclip predict --data folder --data.root my_photos
+
+More: kanoclip VERB --help, kanoclip test --data.help mvtec, kanoclip list
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"kanoclip {__version__}")
+        return 0
+    verb, options = argv[0], argv[1:]
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return complain(f"Unknown verb {verb!r}.{hint} Verbs: {', '.join(VERBS)}.")
+    if verb == "list":
+        return list_components(options)
+    if options and options[-1] == "--data.help":
+        print("Data sets (their options: --data.help NAME):")
+        return list_components(["data"])
+    try:
+        expand_argv(options)
+    except UnknownNameError as error:
+        return complain(str(error))
+    if verb == "benchmark":
+        from kanoclip.benchmark import main as run
+    else:
+        from kanoclip.cli import main as run
+    return run(argv)
+
+
+def list_components(kinds: Sequence[str]) -> int:
+    """Print the names of the given kinds, or of all, with a line on each."""
+    for kind in kinds or NAMES:
+        if kind not in NAMES:
+            return complain(f"Unknown kind {kind!r}. Kinds: {', '.join(NAMES)}.")
+        print(f"{kind}:")
+        for name, path in NAMES[kind].items():
+            print(f"  {name:<20} {summary(path)}")
+    return 0
+
+
+def complain(message: str) -> int:
+    """Print one line on what the caller should mend; returns the exit code."""
+    print(f"kanoclip: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

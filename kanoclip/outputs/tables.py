@@ -1,0 +1,135 @@
+"""Results as rows: one shape for the terminal, the csv file and the benchmark."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+METRICS = (
+    "image_auroc",
+    "image_ap",
+    "image_f1_max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1_max",
+    "pixel_aupro",
+)
+UNDEFINED = "—"
+
+Results = Mapping[str, Mapping[str, Any]]
+Row = dict[str, Any]
+
+
+def results_rows(results: Results) -> list[Row]:
+    """Bring results into order: categories by name, ``mean`` last.
+
+    Args:
+        results: Category -> metric -> value, as ``AnomalyModule.results``; None or NaN = undefined. The entry
+            ``mean`` is made anew from the categories, over those where a metric is defined.
+
+    Returns:
+        Rows with ``category``, ``images``, ``normal``, ``anomalous`` and each of ``METRICS`` (a float, or None where
+        undefined). The row ``mean`` holds sums of the counts, and under ``over`` a mapping metric -> number of
+        categories behind the mean.
+    """
+    rows: list[Row] = []
+    for category in sorted(name for name in results if name != "mean"):
+        found = results[category]
+        images, anomalous = int(found.get("images") or 0), int(found.get("anomalous") or 0)
+        row: Row = {"category": category, "images": images, "normal": images - anomalous, "anomalous": anomalous}
+        rows.append(row | {metric: _defined(found.get(metric)) for metric in METRICS})
+    mean: Row = {"category": "mean"} | {key: sum(row[key] for row in rows) for key in ("images", "normal", "anomalous")}
+    over = {}
+    for metric in METRICS:
+        values = [row[metric] for row in rows if row[metric] is not None]
+        mean[metric] = math.fsum(values) / len(values) if values else None
+        over[metric] = len(values)
+    return [*rows, mean | {"over": over}]
+
+
+def results_table(results: Results, title: str | None = None) -> Table:
+    """Lay out results for a terminal.
+
+    Args:
+        results: As for ``results_rows``.
+        title: A line above the table.
+
+    Returns:
+        Categories as rows, the mean last, image metrics left of pixel metrics; a dash where a value is not defined,
+        and behind a mean the number of categories it is over, unless it is over all.
+    """
+    *rows, mean = results_rows(results)
+    undefined = any(row[metric] is None for row in rows for metric in METRICS)
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        caption=f"{UNDEFINED} not defined: needs normal and anomalous images (image), masks of defects (pixel).\n"
+        "n: mean over n categories, those where it is defined."
+        if undefined
+        else None,
+    )
+    table.add_column("category", no_wrap=True)
+    for name in ("normal", "anomalous", *METRICS):
+        table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["category"], str(row["normal"]), str(row["anomalous"]), *(_cell(row[m]) for m in METRICS))
+    table.add_section()
+    means = []
+    for metric in METRICS:
+        partial = 0 < mean["over"][metric] < len(rows)
+        means.append(_cell(mean[metric]) + (f" n={mean['over'][metric]}" if partial else ""))
+    table.add_row(f"mean of {len(rows)}", str(mean["normal"]), str(mean["anomalous"]), *means, style="bold")
+    return table
+
+
+def results_csv(results: Results) -> str:
+    """Write results as csv: ``results_rows`` with full digits and empty cells where undefined.
+
+    The last two rows are ``mean`` and ``mean_over``, the number of categories behind each mean.
+    """
+    *rows, mean = results_rows(results)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["category", "images", "normal", "anomalous", *METRICS], lineterminator="\n")
+    writer.writeheader()
+    over = mean.pop("over")
+    writer.writerows([*rows, mean, {"category": "mean_over"} | over])
+    return text.getvalue()
+
+
+def table_text(table: Table, colour: bool = False) -> str:
+    """Render a table at its full width: a narrow or piped output must not lose digits."""
+    console = Console(file=io.StringIO(), force_terminal=colour, width=10_000)
+    width = max(Console().width, console.measure(table).maximum)
+    with console.capture() as captured:
+        console.print(table, width=width)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+_HEADINGS = {
+    "anomalous": "anom.",
+    "image_auroc": "image\nAUROC",
+    "image_ap": "\nAP",
+    "image_f1_max": "\nF1-max",
+    "pixel_auroc": "pixel\nAUROC",
+    "pixel_ap": "\nAP",
+    "pixel_f1_max": "\nF1-max",
+    "pixel_aupro": "\nAUPRO",
+}
+
+
+def _defined(value: Any) -> float | None:
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _cell(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.3f}"

@@ -1,0 +1,184 @@
+"""Short names for components, expanded to import paths before anything is parsed or imported.
+
+Kind = argument name = YAML key. Only strings are touched here, so that a mistyped name is answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+NAMES: dict[str, dict[str, str]] = {
+    "data": {
+        "mvtec": "kanoclip.data.mvtec.MVTecAD",
+        "folder": "kanoclip.data.folder.Folder",
+        "manifest": "kanoclip.data.manifest.Manifest",
+        "surfaces": "kanoclip.data.surfaces.Surfaces",
+        "surfaces_auxiliary": "kanoclip.data.surfaces.SurfacesAuxiliary",
+        "surfaces_defects": "kanoclip.data.surfaces.SurfacesDefects",
+    },
+    "model": {
+        "kanoclip": "kanoclip.models.kanoclip.KAnoCLIP",
+        "clip": "kanoclip.models.ablations.CLIP",
+        "clip_vv": "kanoclip.models.ablations.CLIPVV",
+        "clip_vv_knpl": "kanoclip.models.ablations.CLIPVVKnPL",
+        "clip_vv_knpl_bicmci": "kanoclip.models.ablations.CLIPVVKnPLBiCMCI",
+        "local_stats": "kanoclip.models.baselines.LocalStats",
+    },
+    "backbone": {
+        "clip": "kanoclip.backbone.clip.CLIPBackbone",
+        "embedded": "kanoclip.backbone.embedded.EmbeddedBackbone",
+    },
+    "attention": {name.lower(): f"kanoclip.backbone.attention.{name}" for name in ("QKV", "VV", "QQ", "KK", "CSA")},
+    "prompts": {
+        "ensemble": "kanoclip.prompts.EnsemblePrompts",
+        "learned": "kanoclip.prompts.LearnedPrompts",
+    },
+    "interaction": {
+        "none": "kanoclip.interaction.NoInteraction",
+        "linear": "kanoclip.interaction.LinearInteraction",
+        "bi_cmci": "kanoclip.interaction.BiCMCI",
+        "text_to_patch": "kanoclip.interaction.TextToPatch",
+        "patch_to_text": "kanoclip.interaction.PatchToText",
+    },
+    "adapter": {
+        "none": "kanoclip.adapter.NoAdapter",
+        "linear": "kanoclip.adapter.LinearAdapter",
+        "conv": "kanoclip.adapter.ConvAdapter",
+    },
+    "score": {
+        "global": "kanoclip.scoring.GlobalScore",
+        "map_max": "kanoclip.scoring.MapMaxScore",
+        "mean": "kanoclip.scoring.MeanScore",
+        "top_k": "kanoclip.scoring.TopKScore",
+    },
+    "kd_loss": {
+        "none": "kanoclip.losses.NoKD",
+        "mean_margin": "kanoclip.losses.MeanMarginKD",
+        "mean": "kanoclip.losses.MeanKD",
+        "contrastive": "kanoclip.losses.ContrastiveKD",
+    },
+}
+
+Class = TypeVar("Class", bound=type)
+
+
+class UnknownNameError(ValueError):
+    """A short name that is not registered."""
+
+
+def register(kind: str, name: str) -> Callable[[Class], Class]:
+    """Give a class of your own a short name: ``@register("adapter", "gated")`` above it.
+
+    Raises:
+        ValueError: If the kind does not exist, or the name is taken by another class.
+    """
+    if kind not in NAMES:
+        raise ValueError(f"Unknown kind {kind!r}. Kinds are {', '.join(NAMES)}.")
+
+    def add(cls: Class) -> Class:
+        path = f"{cls.__module__}.{cls.__qualname__}"
+        if NAMES[kind].setdefault(name, path) != path:
+            raise ValueError(f"The {kind} {name!r} is {NAMES[kind][name]} already. Choose another name for {path}.")
+        return cls
+
+    return add
+
+
+def available(kind: str) -> list[str]:
+    """Return the registered names of a kind."""
+    return list(NAMES[kind])
+
+
+def name_of(kind: str, path: str) -> str:
+    """Return the short name of an import path, or the path itself."""
+    return next((name for name, known in NAMES[kind].items() if known == path), path)
+
+
+def resolve(kind: str, name: str, where: str = "") -> str:
+    """Turn a short name into an import path; leave paths, JSON and class names as they are.
+
+    Raises:
+        UnknownNameError: If it looks like a short name (lower case, no dot) and is not registered.
+    """
+    if name in NAMES[kind]:
+        return NAMES[kind][name]
+    if not name.isidentifier() or name != name.lower() or name == "null":
+        return name
+    close = get_close_matches(name, NAMES[kind], 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UnknownNameError(
+        f"Unknown {kind} {name!r}{where}.{hint} Registered names: {', '.join(NAMES[kind])}. "
+        f"For a class of your own give its import path, such as mypackage.MyClass."
+    )
+
+
+def expand(config: Any, where: str = "", kind: str | None = None) -> Any:
+    """Replace short names by import paths throughout a parsed config; ``trainer`` is left alone.
+
+    Args:
+        config: A mapping as read from YAML, or any part of it.
+        where: Added to the message of an unknown name, such as " in configs/mine.yaml".
+        kind: Kind of component that ``config`` itself is.
+    """
+    if kind and isinstance(config, str):
+        return resolve(kind, config, where)
+    if not isinstance(config, dict):
+        return config
+    expanded = {}
+    for key, value in config.items():
+        if kind and key == "class_path" and isinstance(value, str):
+            expanded[key] = resolve(kind, value, where)
+        elif key == "trainer":
+            expanded[key] = value
+        else:
+            expanded[key] = expand(value, where, key if key in NAMES else None)
+    return expanded
+
+
+def expand_argv(arguments: Iterable[str]) -> list[str]:
+    """Replace short names on the command line: ``--data X``, ``--model.adapter=X``, ``--data.help X``."""
+    expanded: list[str] = []
+    pending: tuple[str, str] | None = None
+    for argument in arguments:
+        if pending:
+            expanded.append(resolve(pending[0], argument, f" for {pending[1]}"))
+            pending = None
+            continue
+        option, equals, value = argument.partition("=")
+        kind = _kind_of(option)
+        if kind and equals:
+            expanded.append(f"{option}={resolve(kind, value, f' for {option}')}")
+            continue
+        if kind:
+            pending = (kind, option)
+        expanded.append(argument)
+    return expanded
+
+
+def _kind_of(option: str) -> str | None:
+    """Return the kind that an option chooses, for --data, --model.adapter, --data.class_path and --data.help."""
+    if not option.startswith("--"):
+        return None
+    parts = [part for part in option[2:].split(".") if part != "init_args"]
+    if len(parts) > 1 and parts[-1] in ("class_path", "help"):
+        parts.pop()
+    inside = parts[0] in ("model", "data") and not (parts[0] == "data" and len(parts) > 1)
+    return parts[-1] if inside and parts[-1] in NAMES else None
+
+
+def summary(path: str) -> str:
+    """Return the first line of a class's docstring, read from the source without importing it."""
+    module, _, name = path.rpartition(".")
+    folder = find_spec(module.partition(".")[0])
+    if folder is None or folder.origin is None:
+        return ""
+    file = Path(folder.origin).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    for node in ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return (ast.get_docstring(node) or "").split("\n")[0]
+    return ""
