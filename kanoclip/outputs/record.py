@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,14 @@ from kanoclip.outputs.files import write_json
 
 def run_folder(trainer: Trainer) -> Path:
     """Return where a run writes: its logger's folder, or the trainer's root without one."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+    # Not trainer.log_dir: that waits for all processes, and only one of them writes.
+    return Path(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir)
+
+
+def run_seed(trainer: Trainer) -> int | None:
+    """Return the seed of a run: of ``seed_everything``, which the weights are drawn by, or else of its data."""
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning keeps it
+    return int(seed) if seed else getattr(getattr(trainer, "datamodule", None), "seed", None)
 
 
 class RunRecord(Callback):
@@ -31,18 +39,18 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record, once the last checkpoint is on disk."""
         checkpoint: Any = trainer.checkpoint_callback
-        path = getattr(checkpoint, "best_model_path", "")
+        path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         if not trainer.is_global_zero or trainer.interrupted or not path:
             return
         folder = run_folder(trainer)
         data: Any = getattr(trainer, "datamodule", None)
-        inside = Path(path).is_relative_to(folder)
+        file, inside = Path(path).resolve(), Path(path).resolve().is_relative_to(folder.resolve())
         record = {
             "model": getattr(pl_module, "name", "") or type(pl_module).__name__,
             "auxiliary": getattr(pl_module, "auxiliary", None),
             "categories": list(getattr(data, "categories", [])),
-            "ckpt": str(Path(path).relative_to(folder) if inside else Path(path).resolve()),
-            "seed": getattr(data, "seed", None),
+            "ckpt": (file.relative_to(folder.resolve()) if inside else file).as_posix(),
+            "seed": run_seed(trainer),
             "images": len(data.part("fit")) if hasattr(data, "part") else None,
             "epochs": trainer.current_epoch,
             "version": __version__,

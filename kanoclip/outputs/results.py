@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,9 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from kanoclip import __version__
 from kanoclip.outputs.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
-from kanoclip.outputs.record import run_folder
+from kanoclip.outputs.record import run_folder, run_seed
 from kanoclip.outputs.tables import results_csv, results_table, table_text
-from kanoclip.types import Batch, Scores
+from kanoclip.types import ANOMALOUS, Batch, Scores
 
 LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
 
@@ -25,7 +28,7 @@ class ResultsWriter(Callback):
     """Prints the metrics of a test and writes them, with all that is needed to get the same numbers again.
 
     Args:
-        overlays: How many panels to write, spread over categories and labels; 0 for none.
+        overlays: How many panels to write, spread over categories, labels and kinds of defect; 0 for none.
     """
 
     def __init__(self, overlays: int = 16) -> None:
@@ -34,11 +37,17 @@ class ResultsWriter(Callback):
         self._seconds = 0.0
         self._images = 0
         self._range = ScoreRange()
-        self._examples: dict[tuple[str, int], list[Example]] = defaultdict(list)
+        self._chosen: dict[str, int] = {}
+        self._examples: dict[int, Example] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew: one trainer may test several sets."""
-        self.__init__(self.overlays)  # type: ignore[misc]
+        """Start anew: one trainer may test several sets. Choose the images to show, whatever they will score."""
+        self._images, self._range, self._examples = 0, ScoreRange(), {}
+        data: Any = getattr(trainer, "datamodule", None)
+        samples = data.part("test") if hasattr(data, "part") else []
+        reached = trainer.num_test_batches[0] * getattr(data, "batch_size", 1)
+        self._chosen = {path: turn for turn, path in enumerate(choose(samples[: int(min(reached, len(samples)))]))}
+        self._chosen = dict(list(self._chosen.items())[: self.overlays])
         self._start = time.monotonic()
 
     def on_test_batch_end(
@@ -50,32 +59,32 @@ class ResultsWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count, and keep the first images of each category and label."""
+        """Count, and keep the images to show; of data that cannot say what will come, the first ones."""
         scores: Scores = outputs
         self._images += len(batch.label)
         self._range.update(scores.anomaly_map)
-        for i, (category, label) in enumerate(zip(batch.category, batch.label.tolist(), strict=True)):
-            kept = self._examples[category, label]
-            if len(kept) * len(self._examples) < 2 * self.overlays and self.overlays:
-                kept.append(example(batch, scores, i))
+        for i, path in enumerate(batch.path):
+            turn = self._chosen.get(path) if self._chosen else len(self._examples)
+            if turn is not None and turn < self.overlays:
+                self._examples[turn] = example(batch, scores, i)
+        self._seconds = time.monotonic() - self._start
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and write."""
-        self._seconds = time.monotonic() - self._start
         if not trainer.is_global_zero:
             return
         report = self._report(trainer, pl_module)
         folder, results = run_folder(trainer), getattr(pl_module, "results", {})
-        write_json(folder / "results.json", report)
+        self._write_overlays(folder)
         write_text(folder / "results.csv", results_csv(results))
-        self._write_overlays(trainer)
+        write_json(folder / "results.json", report)  # last: where it is, the rest is too
         print(f"\n{headline(report)}")
         print(table_text(results_table(results), colour=False))
-        print(f"{folder}/results.json, results.csv, overlays/")
+        print(f"{folder}/results.json, results.csv{', overlays/' if self._examples else ''}")
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
-        checkpoint = trainer.ckpt_path if isinstance(trainer.ckpt_path, str) else None
+        checkpoint = os.fspath(trainer.ckpt_path) if trainer.ckpt_path else ""
         auxiliary, tested = getattr(pl_module, "auxiliary", None), getattr(data, "identity", "unnamed data")
         describe = getattr(pl_module, "describe_components", dict)
         return {
@@ -84,8 +93,8 @@ class ResultsWriter(Callback):
             "auxiliary": auxiliary,
             "zero_shot": auxiliary != tested,
             "components": describe(),
-            "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if checkpoint else None,
-            "seed": getattr(data, "seed", None),
+            "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if os.path.isfile(checkpoint) else None,
+            "seed": run_seed(trainer),
             "images": self._images,
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
@@ -95,14 +104,42 @@ class ResultsWriter(Callback):
             | {name: version(name) for name in LIBRARIES},
         }
 
-    def _write_overlays(self, trainer: Trainer) -> None:
-        """Write the kept images, one of each category and label in turn, on the colour scale of the whole run."""
+    def _write_overlays(self, folder: Path) -> None:
+        """Write the kept images on the colour scale of the whole run."""
         low, high = self._range.scale()
-        groups = [self._examples[key] for key in sorted(self._examples)]
-        turns = [group[i] for i in range(self.overlays) for group in groups if i < len(group)]
-        for number, shown in enumerate(turns[: self.overlays]):
-            name = re.sub(r"[^\w.-]+", "_", f"{number:02d}_{shown.category}_{shown.defect or 'unknown'}")
-            write_image(run_folder(trainer) / "overlays" / f"{name}_{shown.score:.3f}.png", panel(shown, low, high))
+        for turn, shown in sorted(self._examples.items()):
+            name = re.sub(r"[^\w.-]+", "_", f"{turn:02d}_{shown.category}_{shown.defect or 'unknown'}")
+            write_image(folder / "overlays" / f"{name}_{shown.score:.3f}.png", panel(shown, low, high))
+
+
+def choose(samples: Sequence[Any]) -> list[str]:
+    """Bring images into the order in which a reader should see them: any first few of them show a bit of everything.
+
+    Categories take turns, one anomalous image for each normal one, and within a category the kinds of defect do. The
+    order depends neither on scores nor on a seed, so that the same images are shown of all models.
+
+    Args:
+        samples: With ``image``, ``category``, ``label`` and ``defect``, as ``kanoclip.data.base.Sample``.
+
+    Returns:
+        The paths of all of them.
+    """
+    groups: dict[str, dict[bool, dict[str, list[str]]]] = {}
+    for sample in samples:
+        labels = groups.setdefault(sample.category, {False: {}, True: {}})
+        labels[sample.label == ANOMALOUS].setdefault(sample.defect, []).append(sample.image)
+    queues = []
+    for number, category in enumerate(sorted(groups)):
+        normal, anomalous = (_in_turn([kinds[k] for k in sorted(kinds)]) for kinds in groups[category].values())
+        # Every other category begins with a normal image, and not with the same kind of defect.
+        shift = number % max(1, len(groups[category][True]))
+        anomalous = anomalous[shift:] + anomalous[:shift]
+        queues.append(_in_turn([normal, anomalous] if number % 2 else [anomalous, normal]))
+    return _in_turn(queues)
+
+
+def _in_turn(queues: Sequence[Sequence[str]]) -> list[str]:
+    return [item for turn in zip_longest(*queues) for item in turn if item is not None]
 
 
 def headline(report: dict[str, Any]) -> str:
