@@ -65,15 +65,19 @@ class AnomalyModule(LightningModule):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over the heads."""
+        """Adam over the heads.
+
+        Raises:
+            ValueError: If nothing is learned.
+        """
         heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not heads:
+            name = self.name or type(self).__name__
+            raise ValueError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
     def on_fit_start(self) -> None:
-        """Remember the auxiliary set; refuse to fit a model that learns nothing."""
-        if not self.needs_training:
-            name = self.name or type(self).__name__
-            raise ValueError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
+        """Remember the auxiliary set."""
         data = getattr(self.trainer, "datamodule", None)
         self.auxiliary = getattr(data, "identity", None) or "unnamed data"
 

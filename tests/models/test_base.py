@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.data.surfaces import Surfaces
+from kanoclip.interaction import NoInteraction
+from kanoclip.models.ablations import CLIP
+from kanoclip.models.base import CheckpointError, NonFiniteLossError
+from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.types import Scores
+
+
+def heads(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("backbone.")}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_fit_changes_the_heads_only_and_the_same_seed_gives_the_same_heads(make_model, make_trainer, make_data):
+    fitted = []
+    for _ in range(2):
+        model = make_model()
+        before, frozen = heads(model), model.backbone.fingerprint
+        make_trainer().fit(model, make_data(category=["ring", "wood"]))
+        fitted.append(heads(model))
+        assert not equal(before, fitted[-1])
+        model.backbone._fingerprint = None
+        assert model.backbone.fingerprint == frozen
+    assert equal(*fitted)
+    other = make_model(seed=1)
+    make_trainer().fit(other, make_data(category=["ring", "wood"]))
+    assert not equal(fitted[0], heads(other))
+
+
+def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(make_model, make_trainer, make_data, tmp_path) -> None:
+    whole, first, resumed = make_model(), make_model(), make_model(seed=5)
+    data = {"category": ["ring", "wood"], "augment": True}
+    make_trainer(max_epochs=2).fit(whole, make_data(**data))
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(first, make_data(**data))
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    make_trainer(max_epochs=2).fit(resumed, make_data(**data), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert equal(heads(whole), heads(resumed))
+
+
+@pytest.fixture
+def checkpoint(make_model, make_trainer, make_data, tmp_path):
+    model, trainer = make_model(interaction=NoInteraction()), make_trainer()
+    trainer.fit(model, make_data(category="ring"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return model, tmp_path / "last.ckpt"
+
+
+def test_a_checkpoint_holds_the_heads_and_where_they_come_from_and_needs_no_unpickling(checkpoint) -> None:
+    model, path = checkpoint
+    content = torch.load(path, weights_only=True)
+    assert set(content["state_dict"]) == set(heads(model))
+    assert not [name for name in content["state_dict"] if name.startswith("backbone.")]
+    about = content["kanoclip"]
+    assert about["model"] == "kanoclip"
+    assert about["auxiliary"] == "surfaces_auxiliary"
+    assert about["categories"] == ["ring"]
+    assert about["backbone"]["fingerprint"] == model.backbone.fingerprint
+    assert about["components"]["interaction"] == "NoInteraction"
+    assert not [v for v in content["hyper_parameters"].values() if isinstance(v, torch.nn.Module)]
+
+
+def test_a_checkpoint_gives_the_same_scores_in_a_new_model(checkpoint, make_model, make_trainer, make_data) -> None:
+    model, path = checkpoint
+    results = []
+    for tested, given in ((model, None), (make_model(seed=9, interaction=NoInteraction()), path)):
+        make_trainer().test(tested, make_data(Surfaces, category="pill"), ckpt_path=given, verbose=False)
+        results.append(tested.results)
+    assert results[0] == results[1]
+    assert tested.auxiliary == "surfaces_auxiliary"
+
+
+def test_a_checkpoint_of_another_backbone_is_refused_by_both_names(
+    checkpoint, make_trainer, make_data, make_clip, write_clip, tmp_path
+) -> None:
+    config, other = make_clip(embed_dim=16, text={"context_length": 48}, seed=1)
+    backbone = CLIPBackbone(write_clip(tmp_path / "other", config, other.state_dict()), image_size=32)
+    model = KAnoCLIP(backbone=backbone, interaction=NoInteraction())
+    with pytest.raises(CheckpointError, match=r"trained on the backbone .* but this is .* Choose the same"):
+        make_trainer().test(model, make_data(Surfaces, category="pill"), ckpt_path=checkpoint[1])
+
+
+def test_a_foreign_checkpoint_is_refused(checkpoint, make_model, make_trainer, make_data) -> None:
+    content = torch.load(checkpoint[1], weights_only=True)
+    del content["kanoclip"]
+    torch.save(content, checkpoint[1])
+    with pytest.raises(CheckpointError, match="was not written by kanoclip"):
+        make_trainer().test(make_model(interaction=NoInteraction()), make_data(Surfaces), ckpt_path=checkpoint[1])
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_and_says_which(make_model, make_trainer, make_data) -> None:
+    model = make_model()
+    model.weights["global"] = math.nan
+    before = heads(model)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 0, step 0: global nan, local .*Lower --model\.lr"):
+        make_trainer().fit(model, make_data(category="ring"))
+    assert equal(before, heads(model))
+
+
+def test_what_learns_nothing_cannot_be_fitted_but_tested(make_model, make_trainer, make_data) -> None:
+    model = make_model(CLIP)
+    with pytest.raises(ValueError, match=r"clip learns nothing, so it cannot be fitted\. Run: kanoclip test"):
+        make_trainer().fit(model, make_data(category="ring"))
+    make_trainer().test(model, make_data(Surfaces, category=["pill", "gear"]), verbose=False)
+    assert set(model.results) == {"pill", "gear", "mean"}
+    mean = (model.results["pill"]["pixel_auroc"] + model.results["gear"]["pixel_auroc"]) / 2
+    assert model.results["mean"]["pixel_auroc"] == pytest.approx(mean)
+    assert model.results["pill"]["images"] == 4
+    assert model.results["pill"]["anomalous"] == 2
+    assert model.auxiliary is None
+
+
+class Oracle(CLIP):
+    """Knows the masks, and scores images by their label."""
+
+    def forward(self, batch):
+        return Scores(batch.mask.float(), batch.label.float())
+
+
+def test_metrics_are_per_category_and_leave_out_what_is_unknown(make_model, make_trainer, synthetic_batch) -> None:
+    model = make_model(Oracle)
+    loader = torch.utils.data.DataLoader([0], batch_size=None, collate_fn=lambda _: synthetic_batch)
+    make_trainer().test(model, loader, verbose=False)
+    nut, plate, mean = (model.results[name] for name in ("nut", "metal_plate", "mean"))
+    assert nut["pixel_auroc"] == 1
+    assert nut["image_auroc"] == plate["image_auroc"] == 1
+    assert plate["pixel_auroc"] is None  # its only anomalous image has no mask: not 0, and not 0.5
+    assert mean["pixel_auroc"] == 1  # over the one category where it is defined
+    assert (nut["images"], nut["anomalous"]) == (2, 1)
+
+
+def test_what_is_held_out_is_validated_each_epoch(make_model, make_trainer, make_data) -> None:
+    trainer = make_trainer()
+    trainer.fit(make_model(), make_data(category="ring", images=8, holdout=0.5))
+    assert 0 <= trainer.logged_metrics["val/pixel_auroc"] <= 1
+    assert {"train/loss", "train/kd", "train/global", "train/local"} <= set(trainer.logged_metrics)

@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from kanoclip.adapter import ConvAdapter, LinearAdapter, NoAdapter
+from kanoclip.backbone.attention import QKV, VV
+from kanoclip.interaction import BiCMCI, NoInteraction
+from kanoclip.models.ablations import CLIP, CLIPVV, CLIPVVKnPL, CLIPVVKnPLBiCMCI
+from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.prompts import EnsemblePrompts, LearnedPrompts
+from kanoclip.types import Batch
+
+
+def part(batch: Batch, i: int) -> Batch:
+    return Batch(*(value[i : i + 1] for value in batch))
+
+
+def train_all(model: torch.nn.Module) -> None:
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3)
+
+
+def test_before_training_the_whole_model_scores_exactly_as_clip_vv(make_model, synthetic_batch) -> None:
+    whole = make_model(KAnoCLIP, prompts=EnsemblePrompts()).eval()
+    plain = make_model(CLIPVV).eval()
+    with torch.no_grad():
+        ours, theirs = whole(synthetic_batch), plain(synthetic_batch)
+    torch.testing.assert_close(ours.anomaly_map, theirs.anomaly_map, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.image_score, theirs.image_score, rtol=0, atol=1e-6)
+
+
+def test_a_batch_of_four_is_four_batches_of_one(make_model, synthetic_batch) -> None:
+    model = make_model().eval()
+    train_all(model)
+    with torch.no_grad():
+        together = model(synthetic_batch)
+        for i in range(4):
+            alone = model(part(synthetic_batch, i))
+            torch.testing.assert_close(together.anomaly_map[i : i + 1], alone.anomaly_map, rtol=0, atol=1e-5)
+            torch.testing.assert_close(together.image_score[i : i + 1], alone.image_score, rtol=0, atol=1e-5)
+
+
+def test_levels_differ_from_each_other(make_model, synthetic_batch) -> None:
+    maps = make_model().eval()(synthetic_batch).level_maps
+    for i in range(len(maps)):
+        for j in range(i):
+            assert (maps[i] - maps[j]).abs().max() > 1e-4
+
+
+def test_scores_are_in_range_and_smoothed_only_outside_training(make_model, synthetic_batch) -> None:
+    model = make_model(sigma=20.0)
+    train_all(model)
+    rough, calm = model.train()(synthetic_batch), model.eval()(synthetic_batch)
+    assert 0 <= float(calm.anomaly_map.min()) <= float(calm.anomaly_map.max()) <= 1
+    assert calm.anomaly_map.diff(dim=2).abs().sum() < rough.anomaly_map.diff(dim=2).abs().sum()
+    assert model.sigma == pytest.approx(20 * 32 / 518)
+
+
+def test_only_heads_have_gradients_and_every_head_learns(make_model, synthetic_batch) -> None:
+    model = make_model()
+    train_all(model)
+    model.on_fit_start = lambda: None
+    model._facts = model.backbone.encode_text(["a scratched thing", "a cracked thing"])
+    losses = model.losses(synthetic_batch, model(synthetic_batch))
+    assert set(losses) == {"global", "local", "kd"}
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not name.startswith("backbone.")), name
+        assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == parameter.requires_grad, name
+
+
+def test_images_without_a_mask_have_no_local_loss(make_model, synthetic_batch) -> None:
+    model = make_model()
+    without = synthetic_batch._replace(has_mask=torch.zeros(4, dtype=torch.bool))
+    assert set(model.losses(without, model(without))) == {"global"}
+    scores = model(synthetic_batch)
+    other_mask = synthetic_batch.mask.clone()
+    other_mask[3] = 1  # its mask is unknown, so whatever stands there is not read
+    changed = model.losses(synthetic_batch._replace(mask=other_mask), scores)["local"]
+    torch.testing.assert_close(changed, model.losses(synthetic_batch, scores)["local"], rtol=0, atol=0)
+
+
+def test_loss_weights_scale_their_terms(make_model, synthetic_batch) -> None:
+    one, double = make_model(), make_model(gamma=2.0)
+    first = one.losses(synthetic_batch, one(synthetic_batch))
+    second = double.losses(synthetic_batch, double(synthetic_batch))
+    torch.testing.assert_close(2 * first["local"], second["local"])
+    torch.testing.assert_close(first["global"], second["global"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "components"),
+    [
+        (CLIP, (QKV, EnsemblePrompts, NoInteraction, NoAdapter)),
+        (CLIPVV, (VV, EnsemblePrompts, NoInteraction, NoAdapter)),
+        (CLIPVVKnPL, (VV, LearnedPrompts, NoInteraction, NoAdapter)),
+        (CLIPVVKnPLBiCMCI, (VV, LearnedPrompts, BiCMCI, NoAdapter)),
+        (KAnoCLIP, (VV, LearnedPrompts, BiCMCI, ConvAdapter)),
+    ],
+)
+def test_each_row_of_the_ablation_is_its_components(make_model, kind, components) -> None:
+    model = make_model(kind)
+    found = (model.attention, model.prompts, model.interaction, model.adapter)
+    assert tuple(type(component) for component in found) == components
+    assert model.needs_training == (LearnedPrompts in components)
+    assert "forward" not in vars(kind) or kind is KAnoCLIP  # a variant only chooses
+
+
+def test_a_component_can_be_given_as_an_object(make_model) -> None:
+    assert isinstance(make_model(CLIP, adapter=LinearAdapter()).adapter, LinearAdapter)
+    assert make_model(CLIP, adapter=LinearAdapter()).needs_training
+
+
+def test_a_block_that_is_not_there_is_refused_when_the_model_is_built(make_model) -> None:
+    with pytest.raises(ValueError, match=r"attention\.first is 9, but the backbone has 6 blocks"):
+        make_model(attention=VV(first=9))

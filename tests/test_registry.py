@@ -1,0 +1,102 @@
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from kanoclip.registry import NAMES, UnknownNameError, available, expand, expand_argv, name_of, register, summary
+
+CONV, MVTEC = "kanoclip.adapter.ConvAdapter", "kanoclip.data.mvtec.MVTecAD"
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in NAMES for name in NAMES[kind]])
+def test_every_name_leads_to_a_documented_class_whose_summary_is_read_without_importing_it(kind, name) -> None:
+    module, _, cls = NAMES[kind][name].rpartition(".")
+    found = getattr(importlib.import_module(module), cls)
+    assert summary(NAMES[kind][name]) == found.__doc__.split("\n")[0]
+    assert name_of(kind, NAMES[kind][name]) == name
+    if kind in ("model", "data"):
+        assert found.name == name
+
+
+def test_short_names_are_expanded_wherever_their_kind_is_the_key() -> None:
+    config = {
+        "data": "mvtec",
+        "model": {"class_path": "kanoclip", "init_args": {"adapter": "conv", "backbone": {"class_path": "embedded"}}},
+        "trainer": {"logger": {"data": "conv"}},
+    }
+    expanded = expand(config)
+    assert expanded["data"] == MVTEC
+    assert expanded["model"]["init_args"] == {
+        "adapter": CONV,
+        "backbone": {"class_path": "kanoclip.backbone.embedded.EmbeddedBackbone"},
+    }
+    assert expanded["trainer"] == config["trainer"]  # left alone
+
+
+@pytest.mark.parametrize("value", ["my_lab.MyAdapter", "configs/data.yaml", '{"a": 1}', "MVTecAD", None, "null", 3])
+def test_paths_classes_json_and_numbers_pass_through(value) -> None:
+    assert expand({"data": value}) == {"data": value}
+
+
+def test_the_command_line_is_expanded_in_every_spelling() -> None:
+    given = ["--data", "mvtec", "--data=mvtec", "--model.adapter", "conv", "--model.init_args.adapter=conv"]
+    given += ["--data.help", "mvtec", "--data.class_path", "mvtec", "--data.category", "clip", "--config", "clip"]
+    assert expand_argv(given) == [
+        "--data", MVTEC, f"--data={MVTEC}", "--model.adapter", CONV, f"--model.init_args.adapter={CONV}",
+        "--data.help", MVTEC, "--data.class_path", MVTEC, "--data.category", "clip", "--config", "clip",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_the_same_name_does_no_harm(tmp_path, monkeypatch) -> None:
+    (tmp_path / "mvtec").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert expand_argv(["--data", "mvtec"]) == ["--data", MVTEC]
+
+
+def test_an_unknown_name_says_what_was_meant_and_what_there_is() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown data 'mvtecc' for --data\. Did you mean 'mvtec'\?") as error:
+        expand_argv(["--data", "mvtecc"])
+    assert "Registered names: mvtec, folder, manifest" in str(error.value)
+    with pytest.raises(UnknownNameError, match=r"Unknown adapter .cnov. in my\\.yaml"):
+        expand({"model": {"adapter": "cnov"}}, " in my.yaml")
+
+
+def test_a_class_of_ones_own_gets_a_name_once(monkeypatch) -> None:
+    monkeypatch.setitem(NAMES, "score", dict(NAMES["score"]))
+
+    @register("score", "mine")
+    class Mine:
+        """A score."""
+
+    register("score", "mine")(Mine)  # importing a module twice does no harm
+    assert "mine" in available("score")
+    assert expand({"score": "mine"})["score"].endswith("Mine")
+    with pytest.raises(ValueError, match=r"The score 'mean' is kanoclip\.scoring\.MeanScore already"):
+        register("score", "mean")(Mine)
+    with pytest.raises(ValueError, match="Unknown kind 'colour'"):
+        register("colour", "red")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "answer"),
+    [
+        (["--help"], 0, "usage: kanoclip VERB"),
+        (["--version"], 0, "kanoclip 0."),
+        (["tset"], 2, "Did you mean 'test'?"),
+        (["test", "--data", "mvtecc"], 2, "Did you mean 'mvtec'?"),
+        (["fit", "--model.adapter=cnov"], 2, "Did you mean 'conv'?"),
+        (["test", "--data.help"], 0, "surfaces_auxiliary"),
+        (["list"], 0, "bi_cmci"),
+        (["list", "adaptor"], 2, "Kinds: data, model"),
+    ],
+)
+def test_what_needs_no_torch_is_answered_without_importing_it(arguments, code, answer) -> None:
+    program = (
+        "import sys; from kanoclip.__main__ import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'lightning', 'numpy'} & set(sys.modules); sys.exit(99 if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert answer in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
