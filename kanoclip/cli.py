@@ -91,6 +91,8 @@ class KanoclipCLI(LightningCLI):
         chosen = self.config[verb]
         if "verbose" in chosen:
             chosen["verbose"] = False  # ResultsWriter prints the table
+        if "return_predictions" in chosen:
+            chosen["return_predictions"] = False  # PredictionWriter has them on disk; in memory they would add up
         if chosen.get("data") is None:
             raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
         identity = _build(chosen.data).identity

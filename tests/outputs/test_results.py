@@ -1,0 +1,126 @@
+import csv
+import json
+from hashlib import sha256
+
+import numpy as np
+import pytest
+
+from kanoclip import __version__
+from kanoclip.data.base import Sample
+from kanoclip.outputs import ResultsWriter
+from kanoclip.outputs.results import choose, headline
+
+PATHS = ["d/ring/good/1.png", "d/ring/hole/2.png", "d/nut/good/3.png", "d/nut/dent/4.png", "d/nut/dent/5.png"]
+
+
+@pytest.fixture
+def tested(kit):
+    kit.trainer(ResultsWriter(overlays=4)).test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
+    return json.loads((kit.folder / "results.json").read_text())
+
+
+def test_results_say_how_to_get_them_again(tested, kit):
+    assert tested["results"]["ring"] == {
+        "image_auroc": 1.0,
+        "pixel_auroc": None,
+        "pixel_aupro": None,
+        "images": 4,
+        "anomalous": 2,
+    }
+    assert (tested["model"], tested["auxiliary"], tested["data"]) == ("brightness", "elsewhere", "samples")
+    assert tested["zero_shot"] is True
+    assert tested["checkpoint"] is None
+    assert tested["images"] == 5
+    assert tested["components"] == {"backbone": "none at all"}
+    assert tested["options"]["model"] == {"stop_at": None}
+    assert tested["options"]["data"]["size"] == [16, 16]
+    assert tested["versions"]["kanoclip"] == __version__
+    assert {"torch", "lightning", "open_clip_torch", "python"} <= set(tested["versions"])
+    ring = next(csv.DictReader((kit.folder / "results.csv").open()))
+    assert (ring["category"], ring["image_auroc"], ring["pixel_auroc"]) == ("ring", "1.0", "")
+
+
+def test_overlays_are_named_by_what_they_show(tested, kit):
+    names = sorted(path.name for path in (kit.folder / "overlays").iterdir())
+    assert names == [
+        "00_nut_dent_1.000.png",
+        "01_ring_good_0.000.png",
+        "02_nut_good_0.000.png",
+        "03_ring_hole_1.000.png",
+    ]
+
+
+def test_the_table_is_printed_below_the_protocol(tested, kit, capsys):
+    kit.trainer(ResultsWriter(overlays=0)).test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
+    printed = capsys.readouterr().out
+    assert (
+        "brightness: elsewhere -> samples, zero-shot\nbackbone none at all; no checkpoint; seed 5\n5 images" in printed
+    )
+    assert printed.index("zero-shot") < printed.index("pixel") < printed.index("mean of 1")
+    assert "overlays/" not in printed
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "line"),
+    [(None, "nothing fitted -> samples"), ("samples", "samples -> samples, NOT zero-shot")],
+)
+def test_the_protocol_is_told_as_it_is(kit, auxiliary, line, capsys):
+    model = kit.model()
+    model.auxiliary = auxiliary
+    kit.trainer(ResultsWriter(overlays=0)).test(model, kit.data(kit.samples(*PATHS)), verbose=False)
+    assert f"brightness: {line}\n" in capsys.readouterr().out
+
+
+def test_the_checkpoint_is_named_with_its_hash(kit, tmp_path, capsys):
+    file = tmp_path / "x.ckpt"
+    trainer = kit.trainer(ResultsWriter())
+    trainer.strategy.connect(kit.model())
+    trainer.save_checkpoint(file)
+    data = kit.data(kit.samples(*PATHS))
+    kit.trainer(ResultsWriter()).test(kit.model(), data, ckpt_path=file, verbose=False)
+    digest = sha256(file.read_bytes()).hexdigest()
+    read = json.loads((kit.folder / "results.json").read_text())
+    assert read["checkpoint"] == {"path": str(file), "sha256": digest}
+    assert f"checkpoint {file} (sha256 {digest[:12]})" in capsys.readouterr().out
+
+
+def test_the_header_does_not_need_to_know_the_backbone():
+    report = {"model": "m", "auxiliary": None, "data": "d", "components": {}, "checkpoint": None, "seed": None}
+    assert "backbone unknown" in headline(report | {"images": 1, "seconds_per_image": 0.5})
+
+
+def test_images_of_data_without_an_index_are_the_first_ones(kit, monkeypatch):
+    monkeypatch.delattr(kit.data, "part")
+    kit.trainer(ResultsWriter(overlays=2)).test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
+    assert sorted(path.name[:7] for path in (kit.folder / "overlays").iterdir()) == ["00_ring", "01_ring"]
+
+
+def test_only_images_that_the_test_reaches_are_chosen(kit):
+    trainer = kit.trainer(ResultsWriter(overlays=2), limit_test_batches=1)
+    trainer.test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
+    assert len(list((kit.folder / "overlays").iterdir())) == 2
+
+
+def test_any_first_few_of_the_order_are_balanced_and_all_are_in_it():
+    samples = [
+        Sample(f"{category}/{defect}/{i}", (), int(defect != "good"), category, defect)
+        for category in "abcd"
+        for defect in ("good", "dent", "hole", "crack")
+        for i in range(3)
+    ]
+    order = choose(samples)
+    assert sorted(order) == sorted(sample.image for sample in samples)
+    first = [path.split("/") for path in order[:8]]
+    assert [category for category, _, _ in first] == list("abcdabcd")
+    assert sum(defect == "good" for _, defect, _ in first) == 4
+    assert len({defect for _, defect, _ in first}) == 4
+    assert choose(samples[::-1])[:8] == [path[:-1] + "2" for path in order[:8]]  # the same but for the first of a kind
+
+
+def test_a_second_test_of_one_trainer_begins_anew(kit):
+    writer = ResultsWriter()
+    trainer = kit.trainer(writer)
+    for _ in range(2):
+        trainer.test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
+    assert json.loads((kit.folder / "results.json").read_text())["images"] == 5
+    assert np.isfinite(writer._seconds)

@@ -1,0 +1,49 @@
+import csv
+import io
+
+import pytest
+
+from kanoclip.outputs.tables import results_csv, results_rows, results_table, table_text
+
+RESULTS = {
+    "ring": {"image_auroc": 0.5, "pixel_auroc": None, "images": 10, "anomalous": 4},
+    "nut": {"image_auroc": 1.0, "pixel_auroc": 0.75, "images": 3, "anomalous": 1},
+    "mean": {"image_auroc": 0.123},
+}
+
+
+def test_categories_are_sorted_and_the_mean_is_over_those_where_it_is_defined():
+    nut, ring, mean = results_rows(RESULTS)
+    assert (nut["category"], ring["category"]) == ("nut", "ring")
+    assert (ring["normal"], ring["anomalous"], ring["pixel_auroc"]) == (6, 4, None)
+    assert (mean["images"], mean["image_auroc"], mean["pixel_auroc"], mean["image_ap"]) == (13, 0.75, 0.75, None)
+    assert (mean["over"]["image_auroc"], mean["over"]["pixel_auroc"]) == (2, 1)
+
+
+def test_the_undefined_is_a_dash_with_an_explanation_and_partial_means_say_so():
+    text = table_text(results_table(RESULTS))
+    row = next(line for line in text.splitlines() if "ring" in line)
+    assert row.split() == ["ring", "6", "4", "0.500", *"——————"]
+    assert "0.750 n=1" in text
+    assert "— not defined" in text
+
+
+def test_a_narrow_terminal_loses_no_digits(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    assert "0.750 n=1" in table_text(results_table(RESULTS))
+
+
+def test_the_csv_has_empty_cells_where_undefined():
+    nut, ring, mean, over = csv.DictReader(io.StringIO(results_csv(RESULTS)))
+    assert (ring["pixel_auroc"], nut["pixel_auroc"], mean["pixel_auroc"], over["pixel_auroc"]) == (
+        "",
+        "0.75",
+        "0.75",
+        "1",
+    )
+
+
+@pytest.mark.parametrize("nothing", [{}, {"mean": {}}])
+def test_results_of_nothing_are_a_mean_of_nothing(nothing):
+    (mean,) = results_rows(nothing)
+    assert (mean["images"], mean["image_auroc"]) == (0, None)
