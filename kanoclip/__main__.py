@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from kanoclip import __version__
-from kanoclip.registry import NAMES, UnknownNameError, expand_argv, summary
+from kanoclip.registry import NAMES, UnknownNameError, summary
 
 VERBS = {
     "fit": "train the heads on an auxiliary data set",
@@ -50,13 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options and options[-1] == "--data.help":
         print("Data sets (their options: --data.help NAME):")
         return list_components(["data"])
-    try:
-        expand_argv(options)
-    except UnknownNameError as error:
-        return complain(str(error))
     if verb == "benchmark":
         from kanoclip.benchmark import main as run
     else:
+        from kanoclip.arguments import UsageError, check
+
+        try:
+            check(argv)
+        except (UnknownNameError, UsageError) as error:
+            return complain(str(error))
         from kanoclip.cli import main as run
     return run(argv)
 

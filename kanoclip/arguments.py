@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from jsonargparse import get_loader, set_dumper, set_loader
 from kanoclip.registry import NAMES, expand, expand_argv
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
+CONFIG = ("--config", "-c")
+SECTIONS = ("data", "model", "trainer", "config", "ckpt_path", "seed_everything", "print_config", "help")
 
 
 class UsageError(ValueError):
@@ -24,28 +27,48 @@ class UsageError(ValueError):
 
 
 def prepare(argv: Sequence[str]) -> list[str]:
-    """Expand short names and put the default model first.
+    """Expand short names, bring the options into order and put the default model first.
 
-    The default model is a token on the command line, not a default of the parser: that would lend its settings to any
-    other model. And a class chosen on the command line is cleared first, as it would inherit the settings of the class
-    in the config that happen to have the same names.
+    Configs come first and a class comes before its own settings, in whatever order they were typed, so that what is
+    typed always wins over what is in a file. The default model is a token on the command line, not a default of the
+    parser: that would lend its settings to any other model. And a class chosen on the command line is cleared first,
+    as it would inherit the settings of the class in the config that happen to have the same names.
+
+    Raises:
+        UnknownNameError: For a name that is not registered; tells the file if it is in one.
+        UsageError: For a config that cannot be read.
     """
-    verb, options = argv[0], expand_argv(argv[1:])
+    verb, options = argv[0], _pairs(expand_argv(argv[1:]))
     loader = get_loader("yaml")
     set_loader("kanoclip", lambda text: expand(loader(text)))
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
-    configs = [read_config(path) for path in _values(options, "--config", "-c")]
+    configs = [read_config(value) for key, value in options if key in CONFIG and value]
+    options = [(key, _expand_value(key, value)) for key, value in options]
     named = [config["model"] for config in configs if config.get("model")]
-    chosen = _values(options, "--model", "--model.class_path") or [
+    chosen = [value for key, value in options if _parts(key) == ["model"]] or [
         model for model in named if isinstance(model, str) or "class_path" in model
     ]
-    prepared = [verb] if chosen else [verb, f"--model={DEFAULT_MODEL}"]
-    for option in options:
-        key = option.partition("=")[0]
-        if configs and key in ("--model", "--data"):
-            prepared.append(f"{key}=null")
-        prepared.append(option)
-    return prepared
+    prepared = [] if chosen else [f"--model={DEFAULT_MODEL}"]
+    for key, value in sorted(options, key=lambda option: _rank(option[0])):
+        if configs and _parts(key) in (["model"], ["data"]):
+            prepared.append(f"--{_parts(key)[0]}=null")
+        prepared.append(key if value is None else f"{key}={value}")
+    return [verb, *prepared]
+
+
+def check(argv: Sequence[str]) -> None:
+    """Find the mistakes that can be found without torch: names, configs and a data set that is not given.
+
+    Raises:
+        UnknownNameError: For a name that is not registered.
+        UsageError: For a config that cannot be read, or no data set.
+    """
+    options = _pairs(prepare(argv)[1:])
+    keys = [key for key, _ in options]
+    sections = [read_config(value) for key, value in options if key in CONFIG and value]
+    given = any(_parts(key) == ["data"] for key in keys) or any(section.get("data") for section in sections)
+    if not given and not any(key in ("-h", "--help") or key.endswith((".help", "print_config")) for key in keys):
+        raise UsageError(f"{argv[0]} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
 
 
 def shorten(message: str, argv: Sequence[str]) -> str:
@@ -59,7 +82,8 @@ def shorten(message: str, argv: Sequence[str]) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     keys = [match[1] for line in lines if (match := re.match(r'Parser key "(.+)":', line))]
     said = [line for line in lines if line and not line.startswith("Parser key") and not re.match(tried, line)]
-    option, text = ".".join(keys), "; ".join(dict.fromkeys(said))
+    option, text = ".".join(keys), "; ".join(dict.fromkeys(said)).replace(":; ", ": ")
+    text = re.sub(r"an? <class '(\w+)'>", r"\1", text)
     if "is abstract" in text:
         kind = option.rpartition(".")[2]
         names = ", ".join(NAMES.get(kind, {}))
@@ -69,8 +93,8 @@ def shorten(message: str, argv: Sequence[str]) -> str:
         close = get_close_matches(match[1], accepted, 1)
         hint = f" Did you mean --{option}.{close[0]}?" if close else ""
         return f"Unknown option --{option}.{match[1]}.{hint} Accepted: {', '.join(accepted) or 'see --help'}."
-    if match := re.match(r"(?i)unrecognized arguments: (.+)", text):
-        return f"Unknown option {match[1]}. Options begin with --data, --model or --trainer; see kanoclip fit --help."
+    if match := re.match(r"(?i)unrecognized arguments: (--)?([\w.]+)", text):
+        return _unrecognized(match[2]) if match[1] else f"{match[2]!r} is not an option. Options begin with --."
     return f"--{option}: {text}" if option else text
 
 
@@ -91,10 +115,21 @@ def mistake(error: BaseException, argv: Sequence[str]) -> str | None:
     return None
 
 
+def _unrecognized(option: str) -> str:
+    group, _, name = option.rpartition(".")
+    accepted = _accepted(group, ()) if group == "trainer" else [*SECTIONS]
+    close = get_close_matches(name if group == "trainer" else option.partition(".")[0], accepted, 1)
+    prefix = "--trainer." if group == "trainer" else "--"
+    hint = f" Did you mean {prefix}{close[0]}?" if close else ""
+    return f"Unknown option --{option}.{hint} Accepted: {', '.join(accepted)}."
+
+
 def _accepted(option: str, argv: Sequence[str]) -> list[str]:
     """Return the options of the class that was chosen for ``model``, ``data`` or one of their components."""
+    if option == "trainer":
+        return _parameters(import_module("lightning.pytorch").Trainer)
     paths = [path for path in _values(argv, f"--{option}") if "." in path]
-    for config in map(read_config, _values(argv, "--config", "-c")):
+    for config in map(read_config, _values(argv, *CONFIG)):
         section: Any = config
         for key in option.split("."):
             section = section.get("init_args", section).get(key, {}) if isinstance(section, dict) else {}
@@ -104,40 +139,83 @@ def _accepted(option: str, argv: Sequence[str]) -> list[str]:
     if not paths or not paths[-1]:
         return []
     module, _, name = paths[-1].rpartition(".")
-    chosen = getattr(import_module(module), name)
-    names = [
-        key for cls in chosen.__mro__ if "__init__" in vars(cls) for key in inspect.signature(cls.__init__).parameters
-    ]
+    return _parameters(getattr(import_module(module), name))
+
+
+def _parameters(cls: Any) -> list[str]:
+    names = [key for c in cls.__mro__ if "__init__" in vars(c) for key in inspect.signature(c.__init__).parameters]
     return [key for key in dict.fromkeys(names) if key not in ("self", "args", "kwargs")]
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read a config with names expanded, so that a wrong name is told with its file."""
+def read_config(path: str, kind: str | None = None) -> dict[str, Any]:
+    """Read a config, or the file of one component, with names expanded; a wrong name is told with its file.
+
+    Raises:
+        UnknownNameError: For a name that is not registered.
+        UsageError: If the file is missing, is not YAML or is no mapping.
+    """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = get_loader("yaml")(Path(path).read_text(encoding="utf-8")) or {}  # 1e-3 is a number, as when parsed
     except OSError as error:
         raise UsageError(f"No config at {path} ({error.strerror}). Configs that ship are in configs/.") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    return expand(content, f" in {path}") or {}
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} should hold keys such as data, model and trainer, got {str(content)[:40]!r}.")
+    return dict(expand(content, f" in {path}", kind))
+
+
+def _pairs(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Split a command line into options and values; None for an option without a value or a stray word."""
+    pairs: list[tuple[str, str | None]] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key.startswith("-") and equals:
+            pairs.append((key, value))
+        elif pairs and pairs[-1][0].startswith("-") and pairs[-1][1] is None and not _is_option(argument):
+            pairs[-1] = (pairs[-1][0], argument)
+        else:
+            pairs.append((argument, None))
+    return pairs
+
+
+def _is_option(argument: str) -> bool:
+    return bool(re.match(r"--?[A-Za-z]", argument))
+
+
+def _parts(key: str) -> list[str]:
+    """Return what an option sets: ``--model.init_args.adapter.class_path`` -> ``["model", "adapter"]``."""
+    return [part for part in key.removeprefix("--").split(".") if part not in ("init_args", "class_path")]
+
+
+def _rank(key: str) -> int:
+    """Order options: configs, then data and model with their settings by depth, then the rest as typed."""
+    if key in CONFIG:
+        return 0
+    parts = _parts(key)
+    return len(parts) if key.startswith("--") and parts[0] in ("model", "data") and parts[-1] != "help" else 99
+
+
+def _expand_value(key: str, value: str | None) -> str | None:
+    """Expand names inside a component that is given as JSON or as the path of a file of its own."""
+    kind = _parts(key)[-1] if _parts(key) else ""
+    if value is None or not key.startswith("--") or kind not in NAMES or key.endswith(".class_path"):
+        return value
+    if value.lstrip().startswith("{"):
+        return json.dumps(expand(get_loader("yaml")(value), f" for {key}", kind))
+    return json.dumps(read_config(value, kind)) if value.endswith((".yaml", ".yml", ".json")) else value
 
 
 def _values(options: Sequence[str], *names: str) -> list[str]:
     """Return the values of an option, whether given as ``--x value`` or ``--x=value``."""
-    pairs = [(option.partition("=")) for option in options]
-    after = [*options[1:], ""]
-    return [v if equals else after[i] for i, (name, equals, v) in enumerate(pairs) if name in names]
+    return [value for key, value in _pairs(options) if key in names and value is not None]
 
 
-def take_checkpoint(argv: list[str]) -> tuple[list[str], Any]:
-    """Split ``--ckpt_path`` off: LightningCLI would let a checkpoint overrule the options without a word."""
+def take_checkpoint(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Split ``--ckpt_path`` off: LightningCLI would let a checkpoint overrule the options without a word.
+
+    Args:
+        argv: As ``prepare`` returns it: each option in one word with its value.
+    """
     given = _values(argv, "--ckpt_path")
-    left, skip = [], False
-    for option in argv:
-        if skip:
-            skip = False
-        elif option.partition("=")[0] == "--ckpt_path":
-            skip = "=" not in option
-        else:
-            left.append(option)
-    return left, given[-1] if given else None
+    return [word for word in argv if word.partition("=")[0] != "--ckpt_path"], given[-1] if given else None

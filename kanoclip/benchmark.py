@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import io
 import json
 import statistics
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from kanoclip.__main__ import complain
-from kanoclip.arguments import read_config
+from kanoclip.arguments import mistake, read_config
 from kanoclip.cli import KanoclipCLI, model_name, quiet
 from kanoclip.outputs.files import write_json, write_text
 from kanoclip.outputs.tables import METRICS, UNDEFINED, table_text
@@ -30,25 +32,35 @@ Reports = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``kanoclip benchmark``; returns 0, 1 if a run failed, 2 for a mistake in the config."""
-    parser = ArgumentParser(prog="kanoclip benchmark", description=run.__doc__)
+    """Run ``kanoclip benchmark``; returns 0, 1 if a run failed, 2 for a mistake in the config, 130 if interrupted."""
+    about = "Fit what learns on one auxiliary set, test all models on the other sets, and print one table."
+    parser = ArgumentParser(prog="kanoclip benchmark", description=about, exit_on_error=False)
     parser.add_argument("--config", required=True, help="YAML with auxiliary, data, models, seeds and trainer.")
     parser.add_argument("--output", default=None, help="Folder for the runs and the table.")
-    options = parser.parse_args(list(argv[1:]))
     quiet()
     try:
+        options = parser.parse_args(list(argv[1:]))
         config = read_config(options.config)
         expected = {"auxiliary", "data", "models", "seeds", "trainer"}
         if set(config) != expected or not all(isinstance(config[key], list) for key in ("data", "models", "seeds")):
             raise ValueError(
-                f"{options.config} should have the keys {', '.join(sorted(expected))}, got {list(config)}."
+                f"{options.config} should have the keys {', '.join(sorted(expected))}, with lists of data, models and "
+                f"seeds, got {', '.join(config)}."
             )
         plan = {kind: [_spec(kind, one, options.config) for one in config[key]] for kind, key in _LISTS}
         auxiliary = _spec("data", config["auxiliary"], options.config)
+    except argparse.ArgumentError as error:
+        return complain(f"{error}. Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml")
     except ValueError as error:
         return complain(str(error))
     output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
-    return run(auxiliary, plan["data"], plan["model"], config["seeds"], config["trainer"], output)
+    try:
+        return run(auxiliary, plan["data"], plan["model"], config["seeds"], config["trainer"], output)
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C by leaving
+        if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        print(f"kanoclip: interrupted. What is done is in {output}; the same command goes on.", file=sys.stderr)
+        return 130
 
 
 def run(
@@ -77,13 +89,15 @@ def run(
                 found = [_test(folder, model, one, auxiliary, seed, trainer) for one in data]
             except Exception as error:
                 write_text(folder / "error.txt", traceback.format_exc())
-                failed.append(f"{label}, seed {seed} failed: {error} The whole story is in {folder}/error.txt")
+                said = mistake(error, ()) or f"{type(error).__name__}: {error}"
+                failed.append(f"{label}, seed {seed} failed. {said} The whole story: {folder}/error.txt")
                 continue
             for report in found:
                 reports.setdefault((report["data"], label), []).append(report)
             if all(report["checkpoint"] is None for report in found):
                 break  # nothing was learned: every seed gives the same
-    _write(output, reports)
+    if reports:
+        _write(output, reports)
     for failure in failed:
         complain(failure)
     return 1 if failed else 0

@@ -12,18 +12,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from kanoclip.__main__ import complain
+from kanoclip.__main__ import VERBS, complain
 from kanoclip.arguments import UsageError, mistake, prepare, take_checkpoint
 from kanoclip.outputs import ExampleMaps, PredictionWriter, ResultsWriter, RunRecord
-from kanoclip.registry import NAMES, expand_argv, name_of
-from kanoclip.runs import NoFitError, check_agreement, folder_name, newest_fit, read_checkpoint
+from kanoclip.registry import NAMES, available, expand_argv, name_of
+from kanoclip.runs import (
+    ContradictionError,
+    NoFitError,
+    check_agreement,
+    folder_name,
+    newest_fit,
+    read_checkpoint,
+)
 
 RUNS = "runs"
+ROUTINES = ("fit", "validate", "test", "predict")
+FREE = {"prompts": "ensemble", "interaction": "none", "adapter": "none"}  # heads that learn nothing
 
 
 class Parser(LightningArgumentParser):
@@ -43,6 +52,22 @@ class SaveFitConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class FitNote(Callback):
+    """Says where the checkpoint of a fit is, finished or interrupted."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the checkpoint."""
+        if trainer.is_global_zero:
+            _note(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Name the checkpoint of the epochs before, if there is one."""
+        if trainer.training and isinstance(exception, KeyboardInterrupt):
+            path = _last_checkpoint(trainer)
+            done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
+            _note(f"interrupted. Finished epochs: {done}.")
+
+
 class KanoclipCLI(LightningCLI):
     """LightningCLI with this project's names, run folders and checkpoints.
 
@@ -54,7 +79,9 @@ class KanoclipCLI(LightningCLI):
     model: Any
 
     def __init__(self, argv: Sequence[str]) -> None:
-        self.argv, self.checkpoint = take_checkpoint(prepare(argv))
+        self.argv, given = take_checkpoint(prepare(argv))
+        self.checkpoint: str | Path | None = given
+        self.about: dict[str, Any] = {}
         super().__init__(
             LightningModule,
             None,
@@ -71,10 +98,11 @@ class KanoclipCLI(LightningCLI):
                     ExampleMaps(),
                     ResultsWriter(),
                     PredictionWriter(),
+                    FitNote(),
                 ],
             },
             seed_everything_default=111,
-            parser_kwargs={"parser_mode": "kanoclip"},
+            parser_kwargs={"parser_mode": "kanoclip"} | {verb: {"description": _about(verb)} for verb in ROUTINES},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -102,8 +130,10 @@ class KanoclipCLI(LightningCLI):
             self.checkpoint = newest_fit(runs, name, auxiliary=identity)
             if self.checkpoint is None:
                 raise NoFitError(f"No fit of {name} on {identity} in {runs}/fit to go on with. Leave out --ckpt_path.")
-        elif verb != "fit" and self.checkpoint is None:
+        elif verb != "fit" and self.checkpoint in (None, "last"):
             self.checkpoint = newest_fit(runs, name, but_not=identity)
+            if self.checkpoint is None and _learns(chosen.model):  # told before gigabytes of backbone are loaded
+                raise self._no_fit(name, identity)
         if self.checkpoint is None:
             return
         about, stored = read_checkpoint(self.checkpoint)
@@ -112,10 +142,18 @@ class KanoclipCLI(LightningCLI):
             _note(f"this is NOT zero-shot: {identity} was the auxiliary set of the fit.")
         if stored:
             asked = self.parser.parse_args(self.argv, defaults=False)[verb].get("model")
-            check_agreement(asked.as_dict(), stored, about["components"], self.checkpoint, "model")
+            check_agreement(asked.as_dict(), stored, about["components"], Path(self.checkpoint), "model")
             chosen["model"] = None  # or settings that were not asked for would stay
             self.config = self.parser.parse_object({verb: {"model": stored}}, self.config)
+        self.about = about
         self.config[verb]["ckpt_path"] = str(self.checkpoint)
+
+    def _no_fit(self, model: str, identity: str) -> NoFitError:
+        root = self.config[self.subcommand].trainer.default_root_dir
+        return NoFitError(
+            f"No finished fit of {model} on another data set than {identity} under {root}/fit. Fit one first: "
+            f"kanoclip fit --config configs/quickstart.yaml --model {model}, or give --ckpt_path."
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the run into its own folder, ``<default_root_dir>/<verb>/<model>/<data>/version_N``."""
@@ -128,12 +166,14 @@ class KanoclipCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse to test what was never fitted, and say what a reader of the numbers must know."""
         if self.subcommand != "fit" and self.checkpoint is None and self.model.needs_training:
-            name, identity = self.model.name, self.datamodule.identity
-            raise NoFitError(
-                f"No finished fit of {name} on another data set than {identity} under "
-                f"{self.config[self.subcommand].trainer.default_root_dir}/fit. Fit one first: kanoclip fit --config "
-                f"configs/quickstart.yaml --model {name}, or give --ckpt_path."
-            )
+            raise self._no_fit(self.model.name, self.datamodule.identity)
+        for kind, built in self.model.describe_components().items():
+            fitted = self.about.get("components", {}).get(kind, built)
+            if kind != "backbone" and built != fitted:  # a model built in Python: its checkpoint has no options
+                raise ContradictionError(
+                    f"The checkpoint {self.checkpoint} was fitted with the {kind} {fitted}, but {built} would be "
+                    f"tested. Give --model.{kind} as it was fitted."
+                )
         backbone = getattr(self.model, "backbone", None)
         if getattr(backbone, "description", "") == "kanoclip embedded" and self.datamodule.domain != "drawn":
             _note(
@@ -148,6 +188,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         cli = KanoclipCLI(argv)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return 130
@@ -170,9 +212,38 @@ def model_name(path: str) -> str:
     return name if name != path else path.rpartition(".")[2]
 
 
+def _about(verb: str) -> str:
+    """Describe a verb above its options."""
+    return (
+        f"{VERBS[verb]}. Data sets (--data): {', '.join(available('data'))}. Models (--model): "
+        f"{', '.join(available('model'))}; kanoclip without --model. Options of one of them: --data.help NAME, "
+        f"--model.help NAME. Components: kanoclip list."
+    )
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def _build(section: Namespace) -> Any:
-    module, _, name = section.class_path.rpartition(".")
-    return getattr(import_module(module), name)(**section.get("init_args", Namespace()).as_dict())
+    return _class(section.class_path)(**section.get("init_args", Namespace()).as_dict())
+
+
+def _learns(model: Namespace) -> bool:
+    """Whether a model is sure to learn, by the names of its heads: one of our own that has weights."""
+    settings, cls = model.get("init_args") or Namespace(), _class(model.class_path)
+    for kind, free in FREE.items():
+        given, own = settings.get(kind), getattr(cls, f"own_{kind}", None)
+        path = given.class_path if given else f"{own.__module__}.{own.__name__}" if own else ""
+        if name_of(kind, path) in set(available(kind)) - {free}:
+            return True
+    return False
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path
 
 
 def _note(text: str) -> None:

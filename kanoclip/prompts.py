@@ -58,6 +58,10 @@ class EnsemblePrompts(Prompts):
         self.class_name = class_name
         self._known: dict[str, Tensor] = {}
 
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Forget what another backbone made of the phrases."""
+        self._known = {}
+
     def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
         """Return ``(B, 2, D)``."""
         names = [readable(name) if self.class_name else "object" for name in category]
@@ -110,7 +114,7 @@ class LearnedPrompts(Prompts):
         self.deep_tokens = deep_tokens
         self.deep_depth = deep_depth
         self.words = (normal, anomalous)
-        self._states: Tensor | None = None
+        self._kept: tuple[list[Tensor], Tensor] | None = None  # the weights, and the states they gave
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create context vectors from N(0, 0.02) and place the words behind them."""
@@ -130,16 +134,19 @@ class LearnedPrompts(Prompts):
         depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
         self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
 
-    def train(self, mode: bool = True) -> LearnedPrompts:
-        """Forget the states kept for evaluation, since training or loading changes them."""
-        self._states = None
-        return super().train(mode)
-
     def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
-        """Return ``(B, 2, D)``: the same states for each image; encoded once while the model is in eval mode."""
-        states = self._states
-        if states is None or self.training or torch.is_grad_enabled():
+        """Return ``(B, 2, D)``: the same states for each image; without gradients, encoded once."""
+        weights = list(self.parameters())
+        if self._kept is None or torch.is_grad_enabled() or not _equal(self._kept[0], weights):
             prompts = torch.cat([self.begin, self.vectors, self.end], 1)  # (2, M, W)
             states = backbone.encode_embeddings(prompts, self.eot, self.deep)  # (2, D)
-            self._states = None if self.training or torch.is_grad_enabled() else states
+            # a copy of the weights tells whether they changed, by whatever way: a few kB beside a pass of the encoder
+            self._kept = None if states.requires_grad else ([weight.detach().clone() for weight in weights], states)
+        else:
+            states = self._kept[1]
         return states.expand(len(category), -1, -1)
+
+
+def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)

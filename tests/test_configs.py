@@ -1,6 +1,7 @@
 """Every YAML that ships is parsed by the real parser and built, with a tiny backbone where it names a large one."""
 
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_model_that_learns_says_for_how_long(path: Path, tiny_clip) -> None:
 
 def test_each_rung_of_the_ladder_adds_to_the_one_below() -> None:
     rungs = [classes(CONFIGS / "ablations" / f"{rung}.yaml") for rung in LADDER]
-    changes = [{k for k in COMPONENTS if below[k] != above[k]} for below, above in zip(rungs, rungs[1:], strict=False)]
+    changes = [{k for k in COMPONENTS if below[k] != above[k]} for below, above in pairwise(rungs)]
     assert changes == [{"attention"}, {"prompts", "kd_loss"}, {"interaction"}, {"adapter"}]
 
 

@@ -35,6 +35,7 @@ def test_facts_are_those_of_the_categories_each_once_and_generic_ones_for_a_stra
         ("generic: {normal: [a thing]}", r"generic\.anomalous should be a list"),
         (GENERIC + "categories: {nut: {normal: [], anomalous: [x]}}", r"categories\.nut\.normal should be a list"),
         (GENERIC + "categories: {nut: {normal: [a], anomalous: [b, 3]}}", r"entry 2 of categories\.nut\.anomalous"),
+        ("generic: {normal: [a], anomalous: [{text: b, visible: false}]}", r"no text of generic\.anomalous is visible"),
         ("generic: {normal: [", "is not YAML"),
     ],
 )

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.prompts import EnsemblePrompts, LearnedPrompts, readable
 
 
@@ -19,6 +20,15 @@ def test_hand_written_states_are_unit_length_differ_by_category_and_are_encoded_
     prompts(["bolt"], tiny_clip)
     assert len(calls) == 4  # two states of two categories
     assert any("damaged nut" in text for text in calls[1] + calls[3])
+
+
+def test_hand_written_states_are_those_of_the_backbone_at_hand(tiny_clip, make_clip, write_clip, tmp_path) -> None:
+    config, weights = make_clip(embed_dim=16, text={"context_length": 48}, seed=1)
+    second = CLIPBackbone(write_clip(tmp_path / "second", config, weights.state_dict()), image_size=32)
+    prompts = EnsemblePrompts()
+    first = prompts(["nut"], tiny_clip)
+    prompts.build(second)
+    assert (prompts(["nut"], second) - first).abs().max() > 1e-3
 
 
 def test_without_class_names_all_categories_share_their_states(tiny_clip) -> None:
@@ -40,17 +50,22 @@ def test_learned_states_serve_any_category_and_gradients_reach_only_the_context(
     assert all(parameter.grad is None for parameter in tiny_clip.parameters())
 
 
-def test_learned_states_are_encoded_once_for_evaluation_and_anew_after_training(tiny_clip) -> None:
-    prompts = LearnedPrompts(context=4)
+def test_learned_states_are_encoded_once_without_gradients_and_anew_when_the_weights_change(
+    tiny_clip, monkeypatch
+) -> None:
+    prompts, other, calls, encode = LearnedPrompts(context=4), LearnedPrompts(4), [], tiny_clip.encode_embeddings
     prompts.build(tiny_clip)
-    prompts.eval()
+    other.build(tiny_clip)
+    monkeypatch.setattr(tiny_clip, "encode_embeddings", lambda *given: calls.append(given) or encode(*given))
     with torch.no_grad():
         before = prompts(["nut"], tiny_clip)
-        prompts.vectors.normal_()  # unnoticed until the mode changes: nothing trains in eval mode
-        torch.testing.assert_close(prompts(["nut"], tiny_clip), before, rtol=0, atol=0)
-        prompts.train()
-        prompts.eval()
-        assert (prompts(["nut"], tiny_clip) - before).abs().max() > 1e-4
+        torch.testing.assert_close(prompts(["nut", "bolt"], tiny_clip)[1:], before, rtol=0, atol=0)
+        assert len(calls) == 1
+        prompts.eval().load_state_dict(other.state_dict())
+        torch.testing.assert_close(prompts(["nut"], tiny_clip), other(["nut"], tiny_clip), rtol=0, atol=0)
+        prompts.vectors.data.normal_()
+        assert (prompts(["nut"], tiny_clip) - other(["nut"], tiny_clip)).abs().max() > 1e-4
+    assert prompts(["nut"], tiny_clip).requires_grad  # what was kept does not cut the gradient
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(tiny_clip) -> None:

@@ -58,7 +58,7 @@ def test_an_unknown_name_says_what_was_meant_and_what_there_is() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown data 'mvtecc' for --data\. Did you mean 'mvtec'\?") as error:
         expand_argv(["--data", "mvtecc"])
     assert "Registered names: mvtec, folder, manifest" in str(error.value)
-    with pytest.raises(UnknownNameError, match=r"Unknown adapter .cnov. in my\\.yaml"):
+    with pytest.raises(UnknownNameError, match=r"Unknown adapter .cnov. in my\.yaml"):
         expand({"model": {"adapter": "cnov"}}, " in my.yaml")
 
 
@@ -87,6 +87,8 @@ def test_a_class_of_ones_own_gets_a_name_once(monkeypatch) -> None:
         (["test", "--data", "mvtecc"], 2, "Did you mean 'mvtec'?"),
         (["fit", "--model.adapter=cnov"], 2, "Did you mean 'conv'?"),
         (["test", "--data.help"], 0, "surfaces_auxiliary"),
+        (["test"], 2, "test needs a data set: add --data NAME, one of mvtec"),
+        (["fit", "--config", "nowhere.yaml"], 2, "No config at nowhere.yaml"),
         (["list"], 0, "bi_cmci"),
         (["list", "adaptor"], 2, "Kinds: data, model"),
     ],

@@ -81,4 +81,6 @@ def _entries(path: Path, key: str, entry: Any) -> Entries:
             for text in texts
             if not isinstance(text, dict) or text.get("visible", True)
         ]
+        if not found[state]:
+            raise ValueError(f"{path}: no text of {key}.{state} is visible in a picture. Add one that is.")
     return found

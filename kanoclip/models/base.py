@@ -14,6 +14,7 @@ from kanoclip.metrics import ImageMetrics, PixelMetrics
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 
 FROZEN = "backbone."
+TRAINED_WITH = ("attention", "prompts", "interaction", "adapter")  # no head depends on score and kd_loss
 
 
 class CheckpointError(ValueError):
@@ -83,9 +84,9 @@ class AnomalyModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on with the random numbers of the run that is resumed."""
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state)
-            self._random_state = None
+        if self._random_state is not None and self.trainer.ckpt_path:  # not what an earlier test has loaded
+            torch.set_rng_state(self._random_state.cpu())
+        self._random_state = None
 
     def training_step(self, batch: Batch) -> Tensor:  # type: ignore[override]  # Lightning hands over one batch
         """Return the sum of the losses of a batch.
@@ -123,8 +124,9 @@ class AnomalyModule(LightningModule):
         return self._scored(batch)
 
     def predict_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
-        """Score a batch."""
-        return self(batch)
+        """Score a batch; without what only the losses need, since Lightning may keep all predictions in memory."""
+        scores: Scores = self(batch)
+        return Scores(scores.anomaly_map, scores.image_score)
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics."""
@@ -190,10 +192,10 @@ class AnomalyModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint was trained on this backbone, and add the backbone's own weights.
+        """Check that the checkpoint belongs to this model, and add the backbone's own weights.
 
         Raises:
-            CheckpointError: If it was written by something else, or for another backbone.
+            CheckpointError: If it was written by something else, or for another backbone or other components.
         """
         about = checkpoint.get("kanoclip")
         if about is None:
@@ -207,6 +209,13 @@ class AnomalyModule(LightningModule):
                 f"({theirs['fingerprint'][:12]}), but this is {mine['description']} ({mine['fingerprint'][:12]}). "
                 f"Choose the same --model.backbone, or fit anew."
             )
+        mine, theirs = self.describe_components(), about["components"]
+        for kind in TRAINED_WITH:
+            if mine.get(kind) != theirs.get(kind):
+                raise CheckpointError(
+                    f"The checkpoint's heads were trained with {kind} {theirs.get(kind)}, but this model has "
+                    f"{mine.get(kind)}. Choose the same --model.{kind}, or fit anew."
+                )
         self.auxiliary = about["auxiliary"]
         self._random_state = about["random_state"]
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}

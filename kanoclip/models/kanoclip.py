@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,9 @@ class KAnoCLIP(AnomalyModule):
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__(lr, betas)
-        self.save_hyperparameters(logger=False)
+        with warnings.catch_warnings():  # Lightning would have objects ignored, and lose the choice made by name
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters(logger=False)
         self.backbone = backbone or CLIPBackbone()
         self.attention = attention or self.own_attention()
         self.prompts = prompts or self.own_prompts()

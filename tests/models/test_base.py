@@ -2,13 +2,16 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
+from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.surfaces import Surfaces
 from kanoclip.interaction import NoInteraction
 from kanoclip.models.ablations import CLIP
 from kanoclip.models.base import CheckpointError, NonFiniteLossError
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.scoring import MapMaxScore
 from kanoclip.types import Scores
 
 
@@ -43,8 +46,13 @@ def test_a_resumed_fit_ends_where_an_uninterrupted_one_does(make_model, make_tra
     trainer = make_trainer(max_epochs=1)
     trainer.fit(first, make_data(**data))
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    make_trainer(max_epochs=2).fit(resumed, make_data(**data), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    met = []
+    look = LambdaCallback(on_train_epoch_start=lambda *_: met.append(torch.get_rng_state()))
+    trainer = make_trainer(max_epochs=2, callbacks=[look])
+    trainer.fit(resumed, make_data(**data), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert equal(heads(whole), heads(resumed))
+    stored = torch.load(tmp_path / "half.ckpt", weights_only=True)["kanoclip"]["random_state"]
+    assert [torch.equal(state, stored) for state in met] == [True]  # one epoch was left, and it began where we stopped
 
 
 @pytest.fixture
@@ -95,6 +103,46 @@ def test_a_foreign_checkpoint_is_refused(checkpoint, make_model, make_trainer, m
     torch.save(content, checkpoint[1])
     with pytest.raises(CheckpointError, match="was not written by kanoclip"):
         make_trainer().test(make_model(interaction=NoInteraction()), make_data(Surfaces), ckpt_path=checkpoint[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": QKV(), "interaction": NoInteraction()}, "with attention VV, but this model has QKV"),
+        ({}, r"with interaction NoInteraction, but this model has BiCMCI\. Choose the same --model\.interaction"),
+    ],
+)
+def test_a_checkpoint_of_other_components_is_refused_by_both_names(
+    checkpoint, make_model, make_trainer, make_data, options, message
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        make_trainer().test(make_model(**options), make_data(Surfaces), ckpt_path=checkpoint[1])
+
+
+def test_a_checkpoint_can_be_tested_with_another_image_score(checkpoint, make_model, make_trainer, make_data) -> None:
+    model = make_model(interaction=NoInteraction(), score=MapMaxScore())
+    make_trainer().test(model, make_data(Surfaces, category="pill"), ckpt_path=checkpoint[1], verbose=False)
+    assert model.results["pill"]["images"] == 4
+
+
+def test_a_prediction_keeps_only_map_and_score(make_model, synthetic_batch) -> None:
+    model = make_model().eval()
+    with torch.no_grad():
+        kept, whole = model.predict_step(synthetic_batch), model(synthetic_batch)
+    assert kept[2:] == (None, None, None)
+    torch.testing.assert_close(kept.anomaly_map, whole.anomaly_map, rtol=0, atol=0)
+
+
+def test_a_new_fit_does_not_go_on_with_the_random_numbers_of_a_tested_checkpoint(
+    checkpoint, make_model, make_trainer, make_data
+) -> None:
+    model = make_model(interaction=NoInteraction())
+    make_trainer().test(model, make_data(Surfaces, category="pill"), ckpt_path=checkpoint[1], verbose=False)
+    torch.manual_seed(99)
+    met = []
+    look = LambdaCallback(on_train_epoch_start=lambda *_: met.append(torch.get_rng_state()))
+    make_trainer(callbacks=[look]).fit(model, make_data(category="ring"))
+    assert not torch.equal(met[0], torch.load(checkpoint[1], weights_only=True)["kanoclip"]["random_state"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_and_says_which(make_model, make_trainer, make_data) -> None:

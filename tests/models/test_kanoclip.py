@@ -107,9 +107,10 @@ def test_each_row_of_the_ablation_is_its_components(make_model, kind, components
     assert "forward" not in vars(kind) or kind is KAnoCLIP  # a variant only chooses
 
 
-def test_a_component_can_be_given_as_an_object(make_model) -> None:
+def test_a_component_can_be_given_as_an_object(make_model, recwarn) -> None:
     assert isinstance(make_model(CLIP, adapter=LinearAdapter()).adapter, LinearAdapter)
     assert make_model(CLIP, adapter=LinearAdapter()).needs_training
+    assert not [str(warning.message) for warning in recwarn if "nn.Module" in str(warning.message)]
 
 
 def test_a_block_that_is_not_there_is_refused_when_the_model_is_built(make_model) -> None:

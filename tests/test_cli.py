@@ -1,0 +1,244 @@
+"""The verbs from end to end, with a tiny CLIP and a few drawn images."""
+
+import ast
+import inspect
+import json
+import signal
+import typing
+from importlib import import_module
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import kanoclip
+from kanoclip.__main__ import main
+from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.registry import NAMES
+
+DATA = ["--data.images", "2", "--data.num_workers", "0", "--data.category"]
+SEEN = ["--data", "surfaces_auxiliary", *DATA, "wood"]
+UNSEEN = ["--data", "surfaces", *DATA, "gear"]
+FIT = "runs/fit/kanoclip/surfaces_auxiliary"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_options(tiny_name) -> list[str]:
+    return ["--model.backbone", "clip", "--model.backbone.name", tiny_name, "--model.backbone.image_size", "32"]
+
+
+@pytest.fixture
+def fit(tiny_options):
+    """Fit the tiny model for an epoch; further options may follow."""
+
+    def run(*options: str) -> None:
+        assert main(["fit", *SEEN, *tiny_options, "--trainer.max_epochs", "1", *options]) == 0
+
+    return run
+
+
+def read(path: str) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def heads(path: str) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_fit_leaves_its_config_checkpoint_and_record_and_a_test_finds_them(fit, capsys) -> None:  # T3, T8, T9
+    fit("--model.adapter", "linear")
+    record, config = read(f"{FIT}/version_0/run.json"), yaml.safe_load(Path(f"{FIT}/version_0/config.yaml").read_text())
+    assert (record["model"], record["auxiliary"], record["categories"]) == ("kanoclip", "surfaces_auxiliary", ["wood"])
+    assert (record["seed"], config["seed_everything"]) == (111, 111)
+    assert config["model"]["init_args"]["adapter"]["class_path"] == "kanoclip.adapter.LinearAdapter"
+    assert config["data"]["init_args"]["image_size"] is None  # read from the model, not linked to it
+    checkpoint = torch.load(f"{FIT}/version_0/{record['ckpt']}", weights_only=True)
+    assert f"fitted: {FIT}/version_0/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert not [name for name in checkpoint["state_dict"] if name.startswith("backbone.")]
+
+    assert main(["test", *UNSEEN]) == 0  # neither backbone nor adapter is said again
+    printed = capsys.readouterr()
+    assert f"checkpoint {FIT}/version_0/checkpoints/last.ckpt: kanoclip, fitted on surfaces_auxiliary" in printed.err
+    assert "surfaces_auxiliary -> surfaces, zero-shot" in printed.out
+    report = read("runs/test/kanoclip/surfaces/version_0/results.json")
+    assert report["components"]["adapter"] == "LinearAdapter"
+    assert report["results"]["gear"]["images"] == 2
+    assert not Path("runs/test/kanoclip/surfaces/version_0/config.yaml").exists()
+    assert KAnoCLIP.load_from_checkpoint(f"{FIT}/version_0/{record['ckpt']}").adapter.reduction == 4  # from Python too
+
+
+def test_the_newest_finished_fit_counts_and_a_fit_has_a_folder_of_its_own(fit, capsys) -> None:
+    fit()
+    fit()
+    fit()
+    Path(f"{FIT}/version_2/run.json").unlink()  # as if interrupted
+    capsys.readouterr()
+    assert main(["predict", *UNSEEN]) == 0
+    assert f"checkpoint {FIT}/version_1/" in capsys.readouterr().err
+    assert len(Path("runs/predict/kanoclip/surfaces/version_0/predictions.csv").read_text().splitlines()) == 3
+
+
+def test_a_model_is_not_tested_on_its_own_auxiliary_set_unless_told_to(fit, capsys) -> None:
+    fit()
+    assert main(["test", *SEEN]) == 2
+    assert "No finished fit of kanoclip on another data set than surfaces_auxiliary" in capsys.readouterr().err
+    assert main(["test", *SEEN, "--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]) == 0
+    printed = capsys.readouterr()
+    assert "this is NOT zero-shot: surfaces_auxiliary was the auxiliary set of the fit" in printed.err
+    assert read("runs/test/kanoclip/surfaces_auxiliary/version_0/results.json")["zero_shot"] is False
+
+
+def test_without_a_fit_the_command_to_type_is_told_before_any_backbone_is_loaded(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
+    for verb in ("test", "predict", "validate"):
+        assert main([verb, *UNSEEN]) == 2
+        said = capsys.readouterr().err
+        assert "under runs/fit. Fit one first: kanoclip fit --config configs/quickstart.yaml --model kanoclip" in said
+
+
+def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> None:
+    assert main(["test", *UNSEEN, "--model", "clip", *tiny_options]) == 0
+    assert main(["test", *UNSEEN, "--model", "local_stats", "--model.image_size", "32"]) == 0
+    bare = ["--model.prompts", "ensemble", "--model.interaction", "none", "--model.adapter", "none"]
+    assert main(["test", *UNSEEN, *tiny_options, *bare]) == 0
+    assert read("runs/test/clip/surfaces/version_0/results.json")["checkpoint"] is None
+    capsys.readouterr()
+    assert main(["fit", *SEEN, "--model", "clip", *tiny_options]) == 2
+    assert "clip learns nothing, so it cannot be fitted. Run: kanoclip test --model clip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (["--model.adapter", "linear"], ("model.adapter ConvAdapter", "kanoclip.adapter.LinearAdapter is asked for")),
+        (["--model.sigma", "2"], ("model.sigma 4.0", "2.0 is asked for")),
+        (["--model.backbone", "embedded"], ("model.backbone kanoclip.backbone.clip.CLIPBackbone", "EmbeddedBackbone")),
+    ],
+)
+def test_a_checkpoint_and_options_that_contradict_each_other_stop_the_run(fit, options, values, capsys) -> None:  # T4
+    fit()
+    capsys.readouterr()
+    given = ["--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]
+    for argv in (["test", *UNSEEN, *options], ["test", *UNSEEN, *options, *given], ["fit", *SEEN, *options, *given]):
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert all(value in said for value in values)
+        assert f"Leave out --{options[0][2:]}, or fit anew" in said
+    assert main(["test", *UNSEEN, "--model.sigma", "4", "--model.adapter", "conv"]) == 0  # they agree
+
+
+def test_the_checkpoint_of_a_model_built_in_python_must_fit_what_is_built(fit, tiny_options, capsys) -> None:
+    fit("--model.adapter", "linear")
+    path = Path(f"{FIT}/version_0/checkpoints/last.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"] = {}
+    torch.save(content, path)
+    capsys.readouterr()
+    assert main(["test", *UNSEEN, *tiny_options]) == 2
+    assert "was fitted with the adapter LinearAdapter, but ConvAdapter would be tested" in capsys.readouterr().err
+    assert main(["test", *UNSEEN, *tiny_options, "--model.adapter", "linear"]) == 0
+
+
+def test_a_fit_that_is_resumed_ends_where_an_unbroken_one_ends(fit, tiny_options) -> None:
+    fit("--trainer.max_epochs", "3")
+    unbroken = heads(f"{FIT}/version_0/checkpoints/last.ckpt")
+    Path(FIT).rename("elsewhere")
+    fit("--trainer.max_epochs", "1")
+    assert main(["fit", *SEEN, "--trainer.max_epochs", "3", "--ckpt_path", "last"]) == 0  # options: from the checkpoint
+    newest = max(Path(FIT).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = heads(str(newest))
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert torch.load(newest, weights_only=True)["epoch"] == 2
+
+
+def test_there_is_nothing_to_resume_before_the_first_fit(capsys) -> None:
+    assert main(["fit", *SEEN, "--ckpt_path", "last"]) == 2
+    assert "No fit of kanoclip on surfaces_auxiliary in runs/fit to go on with" in capsys.readouterr().err
+
+
+def test_an_interrupted_fit_says_what_is_done_and_how_to_go_on(tiny_options, monkeypatch, capsys) -> None:
+    losses = KAnoCLIP.losses
+
+    def interrupted(self, *arguments):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return losses(self, *arguments)
+
+    monkeypatch.setattr(KAnoCLIP, "losses", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["fit", *SEEN, *tiny_options, "--trainer.max_epochs", "3"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning switches it off while it shuts down
+    said = capsys.readouterr().err
+    assert f"interrupted. Finished epochs: {FIT}/version_0/checkpoints/last.ckpt; to go on" in said
+    assert not Path(f"{FIT}/version_0/run.json").exists()
+    assert main(["test", *UNSEEN]) == 2  # not taken for a finished one
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(fit, monkeypatch) -> None:
+    monkeypatch.setattr(KAnoCLIP, "losses", lambda *_: {}["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        fit()
+
+
+def test_predict_reports_unreadable_images_and_goes_on(folder, capsys) -> None:
+    (folder / "photos").mkdir()
+    cv2.imwrite("photos/good.png", np.full((20, 30, 3), 90, np.uint8))
+    Path("photos/broken.png").write_bytes(b"not a picture")
+    options = ["--model", "local_stats", "--model.image_size", "32", "--data.num_workers", "0"]
+    assert main(["predict", "--data", "folder", "--data.root", "photos", *options]) == 1
+    said = capsys.readouterr().err
+    assert "broken.png" in said
+    assert "1 files could not be read; all others are done" in said
+    table = next(Path("runs/predict/local_stats").glob("*/version_0/predictions.csv")).read_text()
+    assert "good.png" in table
+    assert "broken.png" not in table
+
+
+def test_the_embedded_backbone_says_what_it_is_for_except_on_drawings(folder, capsys) -> None:
+    (folder / "photos").mkdir()
+    cv2.imwrite("photos/good.png", np.full((20, 30, 3), 90, np.uint8))
+    options = ["--model", "clip_vv", "--model.backbone", "embedded", "--data.num_workers", "0"]
+    assert main(["predict", "--data", "folder", "--data.root", "photos", *options]) == 0
+    assert "the embedded backbone is for demonstration" in (said := capsys.readouterr().err)
+    assert "ViT-L-14-336" in said
+    assert main(["predict", *UNSEEN, *options]) == 0
+    assert "demonstration" not in capsys.readouterr().err
+
+
+def test_the_help_of_a_verb_names_data_sets_and_models(capsys) -> None:  # T5
+    assert main(["test", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Data sets (--data): mvtec, folder, manifest, surfaces, surfaces_auxiliary, surfaces_defects." in said
+    assert "kanoclip, clip, clip_vv, clip_vv_knpl, clip_vv_knpl_bicmci, local_stats; kanoclip without --model" in said
+    assert main(["test", "--data.help", "mvtec"]) == 0
+    assert "--data.holdout HOLDOUT Share of the test split" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_private_name_of_a_dependency_is_imported_and_versions_are_bounded() -> None:  # T10
+    package = Path(kanoclip.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("jsonargparse", "lightning")):
+                private = [name for name in [*node.module.split("."), *(a.name for a in node.names)] if name[0] == "_"]
+                assert private == [], path
+    project = (package.parent / "pyproject.toml").read_text()
+    assert '"lightning>=2.6,<2.7"' in project
+    assert '"jsonargparse[signatures]>=4.49,<5"' in project
+
+
+@pytest.mark.parametrize("path", [path for kind in NAMES.values() for path in kind.values()])
+def test_the_annotations_of_a_constructor_resolve_when_it_is_parsed(path) -> None:  # T10
+    module, _, name = path.rpartition(".")
+    cls = getattr(import_module(module), name)
+    assert set(typing.get_type_hints(cls.__init__)) >= set(inspect.signature(cls).parameters) - {"args", "kwargs"}
