@@ -31,30 +31,41 @@ def focal_loss(probability: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
     return ((1 - true) ** gamma * -true.log()).mean()
 
 
-def dice_loss(probability: Tensor, mask: Tensor) -> Tensor:
-    """One minus the overlap of a map ``(B, H, W)`` with a mask ``(B, H, W)``, per image, then the mean.
+def dice_loss(probability: Tensor, mask: Tensor, over: str = "batch") -> Tensor:
+    """One minus the overlap of maps ``(B, H, W)`` with masks ``(B, H, W)``.
+
+    Args:
+        probability: Of what the mask marks.
+        mask: 1 where it is.
+        over: "batch" counts the pixels of all images together; "image" takes each image apart, then the mean. Apart,
+            an image with an empty mask costs almost 1 until its probabilities sum to less than a single pixel, which
+            drives maps into saturation.
 
     Reference:
         F. Milletari et al., *V-Net*, 3DV 2016, with 1 added above and below so that empty masks are defined.
     """
+    first = 1 if over == "image" else 0
     mask = mask.float()
-    overlap = (probability * mask).flatten(1).sum(1)
-    both = probability.flatten(1).sum(1) + mask.flatten(1).sum(1)
+    overlap = (probability * mask).flatten(first).sum(-1)
+    both = probability.flatten(first).sum(-1) + mask.flatten(first).sum(-1)
     return (1 - (2 * overlap + 1) / (both + 1)).mean()
 
 
-def local_loss(maps: Tensor, mask: Tensor) -> Tensor:
+def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch") -> Tensor:
     """Sum over levels of focal + Dice(anomalous, mask) + Dice(normal, 1 - mask).
 
     Args:
         maps: ``(L, B, 2, H, W)`` probabilities.
         mask: ``(B, H, W)``, 1 = anomalous; only of images whose mask is known.
+        dice: What Dice is taken over, see ``dice_loss``.
 
     Reference:
-        KAnoCLIP, L_local; its terms are those of AnomalyCLIP (ICLR 2024).
+        KAnoCLIP, L_local; its terms are those of AnomalyCLIP (ICLR 2024), whose Dice is per image.
     """
     terms = [
-        focal_loss(level, mask) + dice_loss(level[:, ANOMALOUS], mask) + dice_loss(level[:, NORMAL], 1 - mask)
+        focal_loss(level, mask)
+        + dice_loss(level[:, ANOMALOUS], mask, dice)
+        + dice_loss(level[:, NORMAL], 1 - mask, dice)
         for level in maps
     ]
     return torch.stack(terms).sum()

@@ -30,6 +30,15 @@ def test_dice_loss_by_hand() -> None:
     assert float(dice_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))) == 0
 
 
+def test_dice_over_the_batch_counts_all_pixels_and_per_image_the_mean() -> None:
+    empty = torch.tensor([[[0.1, 0.0], [0.0, 0.0]]])
+    maps, masks = torch.cat([ANOMALOUS, empty]), torch.cat([MASK, torch.zeros_like(MASK)])
+    batch = 1 - (2 * 0.8 + 1) / (1.3 + 1 + 1)
+    image = (1 - (2 * 0.8 + 1) / (1.2 + 1 + 1) + 1 - 1 / (0.1 + 1)) / 2
+    assert float(dice_loss(maps, masks)) == pytest.approx(batch, rel=1e-5)
+    assert float(dice_loss(maps, masks, "image")) == pytest.approx(image, rel=1e-5)
+
+
 def test_the_local_loss_sums_its_terms_over_levels() -> None:
     once = focal_loss(MAPS, MASK) + dice_loss(MAPS[:, 1], MASK) + dice_loss(MAPS[:, 0], 1 - MASK)
     torch.testing.assert_close(local_loss(torch.stack([MAPS, MAPS]), MASK), 2 * once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class KAnoCLIP(AnomalyModule):
         alpha: Weight of the knowledge loss.
         beta: Weight of the global loss.
         gamma: Weight of the local loss.
+        dice: Whether the local loss takes Dice over the pixels of the batch, or of each image apart as AnomalyCLIP.
         lr: Learning rate of Adam.
         betas: Its two decay rates.
 
@@ -70,6 +72,7 @@ class KAnoCLIP(AnomalyModule):
         alpha: float = 1.0,
         beta: float = 1.0,
         gamma: float = 1.0,
+        dice: Literal["batch", "image"] = "batch",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
@@ -91,6 +94,7 @@ class KAnoCLIP(AnomalyModule):
         self.image_size = self.backbone.image_size
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
+        self.dice = dice
         self.weights = {"kd": alpha, "global": beta, "local": gamma}
         self._facts: Tensor | None = None  # (K, D)
 
@@ -116,7 +120,7 @@ class KAnoCLIP(AnomalyModule):
         assert states is not None
         terms = {"global": global_loss(logits, batch.label)}
         if batch.has_mask.any():
-            terms["local"] = local_loss(maps[:, batch.has_mask], batch.mask[batch.has_mask])
+            terms["local"] = local_loss(maps[:, batch.has_mask], batch.mask[batch.has_mask], self.dice)
         if self._facts is not None:
             terms["kd"] = self.kd_loss(states[0], self._facts)
         return {name: self.weights[name] * term for name, term in terms.items()}
