@@ -89,6 +89,7 @@ class KanoclipCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "default_root_dir": RUNS,
+                "max_epochs": 15,  # AnomalyCLIP's; Lightning's own is 1000
                 "deterministic": "warn",
                 "log_every_n_steps": 10,
                 "enable_model_summary": False,
@@ -151,8 +152,8 @@ class KanoclipCLI(LightningCLI):
     def _no_fit(self, model: str, identity: str) -> NoFitError:
         root = self.config[self.subcommand].trainer.default_root_dir
         return NoFitError(
-            f"No finished fit of {model} on another data set than {identity} under {root}/fit. Fit one first: "
-            f"kanoclip fit --config configs/quickstart.yaml --model {model}, or give --ckpt_path."
+            f"No finished fit of {model} on another data set than {identity} under {root}/fit. Fit one first, such as: "
+            f"kanoclip fit --data surfaces_auxiliary --model {model} --model.backbone embedded, or give --ckpt_path."
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

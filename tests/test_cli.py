@@ -102,7 +102,7 @@ def test_without_a_fit_the_command_to_type_is_told_before_any_backbone_is_loaded
     for verb in ("test", "predict", "validate"):
         assert main([verb, *UNSEEN]) == 2
         said = capsys.readouterr().err
-        assert "under runs/fit. Fit one first: kanoclip fit --config configs/quickstart.yaml --model kanoclip" in said
+        assert "under runs/fit. Fit one first, such as: kanoclip fit --data surfaces_auxiliary --model kanoclip" in said
 
 
 def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> None:

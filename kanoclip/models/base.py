@@ -39,7 +39,7 @@ class AnomalyModule(LightningModule):
     """
 
     name = ""
-    """Registered name."""
+    """Registered name; a class that gives none goes by its own."""
     image_size: int
     """Height and width of the images it takes, in pixels."""
 
@@ -51,6 +51,11 @@ class AnomalyModule(LightningModule):
         self.auxiliary: str | None = None
         self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
         self._random_state: Tensor | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):  # or a user's subclass would pass for its parent in run folders
+            cls.name = cls.__name__
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the terms of the training loss by name, weighted; their sum is minimised."""
@@ -73,7 +78,7 @@ class AnomalyModule(LightningModule):
         """
         heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not heads:
-            name = self.name or type(self).__name__
+            name = self.name
             raise ValueError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
@@ -183,7 +188,7 @@ class AnomalyModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["kanoclip"] = {
             "version": __version__,
-            "model": self.name or type(self).__name__,
+            "model": self.name,
             "components": self.describe_components(),
             "auxiliary": self.auxiliary,
             "categories": list(getattr(data, "categories", [])),

@@ -174,6 +174,10 @@ class Oracle(CLIP):
         return Scores(batch.mask.float(), batch.label.float())
 
 
+def test_a_subclass_goes_by_its_own_name() -> None:
+    assert (KAnoCLIP.name, CLIP.name, Oracle.name) == ("kanoclip", "clip", "Oracle")
+
+
 def test_metrics_are_per_category_and_leave_out_what_is_unknown(make_model, make_trainer, synthetic_batch) -> None:
     model = make_model(Oracle)
     loader = torch.utils.data.DataLoader([0], batch_size=None, collate_fn=lambda _: synthetic_batch)
