@@ -65,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def list_components(kinds: Sequence[str]) -> int:
     """Print the names of the given kinds, or of all, with a line on each."""
+    lines = []
     for kind in kinds or NAMES:
         if kind not in NAMES:
             return complain(f"Unknown kind {kind!r}. Kinds: {', '.join(NAMES)}.")
-        print(f"{kind}:")
-        for name, path in NAMES[kind].items():
-            print(f"  {name:<20} {summary(path)}")
+        lines.append(f"{kind}:")
+        lines += [f"  {name:<20} {summary(path)}" for name, path in NAMES[kind].items()]
+    print("\n".join(lines))  # at once, so that `| head` does no harm
     return 0
 
 

@@ -60,25 +60,26 @@ class CrossAttention(nn.Module):
 
     Args:
         dim: Joint width D.
-        heads: Attention heads; must divide ``dim``.
+        heads: Attention heads; must divide ``width``.
+        width: Width inside.
 
     Shapes:
         query ``(B, Q, D)`` and context ``(B, K, D)`` -> ``(B, Q, D)``, unit length.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, width: int) -> None:
         super().__init__()
-        if dim % heads:
+        if width % heads:
             raise ValueError(
-                f"interaction.heads {heads} does not divide the joint width {dim} of the backbone. "
-                f"Use --model.interaction.heads {max(h for h in range(1, heads + 1) if dim % h == 0)}."
+                f"interaction.heads {heads} does not divide the width {width} of the interaction. "
+                f"Use --model.interaction.heads {max(h for h in range(1, heads + 1) if width % h == 0)}."
             )
         self.heads = heads
         self.norm_query = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(dim)
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out = zeroed(nn.Linear(dim, dim))
+        self.query = nn.Linear(dim, width)
+        self.key_value = nn.Linear(dim, 2 * width)
+        self.out = zeroed(nn.Linear(width, dim))
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
         """Return the query with what it found in the context added."""
@@ -95,10 +96,12 @@ class BiCMCI(Interaction):
     Both look at what came in, so neither direction goes first.
 
     Args:
-        heads: Attention heads; must divide the joint width D.
+        heads: Attention heads; must divide the width.
+        width: Width inside. null: the joint width D. A quarter of it makes the checkpoint four times smaller, which at
+            ViT-L and four levels is 19 MB instead of 76 MB.
 
     Raises:
-        ValueError: If ``heads`` does not divide D.
+        ValueError: If ``heads`` does not divide the width.
 
     Reference:
         KAnoCLIP, section 2.3: bi-directional cross-modal cross-attention of text and multi-level local features; its
@@ -109,9 +112,10 @@ class BiCMCI(Interaction):
     to_patches = True  # whether the patches look at the texts
     to_texts = True  # whether the texts look at the patches
 
-    def __init__(self, heads: int = 8) -> None:
+    def __init__(self, heads: int = 8, width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
+        self.width = width
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create a look per direction and level."""
@@ -120,7 +124,7 @@ class BiCMCI(Interaction):
         self.texts_look = self._looks(backbone.dim, levels if self.to_texts else 0)
 
     def _looks(self, dim: int, count: int) -> nn.ModuleList:
-        return nn.ModuleList(CrossAttention(dim, self.heads) for _ in range(count))
+        return nn.ModuleList(CrossAttention(dim, self.heads, self.width or dim) for _ in range(count))
 
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return both after they looked at each other."""

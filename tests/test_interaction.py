@@ -61,5 +61,14 @@ def test_every_weight_of_the_whole_interaction_learns(tiny_clip, tokens) -> None
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_a_number_that_does(tiny_clip) -> None:
-    with pytest.raises(ValueError, match=r"heads 6 does not divide the joint width 16 .* --model.interaction.heads 4"):
+    with pytest.raises(ValueError, match=r"heads 6 does not divide the width 16 .* --model.interaction.heads 4"):
         BiCMCI(heads=6).build(tiny_clip)
+
+
+def test_a_narrow_interaction_is_the_identity_before_training_and_smaller(tiny_clip, tokens) -> None:
+    narrow, wide = BiCMCI(heads=2, width=4), BiCMCI(heads=2)
+    for interaction in (narrow, wide):
+        interaction.build(tiny_clip)
+    torch.testing.assert_close(narrow(*tokens)[0], tokens[0])
+    sizes = [sum(parameter.numel() for parameter in kind.parameters()) for kind in (narrow, wide)]
+    assert sizes[0] < 0.4 * sizes[1]

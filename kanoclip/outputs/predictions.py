@@ -68,14 +68,13 @@ class PredictionWriter(Callback):
         """Write the files of a batch, then its rows."""
         scores: Scores = outputs
         names = [self._name(path) for path in batch.path]
-        rows = []
-        try:
-            with ThreadPoolExecutor(4) as pool:  # encoding releases Python's lock
-                for row in pool.map(lambda i: self._write(trainer, batch, scores, i, names[i]), range(len(names))):
-                    rows.append(row)
-        finally:  # a full disk or Ctrl-C in the middle of a batch: what is written is also listed
-            self._write_rows(trainer, rows, "a")
-            self._count += len(rows)
+        with ThreadPoolExecutor(4) as pool:  # encoding releases Python's lock; leaving the block waits for all
+            writing = [pool.submit(self._write, trainer, batch, scores, i, name) for i, name in enumerate(names)]
+        rows = [done.result() for done in writing if done.exception() is None]
+        self._write_rows(trainer, rows, "a")  # a full disk in the middle of a batch: what is written is also listed
+        self._count += len(rows)
+        for done in writing:
+            done.result()  # raises what went wrong
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where everything is."""
