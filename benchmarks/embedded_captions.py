@@ -91,8 +91,8 @@ class Caption:
 
 
 def caption(rng: np.random.Generator, category: str, colour: int, defect: str | None) -> Caption:
-    """Word a caption of an image: any of kind, colour and state may stay general."""
-    kind = category if rng.random() < 0.65 else None
+    """Word a caption of an image: any of kind, colour and state may stay general; so does a kind without a name."""
+    kind = category if category in NAMES and rng.random() < 0.65 else None
     name = str(rng.choice(GENERIC if kind is None else NAMES[kind]))
     tint = colour if rng.random() < 0.4 else None
     if tint is not None:

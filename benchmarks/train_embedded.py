@@ -42,101 +42,23 @@ from embedded_captions import (
     merges,
     nearest_colour,
 )
+from embedded_scenes import jobs, recoloured, replace, scene
 from jsonargparse import auto_cli
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kanoclip.data.drawing import draw
-from kanoclip.data.materials import SIZE, any_colour, cloud, grey, mix, noise, shade, turned
+from kanoclip.data.materials import SIZE
 
 PATCH, LAYERS, LEVELS, FIRST, TAU = 8, 5, (2, 3, 4, 5), 2, 0.07
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-PATTERNS = ("stripes", "checks", "dots", "clouds", "speckles")
-
-
-def pattern(kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Draw something that is no category at all, for variety; returns uint8 RGB."""
-    (u, v), pitch = turned(rng.uniform(0, np.pi)), rng.uniform(0.15, 1.2)
-    drift = rng.uniform(0, 1.5) * noise(rng, rng.uniform(10, 50))
-    value = {
-        "stripes": lambda: np.sin(pitch * u + drift),
-        "checks": lambda: np.sign(np.sin(pitch * u + drift) * np.sin(pitch * v + drift)),
-        "dots": lambda: 2.0 * (np.sin(pitch * u + drift) * np.sin(pitch * v) > rng.uniform(0.2, 0.8)) - 1,
-        "clouds": lambda: cloud(rng, rng.uniform(8, 50), 4, 0.6),
-        "speckles": lambda: 2.0 * (noise(rng, rng.uniform(1, 5)) > rng.uniform(0.5, 2)) - 1,
-    }[kind]()
-    colours = [any_colour(rng, 1) if rng.random() < 0.6 else grey(rng, 0.05, 0.95) for _ in range(2)]
-    image = mix(np.broadcast_to(colours[0], (SIZE, SIZE, 3)), colours[1], 0.5 + 0.5 * value)
-    return np.rint(255 * np.clip(shade(image, rng.uniform(0, 0.1) * noise(rng, 1)), 0, 1)).astype(np.uint8)
-
-
-def scene(job: tuple[int, str, str | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one scene intact and damaged, and the outline of its part; a pattern has no damage."""
-    seed, category, defect = job
-    if defect is None:
-        image = pattern(category, np.random.default_rng(seed))
-        return image, image, np.ones((SIZE, SIZE), np.uint8)
-    intact, damaged = draw(category, None, [1, seed]), draw(category, defect, [1, seed])
-    return intact.image, damaged.image, intact.part
-
-
-def region(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw the region to be replaced: an ellipse or a box, at times ragged, or a scar 2 to 6 pixels thin."""
-    cover = np.zeros((size, size), np.float32)
-    long, shape = size * np.exp(rng.uniform(np.log(0.04), np.log(0.22))), rng.integers(3)
-    sides = (2.5 * long, rng.uniform(2, 6)) if shape == 2 else (2 * long, 2 * long * rng.uniform(0.4, 1))
-    box = (tuple(rng.uniform(0, size, 2).tolist()), tuple(map(float, sides)), float(rng.uniform(0, 180)))
-    if shape == 0:
-        cv2.ellipse(cover, box, 1.0, -1)
-    else:
-        cv2.fillPoly(cover, [cv2.boxPoints(box).astype(np.int32)], 1.0)
-    if shape < 2 and rng.random() < 0.5:
-        cover *= noise(rng, rng.uniform(4, 10))[:size, :size] > rng.uniform(-1.2, 0)
-    return cover
-
-
-def filling(rng: np.random.Generator, image: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Make what a region is replaced by: another image, a shifted self, other colours, an even colour, blur, noise."""
-    size, kind = image.shape[0], rng.integers(6)
-    if kind == 0:
-        return other.astype(np.float32)
-    if kind == 1:
-        return np.roll(np.rot90(image, rng.integers(4)), rng.integers(8, size - 8, 2), (0, 1))
-    if kind == 2:
-        return image * rng.uniform(0.3, 1.8, 3 if rng.random() < 0.5 else 1).astype(np.float32)
-    if kind == 3:
-        return shade(any_colour(rng, 1) * 255, rng.uniform(0, 0.2) * noise(rng, rng.uniform(1, 4))[:size, :size])
-    if kind == 4:
-        return cv2.GaussianBlur(image, (0, 0), 4) * rng.uniform(0.75, 1.3)
-    return image + 255 * rng.uniform(0.08, 0.25) * noise(rng, rng.uniform(1, 3))[:size, :size, None]
-
-
-def replace(rng: np.random.Generator, image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Replace one to three regions of an image; returns the image and the replaced pixels, float32 in {0, 1}."""
-    image, changed = image.astype(np.float32), np.zeros(image.shape[:2], np.float32)
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        cover = region(rng, len(image))
-        new = np.clip(filling(rng, image, other), 0, 255)
-        soft = cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.4, 2)) if rng.random() < 0.6 else cover
-        inside = soft >= 0.5
-        if inside.sum() < 8 or np.abs(new - image)[inside].max(-1).mean() < 18:
-            continue  # nothing to be seen: no label
-        image = image * (1 - soft[..., None]) + new * soft[..., None]
-        changed = np.maximum(changed, inside)
-    return image.astype(np.uint8), changed
 
 
 class Pool:
-    """Scenes drawn once; batches are random crops, flips and turns of them."""
+    """Scenes drawn once; batches are random crops, flips, turns and recolourings of them."""
 
     def __init__(self, count: int, seed: int, workers: int) -> None:
         rng = np.random.default_rng(seed)
-        drawn = [name for name in NAMES if name not in PATTERNS]
-        self.jobs: list[tuple[int, str, str | None]] = []
-        for i in range(count):
-            plain = rng.random() < 0.12
-            category = str(rng.choice(PATTERNS if plain else drawn))
-            self.jobs.append((i, category, None if plain else str(rng.choice(list(DEFECTS)))))
+        self.jobs = jobs(count, rng)
         with ProcessPoolExecutor(workers) as pool:
             scenes = list(pool.map(scene, self.jobs, chunksize=64))
         self.intact, self.damaged, self.part = (np.stack(column) for column in zip(*scenes, strict=True))
@@ -144,30 +66,34 @@ class Pool:
 
     def batch(self, count: int, size: int) -> dict:
         """Return ``count`` scenes intact, damaged and with regions replaced, cut to ``size`` pixels."""
-        rng, last = self.rng, (SIZE - size) // PATCH
-        row, column = (int(v) * PATCH for v in rng.integers(0, last + 1, 2))
-        window = (slice(row, row + size), slice(column, column + size))
-        turn, flip = int(rng.integers(4)), bool(rng.integers(2))
-
-        def cut(image: np.ndarray) -> np.ndarray:
-            image = np.rot90(image[window], turn)
-            return image[:, ::-1] if flip else image
-
+        rng, last, corners = self.rng, (SIZE - size) // PATCH, []
         chosen = rng.choice(len(self.jobs), count, replace=False)
         images, captions, facts, words, replaced = [], [], [], [], []
         for i in chosen:
             _, category, defect = self.jobs[i]
-            part = cut(self.part[i])
+            differs = np.abs(self.intact[i].astype(np.int16) - self.damaged[i]).max(-1) > 20
+            corner = rng.integers(0, last + 1, 2)
+            if rng.random() < 0.75 and differs.any():  # most crops show the damage
+                spot = rng.permutation(np.argwhere(differs))[0] - rng.integers(8, size - 8, 2)
+                corner = np.clip(np.rint(spot / PATCH).astype(int), 0, last)
+            row, column = corner * PATCH
+            window = (slice(row, row + size), slice(column, column + size))
+            state = defect if differs[window].sum() >= 8 else None
+            corners.append(corner)
+            turn, flip, other = int(rng.integers(4)), int(rng.choice([-1, 1])), rng.choice(chosen)
+            views = [self.intact[i], self.damaged[i], self.intact[other], self.part[i]]
+            *views, part = (np.rot90(view[window], turn)[:, ::flip] for view in views)
+            intact, damaged, foreign = recoloured(rng, views) if rng.random() < 0.5 else views
             share = cv2.resize(part.astype(np.float32), (size // PATCH,) * 2, interpolation=cv2.INTER_AREA)
-            kind = list(NAMES).index(category)
+            kind = list(NAMES).index(category) if category in NAMES else -100
             word = np.where(share > 0.7, kind, np.where(share < 0.3, len(NAMES), -100))
-            colour = int(nearest_colour(self.intact[i][self.part[i] > 0].mean(0) / 255))
-            for image, state in ((self.intact[i], None), (self.damaged[i], defect)):
-                images.append(cut(image))
-                captions.append(caption(rng, category, colour, state))
-                facts.append((category, colour, state))
+            colour = int(nearest_colour((intact[part > 0] if part.any() else intact.reshape(-1, 3)).mean(0) / 255))
+            for image, seen in ((intact, None), (damaged, state)):
+                images.append(image)
+                captions.append(caption(rng, category, colour, seen))
+                facts.append((category, colour, seen))
                 words.append(word)
-            altered, changed = replace(rng, cut(self.intact[i]), cut(self.intact[rng.choice(chosen)]))
+            altered, changed = replace(rng, intact, foreign)
             images.append(altered)
             share = cv2.resize(changed, (size // PATCH,) * 2, interpolation=cv2.INTER_AREA)
             replaced.append(np.where(share > 0.12, 1, np.where(share > 0.01, -100, 0)))
@@ -182,19 +108,21 @@ class Pool:
             "word": torch.from_numpy(np.stack([words[i] for i in order])).flatten(1),
             "colour": torch.from_numpy(nearest_colour(colours.astype(np.float32))).flatten(1),
             "replaced": torch.from_numpy(np.stack(replaced)).flatten(1),
-            "corner": (row // PATCH, column // PATCH),
+            "corner": torch.from_numpy(np.concatenate([np.repeat(corners, 2, 0), corners])),
         }
 
 
-def tower(visual: nn.Module, image: Tensor, corner: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def tower(visual: nn.Module, image: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:
     """Run the image tower with both paths; returns cls ``(B, D)`` and patches ``(P, B, N, D)``, all unit length.
 
-    P counts the v-v features of each level, then the plain features of the last one.
+    ``corner`` ``(B, 2)`` is the row and column of patches that each crop starts from. P counts the v-v features of each
+    level, then the plain features of the last one.
     """
     tokens = visual.conv1(image)  # (B, W, h, w)
     h, w = tokens.shape[-2:]
     table = visual.positional_embedding[1:].unflatten(0, (SIZE // PATCH, SIZE // PATCH))
-    table = table[corner[0] : corner[0] + h, corner[1] : corner[1] + w].flatten(0, 1)
+    rows, columns = corner[:, :1] + torch.arange(h), corner[:, 1:] + torch.arange(w)
+    table = table[rows[:, :, None], columns[:, None]].flatten(1, 2)  # (B, h * w, W)
     first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(image), 1, -1)
     x = visual.ln_pre(torch.cat([first, tokens.flatten(2).mT + table], 1))  # (B, 1 + N, W)
     vv, levels = x, []
@@ -239,7 +167,14 @@ def vocabulary() -> list[str]:
     return sorted({word for word in text.lower().split() if word.isalpha()})
 
 
-def main(output: Path, minutes: float = 60.0, seed: int = 0, scenes: int = 24_000, batch: int = 16) -> None:
+def main(
+    output: Path,
+    minutes: float = 60.0,
+    seed: int = 0,
+    scenes: int = 40_000,
+    batch: int = 16,
+    initial: Path | None = None,
+) -> None:
     """Train and write the config, the tokenizer's merges and the weights (fp16).
 
     Args:
@@ -248,6 +183,7 @@ def main(output: Path, minutes: float = 60.0, seed: int = 0, scenes: int = 24_00
         seed: Of the drawing, the crops and the weights.
         scenes: How many scenes to draw.
         batch: Scenes a step; each gives three images.
+        initial: Weights to go on from, of an earlier run; None starts afresh.
     """
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
@@ -264,11 +200,14 @@ def main(output: Path, minutes: float = 60.0, seed: int = 0, scenes: int = 24_00
     described = json.dumps({"model_cfg": config, "preprocess_cfg": looks}, indent=2)
     (output / "open_clip_config.json").write_text(described + "\n")
     model = open_clip.CLIP(**config)
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     probe = nn.Parameter(torch.randn(2, 128))
-    init_position(model.visual)
+    if initial is None:
+        init_position(model.visual)
+    else:
+        model.load_state_dict(load_file(initial))
     blocks = (*model.visual.transformer.resblocks, *model.transformer.resblocks)
     hidden = [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     muon = torch.optim.Muon(hidden, lr=0.008, weight_decay=0.01)
     others = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
     optimizer = torch.optim.AdamW([*others, probe], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
@@ -280,7 +219,7 @@ def main(output: Path, minutes: float = 60.0, seed: int = 0, scenes: int = 24_00
     while (progress := (time.time() - start) / (60 * minutes)) < 1:
         rate = 1e-3 * min(1, step / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         optimizer.param_groups[0]["lr"] = rate
-        data = pool.batch(batch, 64 if progress < 0.5 else 96 if progress < 0.85 else SIZE)
+        data = pool.batch(batch, 64 if progress < 0.55 else 96 if progress < 0.85 else SIZE)
         image = (data["image"] - mean[:, None, None]) / std[:, None, None]
         cls, patches = tower(model.visual, image, data["corner"])
         names = [str(rng.choice(group)) for group in (*NAMES.values(), BACKGROUND)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import cv2
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from kanoclip.data.defects import DEFECTS
 from kanoclip.data.materials import MATERIALS, SIZE, Array, Rng, X, Y, mix, noise, shade, turned
-from kanoclip.data.parts import PARTS, backdrop
+from kanoclip.data.parts import PARTS, Layer, backdrop
 
 CATEGORIES = (*MATERIALS, *PARTS)
 
@@ -37,8 +39,20 @@ def draw(category: str, defect: str | None, seed: int | list[int]) -> Drawing:
         defect: A name of ``DEFECTS``, or None for an intact one.
         seed: Whatever numpy takes as a seed; the same seed draws the same intact image for every defect and None.
     """
-    scene, damage, camera = (np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(3))
-    image, part, ground = _scene(scene, category)
+    return render(partial(_scene, category=category), defect, seed)
+
+
+def render(scene: Callable[[Rng], tuple[Array, Array, Array]], defect: str | None, seed: int | list[int]) -> Drawing:
+    """Draw one image of any scene.
+
+    Args:
+        scene: Draws the intact image ``(SIZE, SIZE, 3)``, the part's shape ``(SIZE, SIZE)`` in [0, 1] and what lies
+            below it, as large as the image.
+        defect: As ``draw``.
+        seed: As ``draw``.
+    """
+    sketch, damage, camera = (np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(3))
+    image, part, ground = scene(sketch)
     mask = np.zeros((SIZE, SIZE), bool)
     if defect is not None:
         image, mask = _damage(damage, image, part > 0.5, ground, defect)
@@ -46,10 +60,14 @@ def draw(category: str, defect: str | None, seed: int | list[int]) -> Drawing:
 
 
 def _scene(rng: Rng, category: str) -> tuple[Array, Array, Array]:
-    """Draw the intact scene; returns the image, the part's shape in [0, 1] and what lies below."""
     if category in MATERIALS:
         return MATERIALS[category](rng), np.ones((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE, 3), np.float32)
-    layers, ground = PARTS[category](rng), backdrop(rng)
+    return laid_down(rng, PARTS[category](rng))
+
+
+def laid_down(rng: Rng, layers: list[Layer]) -> tuple[Array, Array, Array]:
+    """Lay a part on a ground, with bevelled rims and a shadow; returns a scene as ``render`` wants it."""
+    ground = backdrop(rng)
     part = np.max([shape for shape, _ in layers], 0)
     shadow = cv2.GaussianBlur(np.roll(part, rng.integers(-5, 6, 2), (0, 1)), (0, 0), 4)
     ground = ground * (1 - rng.uniform(0, 0.5) * shadow)[..., None]

@@ -1,0 +1,161 @@
+"""What the embedded CLIP sees: known categories, invented ones, and regions replaced by something foreign. Ours."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import cv2
+import numpy as np
+from embedded_captions import DEFECTS, NAMES
+
+from kanoclip.data.drawing import Drawing, draw, laid_down, render
+from kanoclip.data.materials import MATERIALS, SIZE, any_colour, cloud, grey, mix, noise, shade, turned
+from kanoclip.data.parts import Layer, Pose
+
+Array, Rng = np.ndarray, np.random.Generator
+PATTERNS = ("stripes", "checks", "dots", "clouds", "speckles")
+CATEGORIES = tuple(name for name in NAMES if name not in PATTERNS)
+KNOWN_MATERIALS = tuple(name for name in CATEGORIES if name in MATERIALS)
+INVENTED = "invented"  # no two are alike, so no word names them
+
+
+def pattern(rng: Rng, kind: str) -> Array:
+    """Draw something that is no category at all, for variety; returns RGB in [0, 1]."""
+    (u, v), pitch = turned(rng.uniform(0, np.pi)), rng.uniform(0.15, 1.2)
+    drift = rng.uniform(0, 1.5) * noise(rng, rng.uniform(10, 50))
+    value = {
+        "stripes": lambda: np.sin(pitch * u + drift),
+        "checks": lambda: np.sign(np.sin(pitch * u + drift) * np.sin(pitch * v + drift)),
+        "dots": lambda: 2.0 * (np.sin(pitch * u + drift) * np.sin(pitch * v) > rng.uniform(0.2, 0.8)) - 1,
+        "clouds": lambda: cloud(rng, rng.uniform(8, 50), 4, 0.6),
+        "speckles": lambda: 2.0 * (noise(rng, rng.uniform(1, 5)) > rng.uniform(0.5, 2)) - 1,
+    }[kind]()
+    colours = [any_colour(rng, 1) if rng.random() < 0.6 else grey(rng, 0.05, 0.95) for _ in range(2)]
+    image = mix(np.broadcast_to(colours[0], (SIZE, SIZE, 3)), colours[1], 0.5 + 0.5 * value)
+    return np.clip(shade(image, rng.uniform(0, 0.1) * noise(rng, 1)), 0, 1).astype(np.float32)
+
+
+def texture(rng: Rng) -> Array:
+    """Draw any known material or pattern, or one modulated by another."""
+    kind = str(rng.choice(KNOWN_MATERIALS + 2 * PATTERNS))
+    image = pattern(rng, kind) if kind in PATTERNS else MATERIALS[kind](rng)
+    if rng.random() < 0.3:
+        image = shade(image, rng.uniform(0.1, 0.5) * (pattern(rng, str(rng.choice(PATTERNS))).mean(-1) - 0.5))
+    return image
+
+
+def outline(rng: Rng) -> Array:
+    """Draw a closed line of random waves or random corners, in radii."""
+    if rng.random() < 0.5:
+        turn, reach = np.linspace(0, 2 * np.pi, 64, endpoint=False), np.ones(64)
+        for _ in range(rng.integers(1, 4)):
+            reach = reach + rng.uniform(0, 0.2) * np.cos(rng.integers(2, 9) * turn + rng.uniform(0, 6))
+    else:
+        turn = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 10)))
+        reach = rng.uniform(0.55, 1, len(turn))
+    return np.stack([reach * np.cos(turn), reach * np.sin(turn) * rng.uniform(0.4, 1)], 1).astype(np.float32)
+
+
+def invented(rng: Rng) -> tuple[Array, Array, Array]:
+    """Draw a surface, a repeated motif or a part that nobody has a name for; a scene as ``render`` wants it."""
+    kind = rng.random()
+    if kind < 0.3:
+        return texture(rng).astype(np.float32), np.ones((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE, 3), np.float32)
+    if kind < 0.5:  # one motif at the points of a lattice
+        pitch, motif, image = rng.uniform(10, 40), outline(rng), texture(rng)
+        pose = Pose(rng)
+        pose.radius = pitch * rng.uniform(0.25, 0.45)
+        lattice, (u, v) = rng.uniform(0, np.pi), np.mgrid[-7:8, -7:8].reshape(2, -1) * pitch
+        shape, cosine, sine = np.zeros((SIZE, SIZE), np.float32), np.cos(lattice), np.sin(lattice)
+        for x, y in zip(u * cosine - v * sine, u * sine + v * cosine, strict=True):
+            if max(abs(x), abs(y)) < 0.75 * SIZE:
+                pose.centre = np.array([x, y]) + SIZE / 2
+                shape = np.maximum(shape, pose.fill(motif))
+        image = mix(image, texture(rng) if rng.random() < 0.4 else any_colour(rng, 1), rng.uniform(0.5, 1) * shape)
+        return image.astype(np.float32), np.ones((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE, 3), np.float32)
+    pose = Pose(rng)
+    holes = [outline(rng) * rng.uniform(0.1, 0.3) + rng.uniform(-0.4, 0.4, 2) for _ in range(rng.choice([0, 0, 1, 3]))]
+    layers: list[Layer] = [(pose.fill(outline(rng), holes), texture(rng))]
+    for _ in range(rng.choice([0, 1, 3])):
+        inner = pose.fill(outline(rng) * rng.uniform(0.1, 0.5) + rng.uniform(-0.4, 0.4, 2)) * layers[0][0]
+        layers.append((inner, texture(rng)))
+    return laid_down(rng, layers)
+
+
+def plain(rng: Rng, kind: str) -> tuple[Array, Array, Array]:
+    """Draw a pattern as a scene."""
+    return pattern(rng, kind), np.ones((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE, 3), np.float32)
+
+
+def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array]:
+    """Draw one scene intact and damaged, and the outline of its part."""
+    seed, category, defect = job
+
+    def drawn(state: str | None) -> Drawing:
+        if category in CATEGORIES:
+            return draw(category, state, [1, seed])
+        return render(invented if category == INVENTED else partial(plain, kind=category), state, [1, seed])
+
+    intact = drawn(None)
+    return intact.image, drawn(defect).image, intact.part
+
+
+def jobs(count: int, rng: Rng) -> list[tuple[int, str, str]]:
+    """Choose what to draw: half known categories, an eighth patterns, the rest invented; each with a known defect."""
+    share = (0.5 / len(CATEGORIES), 0.125 / len(PATTERNS), 0.375)
+    odds = np.repeat(share, (len(CATEGORIES), len(PATTERNS), 1))
+    kinds, defects = rng.choice([*CATEGORIES, *PATTERNS, INVENTED], count, p=odds), rng.choice(list(DEFECTS), count)
+    return [(i, str(kind), str(defect)) for i, (kind, defect) in enumerate(zip(kinds, defects, strict=True))]
+
+
+def recoloured(rng: Rng, images: list[Array]) -> list[Array]:
+    """Swap and scale the colours of uint8 images, of all in the same way."""
+    order, gain = rng.permutation(3), rng.uniform(0.7, 1.3, 3 if rng.random() < 0.5 else 1)
+    tables = np.clip(np.arange(256)[:, None] * np.broadcast_to(gain, 3), 0, 255).astype(np.uint8)
+    return [np.stack([tables[image[..., c], i] for i, c in enumerate(order)], -1) for image in images]
+
+
+def region(rng: Rng, size: int) -> Array:
+    """Draw the region to be replaced: an ellipse or a box, at times ragged, or a scar 2 to 6 pixels thin."""
+    cover = np.zeros((size, size), np.float32)
+    long, shape = size * np.exp(rng.uniform(np.log(0.04), np.log(0.22))), rng.integers(3)
+    sides = (2.5 * long, rng.uniform(2, 6)) if shape == 2 else (2 * long, 2 * long * rng.uniform(0.4, 1))
+    box = (tuple(rng.uniform(0, size, 2).tolist()), tuple(map(float, sides)), float(rng.uniform(0, 180)))
+    if shape == 0:
+        cv2.ellipse(cover, box, 1.0, -1)
+    else:
+        cv2.fillPoly(cover, [cv2.boxPoints(box).astype(np.int32)], 1.0)
+    if shape < 2 and rng.random() < 0.5:
+        cover *= noise(rng, rng.uniform(4, 10))[:size, :size] > rng.uniform(-1.2, 0)
+    return cover
+
+
+def filling(rng: Rng, image: Array, other: Array) -> Array:
+    """Make what a region is replaced by: another image, a shifted self, other colours, an even colour, blur, noise."""
+    size, kind = image.shape[0], rng.integers(6)
+    if kind == 0:
+        return other.astype(np.float32)
+    if kind == 1:
+        return np.roll(np.rot90(image, rng.integers(4)), rng.integers(8, size - 8, 2), (0, 1))
+    if kind == 2:
+        return image * rng.uniform(0.3, 1.8, 3 if rng.random() < 0.5 else 1).astype(np.float32)
+    if kind == 3:
+        return shade(any_colour(rng, 1) * 255, rng.uniform(0, 0.2) * noise(rng, rng.uniform(1, 4))[:size, :size])
+    if kind == 4:
+        return cv2.GaussianBlur(image, (0, 0), 4) * rng.uniform(0.75, 1.3)
+    return image + 255 * rng.uniform(0.08, 0.25) * noise(rng, rng.uniform(1, 3))[:size, :size, None]
+
+
+def replace(rng: Rng, image: Array, other: Array) -> tuple[Array, Array]:
+    """Replace one to three regions of an image; returns the image and the replaced pixels, float32 in {0, 1}."""
+    image, changed = image.astype(np.float32), np.zeros(image.shape[:2], np.float32)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        cover = region(rng, len(image))
+        new = np.clip(filling(rng, image, other), 0, 255)
+        soft = cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.4, 2)) if rng.random() < 0.6 else cover
+        inside = soft >= 0.5
+        if inside.sum() < 8 or np.abs(new - image)[inside].max(-1).mean() < 18:
+            continue  # nothing to be seen: no label
+        image = image * (1 - soft[..., None]) + new * soft[..., None]
+        changed = np.maximum(changed, inside)
+    return image.astype(np.uint8), changed
