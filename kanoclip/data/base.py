@@ -41,8 +41,9 @@ class AnomalyDataModule(LightningDataModule, ABC):
         batch_size: Images per batch.
         num_workers: Processes that read images; 0 reads in the main one.
         augment: Flip, turn and mildly recolour images in fit.
-        mask_threshold: Grey level (0-254) above which a pixel of a mask is anomalous. Null: 127 for masks with brighter
-            pixels, else 0. The paper's relatives use 0 for all, which swells JPEG and anti-aliased masks.
+        mask_threshold: Grey level (0-254) above which a pixel of a mask is anomalous. Null: the data set's own, or 127
+            for masks with brighter pixels, else 0. The paper's relatives use 0 for all, which swells JPEG and
+            anti-aliased masks.
         holdout: Share of the test split, in [0, 1), that fit leaves out; validate uses it, and so does test when it is
             not 0. Drawn by seed within each category and label.
         seed: Of the held-out part, the limit, the order and the augmentation in fit.
@@ -58,6 +59,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
     """Field it comes from: industrial, medical, ..."""
     mask_values: list[int] | None = None
     """Labels in the mask that are anomalous, instead of a threshold."""
+    usual_threshold: ClassVar[int | None] = None
+    """What ``mask_threshold: null`` means for this data set; None: 127 or 0, as each mask needs."""
 
     def __init__(
         self,
@@ -112,7 +115,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
         image = read_image(sample.image)
         if not sample.masks:
             return image, None
-        mask = read_mask(sample.masks, self.mask_threshold, self.mask_values)
+        threshold = self.usual_threshold if self.mask_threshold is None else self.mask_threshold
+        mask = read_mask(sample.masks, threshold, self.mask_values)
         if mask.shape != image.shape[:2]:
             raise UnreadableImageError(
                 sample.masks[0],

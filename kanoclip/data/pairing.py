@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-_ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)
+ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -53,7 +53,7 @@ def pair_masks(images: Mapping[str, Sequence[Path]], folder: Path) -> dict[Path,
     orphans = []
     for mask in list_images(folder, (*IMAGE_SUFFIXES, ".mat", ".npy")):
         name = name_of(mask, folder)
-        spellings = (name, _ADDED.sub("", name), mask.parent.relative_to(folder).as_posix())
+        spellings = (name, ADDED.sub("", name), mask.parent.relative_to(folder).as_posix())
         found = next((images[spelling] for spelling in spellings if spelling in images), ())
         if not found:
             orphans.append((mask, spellings[1]))

@@ -79,8 +79,8 @@ def test_an_unknown_category_is_an_error(tree):
 
 def test_a_missing_root_is_an_error_with_two_remedies(tmp_path):
     expected = (
-        rf"No MVTec AD at {tmp_path}/mvtec: expected folders such as bottle/test\. Set --data\.root to the folder that "
-        r"contains mvtec/, or try --data surfaces, which needs no files\."
+        rf"No MVTec AD at {tmp_path}/mvtec: expected files such as bottle/test/good/000\.png\. Set --data\.root to the "
+        r"folder that contains mvtec/, or get it: kanoclip data download mvtec"
     )
     with pytest.raises(FileNotFoundError, match=expected):
         module(tmp_path).setup("test")
@@ -92,7 +92,7 @@ def test_a_missing_root_is_an_error_with_two_remedies(tmp_path):
 def test_a_mask_without_an_image_is_an_error(tree, write, mask):
     write("mvtec/bottle/ground_truth/broken/009_mask.png", mask)
     with pytest.raises(
-        FileNotFoundError, match=r"No image for the mask .*009_mask\.png: expected one named broken/009"
+        FileNotFoundError, match=r"No image for the mask .*009_mask\.png: expected one named bottle/broken/009"
     ):
         module(tree).setup("test")
 

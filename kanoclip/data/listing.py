@@ -1,0 +1,115 @@
+"""Lists the files of a large tree fast, and remembers the list as long as no folder of it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
+SETTLED = 2 * 10**9  # ns; a younger folder may change again without a new time
+
+
+def cache_folder() -> Path:
+    """Where lists are kept: ``$KANOCLIP_CACHE``, or ``kanoclip`` in the user's cache folder."""
+    own = os.environ.get("KANOCLIP_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kanoclip"
+
+
+def list_tree(root: Path) -> list[str]:
+    """All files below a folder as sorted paths relative to it, ``a/b.png``; hidden ones are left out, links followed.
+
+    The list of a large tree is cached with the time of each folder's last change; adding, removing or renaming a file
+    changes its folder's time, and then the tree is listed again.
+    """
+    root = root.resolve()
+    cached = _read("lists", root)
+    if cached and all(_changed(root / folder) == when for folder, when in cached["folders"].items()):
+        return list(cached["files"])
+    started = time.time_ns()
+    folders, files = _walk(root)
+    if len(files) >= WORTH_CACHING and all(when < started - SETTLED for when in folders.values()):
+        _write("lists", root, {"folders": folders, "files": files})
+    return files
+
+
+def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable[[str], bool]) -> dict[str, bool]:
+    """Compute a fact of each file below a folder, in threads; only of new and changed files if it was done before.
+
+    Args:
+        purpose: Which fact; part of the cache's file name.
+        root: The folder.
+        paths: Files, relative to it.
+        compute: Path -> fact. What it raises passes through, and nothing is kept.
+    """
+    root, known = root.resolve(), _read(purpose, root.resolve()) or {}
+    states = {path: list(_state(root / path)) for path in paths}
+    missing = [path for path, state in states.items() if known.get(path, [None])[:-1] != state]
+    with ThreadPoolExecutor() as pool:
+        for path, fact in zip(missing, pool.map(lambda path: compute(str(root / path)), missing), strict=True):
+            known[path] = [*states[path], fact]
+    if missing:
+        _write(purpose, root, {path: known[path] for path in states})
+    return {path: bool(known[path][-1]) for path in states}
+
+
+def _walk(root: Path) -> tuple[dict[str, int], list[str]]:
+    folders: dict[str, int] = {}
+    files: list[str] = []
+    pending, seen = [("", str(root))], set()
+    while pending:
+        below, folder = pending.pop()
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            continue  # a link back to where we are
+        seen.add((status.st_dev, status.st_ino))
+        folders[below or "."] = status.st_mtime_ns
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    name = f"{below}/{entry.name}" if below else entry.name
+                    if entry.is_dir():
+                        pending.append((name, entry.path))
+                    else:
+                        files.append(name)
+    files.sort()
+    return folders, files
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return -1
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+def _file(purpose: str, root: Path) -> Path:
+    return cache_folder() / purpose / f"{hashlib.sha256(str(root).encode()).hexdigest()[:24]}.json"
+
+
+def _read(purpose: str, root: Path) -> Any:
+    try:
+        return json.loads(_file(purpose, root).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # none yet, or written by a run that was killed: made anew
+
+
+def _write(purpose: str, root: Path, content: Any) -> None:
+    path = _file(purpose, root)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps(content), encoding="utf-8")
+        part.replace(path)
+    except OSError:
+        return  # a cache that cannot be written must not stop a test

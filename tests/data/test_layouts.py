@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from layouts import HEIGHT, IMAGE, LAYOUTS, MASK, WIDTH, Layout, write
+
+from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.images import UnreadableImageError
+from kanoclip.registry import NAMES
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+
+OWN = {"folder", "manifest", "surfaces", "surfaces_auxiliary", "surfaces_defects"}  # tested in files of their own
+SETS = [name for name in NAMES["data"] if name not in OWN]
+WITH_MASKS = [name for name in SETS if LAYOUTS[name].masks]
+
+
+def make(name: str, root: Path, **options) -> AnomalyDataModule:
+    module, _, cls = NAMES["data"][name].rpartition(".")
+    return getattr(import_module(module), cls)(
+        **{"root": str(root), "image_size": 24, "num_workers": 0, **LAYOUTS[name].options, **options}
+    )
+
+
+@pytest.fixture
+def layout(request, tmp_path) -> Layout:
+    write(tmp_path, LAYOUTS[request.param].files)
+    return LAYOUTS[request.param]
+
+
+def test_every_registered_set_has_a_layout_here():
+    assert set(LAYOUTS) == set(SETS)
+
+
+@pytest.mark.parametrize(("layout", "name"), [(n, n) for n in SETS], indirect=["layout"])
+def test_images_labels_masks_categories_and_splits_are_read(layout, name, tmp_path):
+    samples = make(name, tmp_path).samples()
+    test = [s for s in samples if s.split == "test"]
+    assert sum(s.label == NORMAL for s in test) == layout.normal
+    assert sum(s.label == ANOMALOUS for s in test) == layout.anomalous
+    assert sum(bool(s.masks) for s in test) == layout.masks
+    assert sum(s.split == "train" for s in samples) == layout.train
+    assert sum(s.label == UNKNOWN for s in samples) == layout.unlabelled
+    assert sorted({s.category for s in samples}) == layout.categories
+    assert len({s.image for s in samples}) == len(samples)
+    assert all(s.defect == "good" and not s.masks for s in samples if s.label == NORMAL)
+    assert all(s.defect not in ("", "good") for s in samples if s.label == ANOMALOUS)
+
+
+@pytest.mark.parametrize(("layout", "name"), [(n, n) for n in SETS], indirect=["layout"])
+def test_a_batch_has_the_drawn_masks(layout, name, tmp_path):
+    data = make(name, tmp_path, batch_size=16, image_size=WIDTH)
+    data.setup("test")
+    (batch,) = data.test_dataloader()
+    assert batch.image.shape == (layout.normal + layout.anomalous, 3, WIDTH, WIDTH)
+    assert batch.size.tolist() == [[HEIGHT, WIDTH]] * len(batch.image)
+    painted = [path for path, content in LAYOUTS[name].files.items() if content in (MASK, "index") or ".txt" in path]
+    for label, has_mask, mask in zip(batch.label, batch.has_mask, batch.mask, strict=True):
+        if label == NORMAL:
+            assert has_mask
+            assert not mask.any()
+        elif has_mask and mask.any():
+            assert mask.sum() == 8 * 8  # 6 x 8 of 24 x 32 pixels, resized to 32 x 32
+    assert bool(painted) == bool(batch.mask.any())
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_missing_root_is_told_with_what_was_expected(name, tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        make(name, tmp_path).setup("test")
+    assert str(tmp_path) in str(caught.value)
+    assert "--data.root" in str(caught.value)
+
+
+@pytest.mark.parametrize(("layout", "name"), [(n, n) for n in WITH_MASKS], indirect=["layout"])
+def test_an_image_without_its_mask_stays_and_is_told_or_its_label_follows_from_the_mask(layout, name, tmp_path, caplog):
+    masks = [s.masks for s in make(name, tmp_path).samples() if s.masks and s.split == "test"]
+    for mask in masks[0]:
+        Path(mask).unlink()
+    if name in ("visa", "real_iad", "meta_json"):  # a list names the mask
+        with pytest.raises(FileNotFoundError, match=Path(masks[0][0]).name):
+            make(name, tmp_path).setup("test")
+        return
+    data = make(name, tmp_path)
+    if name == "crackforest":  # nothing says that the image is anomalous
+        with pytest.raises(ValueError, match="No test images"):
+            data.setup("test")
+        return
+    data.setup("test")
+    samples = data.part("test")
+    assert len(samples) == layout.normal + layout.anomalous
+    if name in ("ksdd", "ksdd2", "dagm"):  # the mask alone says that the image is anomalous
+        assert sum(s.label == ANOMALOUS for s in samples) == layout.anomalous - 1
+    elif name != "deeppcb":
+        assert sum(s.label == ANOMALOUS and not s.masks for s in samples) == layout.anomalous - layout.masks + 1
+        assert "have no mask" in caplog.text
+
+
+@pytest.mark.parametrize(("layout", "name"), [(n, n) for n in SETS], indirect=["layout"])
+def test_a_broken_image_is_named(layout, name, tmp_path):
+    data = make(name, tmp_path, batch_size=16)
+    data.setup("test")
+    broken = data.part("test")[0].image
+    Path(broken).write_bytes(Path(broken).read_bytes()[:40])
+    with pytest.raises(UnreadableImageError) as caught:
+        list(data.test_dataloader())
+    assert caught.value.path == broken
+
+
+@pytest.mark.parametrize("name", [n for n in SETS if n not in ("visa", "real_iad", "meta_json", "elpv", "headct")])
+def test_a_stray_mask_is_an_error_or_is_no_mask(name, tmp_path):
+    files = LAYOUTS[name].files
+    mask = next((path for path, content in files.items() if content in (MASK, "index")), None)
+    if mask is None:
+        return
+    if name == "mvtec_loco":
+        stray = str(Path(mask).parent.parent / "777" / Path(mask).name)
+    else:
+        stray = re.sub(r"\d(?=\D*$)", "7", mask)  # the last digit of the path
+    write(tmp_path, files | {stray: MASK})
+    with pytest.raises(FileNotFoundError, match="No image for the mask"):
+        make(name, tmp_path).samples()
+
+
+def test_meta_json_refuses_pairs_that_a_stray_file_has_shifted(tmp_path):
+    files = LAYOUTS["meta_json"].files
+    shifted = files["meta.json"].replace("bad/000_mask.png", "bad/001_mask.png")
+    write(tmp_path, files | {"meta.json": shifted, "bottle/ground_truth/bad/001_mask.png": MASK})
+    with pytest.raises(ValueError, match=r"test, bottle, entry 2: the mask 001_mask\.png is not that of 000\.png"):
+        make("meta_json", tmp_path).samples()
+
+
+def test_visa_is_read_as_its_publishers_script_prepares_it(tmp_path):
+    base = "VisA_pytorch/1cls/candle"
+    write(
+        tmp_path,
+        {
+            f"{base}/train/good/0000.JPG": IMAGE,
+            f"{base}/test/good/0001.JPG": IMAGE,
+            f"{base}/test/bad/000.JPG": IMAGE,
+            f"{base}/ground_truth/bad/000.png": MASK,
+            "VisA_pytorch/2cls_fewshot/candle/test/good/0001.JPG": IMAGE,
+        },
+    )
+    samples = make("visa", tmp_path).samples()
+    assert [(s.split, s.label, len(s.masks)) for s in samples] == [
+        ("test", ANOMALOUS, 1), ("test", NORMAL, 0), ("train", NORMAL, 0),
+    ]  # fmt: skip
+    assert len(make("visa", tmp_path, protocol="2cls_fewshot").samples()) == 1
+
+
+def test_mvtec_ad2_predicts_its_private_images(tmp_path):
+    write(tmp_path, LAYOUTS["mvtec_ad2"].files)
+    data = make("mvtec_ad2", tmp_path)
+    assert sorted(Path(s.image).parent.name for s in data.part("predict")) == ["test_private", "test_private_mixed"]
+
+
+def test_several_masks_of_an_image_are_merged(tmp_path):
+    write(tmp_path, LAYOUTS["mvtec_loco"].files)
+    sample = next(s for s in make("mvtec_loco", tmp_path).samples() if s.defect == "logical_anomalies")
+    assert [Path(mask).name for mask in sample.masks] == ["000.png", "001.png"]
