@@ -15,6 +15,7 @@ VERBS = {
     "test": "metrics on a data set, zero-shot",
     "predict": "score images: maps, overlays, predictions.csv",
     "benchmark": "models x data sets x seeds -> one table",
+    "data": "list, check, show and download data sets",
     "list": "every kind of component and its names",
 }
 HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options and options[-1] == "--data.help":
         print("Data sets (their options: --data.help NAME):")
         return list_components(["data"])
-    if verb == "benchmark":
+    if verb == "data":
+        from kanoclip.datasets import main as run
+    elif verb == "benchmark":
         from kanoclip.benchmark import main as run
     else:
         from kanoclip.arguments import UsageError, check

@@ -62,7 +62,7 @@ class RealIAD(Tree):
     def samples(self) -> list[Sample]:
         """Index the entries of the json files; every file of a split must be there."""
         below = f"realiad_{self.resolution}"
-        folder = next((f for f in self._candidates() if (f / self.splits).is_dir() and (f / below).is_dir()), None)
+        folder = next((f for f in self.places() if (f / self.splits).is_dir() and (f / below).is_dir()), None)
         if folder is None:
             raise FileNotFoundError(
                 f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected the folders {below} and "

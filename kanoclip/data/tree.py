@@ -64,7 +64,7 @@ class Tree(AnomalyDataModule):
             FileNotFoundError: No file of this layout.
         """
         pattern = re.compile(self.images, re.IGNORECASE)
-        for folder in self._candidates():
+        for folder in self.places():
             if folder.is_dir():
                 files = list_tree(folder)
                 if any(map(pattern.fullmatch, files)):
@@ -75,7 +75,8 @@ class Tree(AnomalyDataModule):
             f"the folder that contains {self.name}/, or get it: kanoclip data download {self.name}"
         )
 
-    def _candidates(self) -> list[Path]:
+    def places(self) -> list[Path]:
+        """Folders where the files may be, most likely first; the last is root itself."""
         root = Path(self.root).expanduser()
         own = root / self.name
         return [own, *(base / name for base in (own, root) for name in self.folders), root]
@@ -114,10 +115,8 @@ class Tree(AnomalyDataModule):
         return Sample(path, (), label, category, "good" if normal else defect, split)
 
     def _key(self, groups: Mapping[str, str]) -> tuple[str, ...]:
-        named = {
-            **groups,
-            "split": SPLITS.get(groups.get("split", "").lower(), ""),
-        }  # Test/test and Test/test_label agree
+        # as a split, so that Test/test and Test/test_label agree
+        named = {**groups, "split": SPLITS.get(groups.get("split", "").lower(), "")}
         return tuple(named.get(name, "") for name in self.key)
 
 

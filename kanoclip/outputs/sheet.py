@@ -1,0 +1,72 @@
+"""A contact sheet: many images of a data set at a glance, with outlined masks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kanoclip.data.base import Sample
+from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.loading import Read
+from kanoclip.outputs.overlay import overlay
+
+TILE = 192  # longer side of a picture, pixels
+CAPTION = 22  # height of the line above it, pixels
+COLUMNS = 6
+
+
+def contact_sheet(samples: Sequence[Sample], read: Read) -> tuple[NDArray[np.uint8], list[str]]:
+    """Draw a sheet.
+
+    Args:
+        samples: What to show, in this order.
+        read: Sample -> image ``(H, W, 3)`` and mask ``(H, W)`` or None.
+
+    Returns:
+        ``(H', W', 3)`` RGB, 0-255, and what was wrong with each file that could not be read.
+    """
+    pictures, skipped = [], []
+    for sample in samples:
+        try:
+            pictures.append(_picture(sample, *read(sample)))
+        except UnreadableImageError as error:
+            skipped.append(str(error))
+    columns = min(COLUMNS, max(1, len(pictures)))
+    blank = np.full((TILE + CAPTION, TILE, 3), 32, np.uint8)
+    pictures += [blank] * (-len(pictures) % columns or (columns if not pictures else 0))
+    rows = [np.hstack(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
+    return np.vstack(rows), skipped
+
+
+def varied(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Take from each category, split and kind of defect in turn, spread over each."""
+    groups: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if sample.split != "train":
+            groups[sample.category, sample.split, sample.defect].append(sample)
+    if not groups:
+        return list(samples[:count])
+    share = -(-count // len(groups))
+    spread = {key: group[:: max(1, len(group) // share)][:share] for key, group in groups.items()}
+    turns = [group[turn] for turn in range(share) for group in spread.values() if turn < len(group)]
+    return sorted(turns[:count], key=lambda sample: (sample.category, sample.defect))
+
+
+def _picture(sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    factor = TILE / max(height, width)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small: Any = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    outline: Any = None if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    drawn = overlay(small, np.zeros(small.shape[:2]), outline, low=1, high=1)  # no heat, the outline alone
+    tile = np.full((TILE + CAPTION, TILE, 3), 32, np.uint8)
+    top, left = CAPTION + (TILE - size[1]) // 2, (TILE - size[0]) // 2
+    tile[top : top + size[1], left : left + size[0]] = drawn
+    text = f"{sample.category} {sample.defect or 'unlabelled'}"[:30].encode("ascii", "replace").decode()
+    cv2.putText(tile, text, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (235, 235, 235), 1, cv2.LINE_AA)
+    return tile

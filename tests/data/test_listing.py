@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from kanoclip.data import listing
+from kanoclip.data.listing import list_tree, remembered
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch) -> Path:
+    """Three files in two folders, folders an hour old, and a cache that keeps any list."""
+    monkeypatch.setenv("KANOCLIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(listing, "WORTH_CACHING", 1)
+    for name in ("a/2.png", "a/1.png", "b.txt", ".hidden", ".git/c.png"):
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    age(tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def age(root: Path) -> None:
+    hour_ago = time.time() - 3600
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        os.utime(folder, (hour_ago, hour_ago))
+
+
+def cached(tree: Path) -> list[Path]:
+    return list((tree.parent / "cache").rglob("*.json"))
+
+
+def test_files_are_sorted_and_hidden_ones_left_out(tree):
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+
+
+def test_the_list_is_taken_from_the_cache_until_a_folder_changes(tree, monkeypatch):
+    list_tree(tree)
+    assert len(cached(tree)) == 1
+    monkeypatch.setattr(listing, "_walk", lambda root: pytest.fail("it was listed again"))
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+    monkeypatch.undo()
+    monkeypatch.setenv("KANOCLIP_CACHE", str(tree.parent / "cache"))
+    (tree / "a/3.png").touch()
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "a/3.png", "b.txt"]
+
+
+def test_a_folder_that_has_just_changed_is_not_trusted_yet(tree):
+    (tree / "a/3.png").touch()
+    list_tree(tree)
+    assert cached(tree) == []
+
+
+def test_a_cache_cut_short_is_made_anew(tree):
+    list_tree(tree)
+    (file,) = cached(tree)
+    file.write_text(file.read_text()[:20])
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tree, monkeypatch):
+    (tree.parent / "cache").write_text("a file where a folder should be")
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+
+
+def test_a_link_back_to_the_tree_is_followed_once(tree):
+    (tree / "loop").symlink_to(tree)
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+
+
+def test_a_fact_is_computed_again_only_for_changed_files(tree):
+    asked = []
+
+    def nonempty(path: str) -> bool:
+        asked.append(Path(path).name)
+        return os.path.getsize(path) > 0
+
+    assert remembered("full", tree, ["a/1.png", "a/2.png"], nonempty) == {"a/1.png": False, "a/2.png": False}
+    (tree / "a/2.png").write_text("more")
+    assert remembered("full", tree, ["a/1.png", "a/2.png"], nonempty) == {"a/1.png": False, "a/2.png": True}
+    assert sorted(asked) == ["1.png", "2.png", "2.png"]
