@@ -130,7 +130,8 @@ def _list(root: str) -> int:
 
 
 def _here(data: Tree) -> str:
-    places = [folder for folder in data.places()[:-1] if folder.is_dir()]  # not the root itself: it holds all sets
+    root = Path(data.root).expanduser()  # not the root itself: it holds all sets
+    places = [folder for folder in data.places() if folder != root and folder.is_dir()]
     if not places:
         return "no"
     try:

@@ -76,6 +76,7 @@ class HeadCT(Medical):
     """
 
     name: str = "headct"
+    distinct = False
     folders = ("head_ct", "head-ct-hemorrhage")
     images = rf"(?:.+/)?head_ct/(?P<stem>\d+){IMAGE}"
     subject = "head"

@@ -66,6 +66,7 @@ class RSDDs(Inspection):
     """
 
     name: str = "rsdds"
+    distinct = False
     folders = ("RSDDs", "RSDDs dataset")
     images = rf"(?:(?P<type>.+)/)?(?![^/]*ground ?truth)[^/]+/(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:(?P<type>.+)/)?[^/]*ground ?truth[^/]*/(?P<stem>[^/]+){IMAGE}"

@@ -50,8 +50,8 @@ class ISIC2016(Medical):
 class Polyps(Medical):
     """Base of the polyp sets: endoscopic photos, each with a polyp and its mask; there are no normal images."""
 
-    images = rf"(?:.+/)?(?:images|Original)/(?P<stem>[^/]+){IMAGE}"
-    masks = rf"(?:.+/)?(?:masks|Ground Truth)/(?P<stem>[^/]+){IMAGE}"
+    images = rf"(?:images|Original)/(?P<stem>[^/]+){IMAGE}"
+    masks = rf"(?:masks|Ground Truth)/(?P<stem>[^/]+){IMAGE}"
     subject = "colon"
     usual_threshold = 127
 
@@ -90,8 +90,6 @@ class ClinicDB(Polyps):
 
     name: str = "cvc_clinicdb"
     folders = ("PNG", "CVC-ClinicDB", "CVC-ClinicDB/PNG")
-    images = rf"(?:images|Original)/(?P<stem>[^/]+){IMAGE}"
-    masks = rf"(?:masks|Ground Truth)/(?P<stem>[^/]+){IMAGE}"
     expected = "Original/1.tif"
     about = About(
         title="CVC-ClinicDB",

@@ -19,6 +19,7 @@ _SHARES = "https://www.mydrive.ch/shares"
 class MVTecTree(Tree):
     """Base of data sets in MVTec AD's layout; ``root`` may also be the folder of a single category."""
 
+    distinct: ClassVar[bool] = False
     domain: ClassVar[str] = "industrial"
     images = rf"(?P<category>[^/]+)/(?P<split>train|validation|test)/(?P<defect>[^/]+)/(?P<stem>.+){IMAGE}"
     masks = rf"(?P<category>[^/]+)/ground_truth/(?P<defect>[^/]+)/(?P<stem>.+?)(?:_mask)?{IMAGE}"
@@ -52,6 +53,7 @@ class MVTecAD(MVTecTree):
     """
 
     name: str = "mvtec"
+    distinct = True  # it serves any set in this layout, so any name will do
     folders = ("mvtec_anomaly_detection", "MVTecAD", "mvtec_ad")
     about = About(
         title="MVTec AD",

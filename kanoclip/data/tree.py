@@ -49,6 +49,8 @@ class Tree(AnomalyDataModule):
     """Values of the group ``defect`` that mean a normal image, lower case."""
     subject: ClassVar[str] = "object"
     """Category where the pattern names none."""
+    distinct: ClassVar[bool] = True
+    """Whether the patterns fit no other set: then root may be the set's own folder by any name, else by a known one."""
     expected: ClassVar[str] = ""
     """Example of a path, for the message when nothing is found."""
 
@@ -76,10 +78,13 @@ class Tree(AnomalyDataModule):
         )
 
     def places(self) -> list[Path]:
-        """Folders where the files may be, most likely first; the last is root itself."""
+        """Folders where the files may be, most likely first."""
         root = Path(self.root).expanduser()
         own = root / self.name
-        return [own, *(base / name for base in (own, root) for name in self.folders), root]
+        named = root.resolve().name in (self.name, *(name.rsplit("/", 1)[-1] for name in self.folders))
+        below = [root / name for name in self.folders]
+        within = [root, *below] if named else [*below, *([root] if self.distinct else [])]
+        return [own, *(own / name for name in self.folders), *within]
 
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
         masks: dict[tuple[str, ...], list[str]] = defaultdict(list)

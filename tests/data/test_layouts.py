@@ -124,6 +124,22 @@ def test_a_stray_mask_is_an_error_or_is_no_mask(name, tmp_path):
         make(name, tmp_path).samples()
 
 
+@pytest.mark.parametrize("name", [n for n in SETS if n != "meta_json"])
+def test_the_root_may_be_the_sets_own_folder(name, tmp_path):
+    write(tmp_path, LAYOUTS[name].files)
+    everything = make(name, tmp_path).samples()
+    assert make(name, tmp_path / name).samples() == everything
+
+
+@pytest.mark.parametrize("name", [n for n in SETS if n not in ("meta_json", "mvtec")])
+def test_no_set_takes_the_files_of_another_for_its_own(name, tmp_path):
+    for other, layout in LAYOUTS.items():
+        if other not in (name, "meta_json"):
+            write(tmp_path, layout.files)
+    with pytest.raises(FileNotFoundError):
+        make(name, tmp_path).samples()
+
+
 def test_meta_json_refuses_pairs_that_a_stray_file_has_shifted(tmp_path):
     files = LAYOUTS["meta_json"].files
     shifted = files["meta.json"].replace("bad/000_mask.png", "bad/001_mask.png")
