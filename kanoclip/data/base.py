@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from zlib import crc32
@@ -19,8 +20,8 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
-from kanoclip.data.images import UnreadableImageError, read_image, read_mask
-from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Sample, collate, make_loader
+from kanoclip.data.images import read_pair
+from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
 from kanoclip.types import ANOMALOUS, UNKNOWN
 
 __all__ = ["AnomalyDataModule", "AnomalyDataset", "Item", "Sample", "collate"]
@@ -48,6 +49,10 @@ class AnomalyDataModule(LightningDataModule, ABC):
             not 0. Drawn by seed within each category and label.
         seed: Of the held-out part, the limit, the order and the augmentation in fit.
         limit: Use at most this many images of each category and split, drawn by seed. Null: all.
+        tile: Keep the shape of images far from square, such as strips: ``image_size`` becomes their short side, and
+            they are scored one by one in overlapping squares, ``batch_size`` of these at a time. An image n times as
+            long as wide costs about 2n - 1 squares. Fit sees one square of each image an epoch, anywhere in it; one of
+            an anomalous image counts as normal if it shows nothing of the mask.
 
     Raises:
         ValueError: For a setting out of its range.
@@ -74,6 +79,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         holdout: float = 0.0,
         seed: int = 111,
         limit: int | None = None,
+        tile: bool = False,
     ) -> None:
         super().__init__()
         _check("image_size", image_size, image_size is None or image_size > 0, "a positive number of pixels, or null")
@@ -94,6 +100,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         self.holdout = holdout
         self.seed = seed
         self.limit = limit
+        self.tile = tile
         self.unreadable: list[tuple[str, str]] = []
         self._samples: list[Sample] | None = None
         self._size = image_size
@@ -112,18 +119,13 @@ class AnomalyDataModule(LightningDataModule, ABC):
         Raises:
             UnreadableImageError: A file cannot be read, or image and mask differ in size.
         """
-        image = read_image(sample.image)
-        if not sample.masks:
-            return image, None
+        return self._read(sample)[:2]
+
+    def _read(
+        self, sample: Sample, least: int | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[int, int]]:
         threshold = self.usual_threshold if self.mask_threshold is None else self.mask_threshold
-        mask = read_mask(sample.masks, threshold, self.mask_values)
-        if mask.shape != image.shape[:2]:
-            raise UnreadableImageError(
-                sample.masks[0],
-                f"this mask is {mask.shape[1]}x{mask.shape[0]} pixels, but its image {sample.image} is "
-                f"{image.shape[1]}x{image.shape[0]}. Export the mask at the size of the image.",
-            )
-        return image, mask
+        return read_pair(sample.image, sample.masks, threshold, self.mask_values, least)
 
     @property
     def identity(self) -> str:
@@ -162,11 +164,16 @@ class AnomalyDataModule(LightningDataModule, ABC):
 
     def dataset(self, stage: str) -> AnomalyDataset:
         """The data set of a stage: "fit", "validate", "test" or "predict"."""
-        from kanoclip.data.transforms import Transform  # late: importing Albumentations takes seconds
+        from kanoclip.data.transforms import Frame, Transform  # late: importing Albumentations takes seconds
 
-        transform = Transform(self._size or self._model_size(), self.augment and stage == "fit")
+        frame: Frame = ("crop" if stage == "fit" else "whole") if self.tile else "squeeze"
+        size = self._size or self._model_size()
+        transform = Transform(size, self.augment and stage == "fit", frame)
         noted = self.unreadable if stage == "predict" else None
-        return AnomalyDataset(self.part(stage), self.read, transform, self.seed, noted)
+        own = type(self).read is not AnomalyDataModule.read
+        # with so much to spare, a shrunk JPEG ends within a grey level, on average, of what the whole one gives
+        read: Read = self.read if own else partial(self._read, least=5 * size // 2)
+        return AnomalyDataset(self.part(stage), read, transform, self.seed, noted, crops=frame == "crop")
 
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""
@@ -190,7 +197,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
         return {**self.__dict__, "trainer": None}
 
     def _loader(self, stage: str, shuffle: bool = False, persistent: bool = False) -> AnomalyLoader:
-        return make_loader(self.dataset(stage), self.batch_size, self.num_workers, shuffle, persistent)
+        batch_size = 1 if self.tile and stage != "fit" else self.batch_size  # whole pictures differ in shape
+        return make_loader(self.dataset(stage), batch_size, self.num_workers, shuffle, persistent)
 
     def _model_size(self) -> int:
         model = getattr(self.trainer, "lightning_module", None)

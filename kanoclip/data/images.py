@@ -36,7 +36,7 @@ class UnreadableImageError(ValueError):
         return f"Cannot use {self.path}: {self.why}" if self.why else self.path
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path, least: int | None = None) -> NDArray[np.uint8]:
     """Read an image of any published mode.
 
     Grey becomes three equal channels, a palette is looked up, and alpha is dropped: published RGBA files are opaque
@@ -49,6 +49,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
     Args:
         path: The file. Of a file with several pages, the first is read.
+        least: A JPEG may be decoded at a half, a quarter or an eighth of its size as long as neither side becomes
+            shorter than this, in pixels: several times faster for what is shrunk anyway. None: at its own size.
 
     Returns:
         ``(H, W, 3)`` RGB, 0-255.
@@ -56,7 +58,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: With the file, the reason and the remedy.
     """
-    pixels = _to_uint8(str(path), _decode(str(path)))
+    pixels = _to_uint8(str(path), _decode(str(path), least=least))
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(pixels)
@@ -103,6 +105,42 @@ def read_mask(
     if merged is None:
         raise ValueError("read_mask needs at least one file.")
     return merged.astype(np.uint8)
+
+
+def read_pair(
+    image: str, masks: Sequence[str], threshold: int | None, values: Sequence[int] | None, least: int | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[int, int]]:
+    """Read an image and its mask; see ``read_image`` and ``read_mask``.
+
+    Returns:
+        Image ``(h, w, 3)``, mask ``(H, W)`` or None where no mask files are given, and the file's ``(H, W)``: the
+        image's own too, unless ``least`` has shrunk it.
+
+    Raises:
+        UnreadableImageError: A file cannot be read, or image and mask differ in size.
+    """
+    pixels = read_image(image, least)
+    height, width = size = pixels.shape[:2] if least is None else _file_shape(image, pixels)
+    if not masks:
+        return pixels, None, size
+    mask = read_mask(masks, threshold, values)
+    if mask.shape != size:
+        raise UnreadableImageError(
+            masks[0],
+            f"this mask is {_size(mask)} pixels, but its image {image} is {width}x{height}. "
+            f"Export the mask at the size of the image.",
+        )
+    return pixels, mask, size
+
+
+def _file_shape(path: str, pixels: Pixels) -> tuple[int, int]:
+    """Return (height, width) of a file that may have been shrunk while it was decoded."""
+    if Path(path).suffix.lower() not in (".jpg", ".jpeg"):
+        return pixels.shape[:2]
+    with Image.open(path) as file:
+        width, height = file.size
+        turned = file.getexif().get(274, 1) in (5, 6, 7, 8)  # 274: the orientation that read_image applies
+    return (width, height) if turned else (height, width)
 
 
 def _size(pixels: Pixels) -> str:
@@ -160,11 +198,13 @@ def _two_dimensional(name: str, value: Any) -> Iterator[tuple[str, Pixels]]:
         yield name, value
 
 
-def _decode(path: str, indices: bool = False) -> Pixels:
+def _decode(path: str, indices: bool = False, least: int | None = None) -> Pixels:
     """Pixels as stored: ``(H, W)`` or ``(H, W, 3)`` RGB of any number type."""
     try:
         with Image.open(path) as file:
             deep = _deep_colour(path, file)
+            if least and Path(path).suffix.lower() in (".jpg", ".jpeg"):
+                file.draft(None, (least, least))  # does nothing to what is not a JPEG
             image = ImageOps.exif_transpose(file)
             if deep:
                 return _opencv(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -38,7 +38,8 @@ class Sample:
     split: str = "test"
 
 
-Read = Callable[[Sample], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
+Mask = NDArray[np.uint8] | None
+Read = Callable[[Sample], tuple[NDArray[np.uint8], Mask] | tuple[NDArray[np.uint8], Mask, tuple[int, int]]]
 Transform = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None, int], tuple[Tensor, Tensor]]
 
 
@@ -65,9 +66,11 @@ class AnomalyDataset(Dataset[Item]):
 
     Args:
         samples: What to read.
-        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask.
+        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask; if
+            the image was shrunk while it was decoded, also the file's (H, W).
         transform: Image, mask or None, seed -> tensors of the model's size; see ``transforms.Transform``.
         seed: Of the augmentation, together with epoch and index.
+        crops: The transform cuts pieces out: one of an anomalous image that shows nothing of its mask is normal.
         unreadable: Where path and reason of unreadable files are noted by ``AnomalyLoader``, which then goes on. None:
             such a file is an error.
     """
@@ -79,12 +82,14 @@ class AnomalyDataset(Dataset[Item]):
         transform: Transform,
         seed: int = 111,
         unreadable: list[tuple[str, str]] | None = None,
+        crops: bool = False,
     ) -> None:
         self.samples = list(samples)
         self.read = read
         self.transform = transform
         self.seed = seed
         self.unreadable = unreadable
+        self.crops = crops
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,11 +98,14 @@ class AnomalyDataset(Dataset[Item]):
         """Read one sample, by index or by (epoch, index): the epoch varies the augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
-        image, mask = self.read(sample)
+        image, mask, *told = self.read(sample)
+        height, width = told[0] if told else image.shape[:2]
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, target = self.transform(image, mask, seed)
         has_mask = mask is not None or sample.label == NORMAL
-        return Item(pixels, target, has_mask, (image.shape[0], image.shape[1]), sample)
+        if self.crops and mask is not None and mask.any() and not target.any():
+            sample = replace(sample, label=NORMAL, defect="good")
+        return Item(pixels, target, has_mask, (height, width), sample)
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | UnreadableImageError]:
         """Read a batch; what torch's loader calls. Errors travel as values: raised in a worker they lose their type."""

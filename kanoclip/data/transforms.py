@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any
+from typing import Any, Literal
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read while it is imported; otherwise it asks the network for a newer one
 
@@ -15,34 +15,68 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+Frame = Literal["squeeze", "whole", "crop"]
+Box = tuple[float, float, float, float]
+
+
+def whole_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Return the shape with ``size`` as its short side that is nearest to a picture's own.
+
+    The long side comes in eighths of ``size``: what is almost square becomes square, and is scored in one piece. It
+    stretches a picture by 1/16 at most.
+
+    Args:
+        height: Of the picture, pixels.
+        width: Of the picture, pixels.
+        size: Short side, pixels.
+
+    Returns:
+        Height and width, pixels.
+    """
+    eighths = round(8 * max(height, width) / min(height, width))
+    long = round(eighths * size / 8)
+    return (long, size) if height > width else (size, long)
+
 
 class AntialiasedResize(A.DualTransform):
-    """Resize to a square as CLIP does: bicubic with antialiasing for the image, nearest for the mask.
+    """Resize as CLIP does: bicubic with antialiasing for the image, nearest for the mask.
 
     OpenCV's bicubic, Albumentations' own way, does not low-pass before it shrinks, and its nearest is half a pixel off.
 
     Args:
-        size: Side of the square, pixels.
+        size: Short side of what comes out, pixels.
+        frame: What comes out: "squeeze": a square, whatever shape went in; "whole": the picture in its own shape, see
+            ``whole_shape``; "crop": a square anywhere in that, all places being equally likely.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, frame: Frame = "squeeze") -> None:
         super().__init__(p=1)
         self.size = size
+        self.frame = frame
 
-    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Choose what to resize, and to which size; a square picture draws no random number for it."""
+        height, width = params["shape"][:2]
+        tall, wide = (self.size, self.size) if self.frame == "squeeze" else whole_shape(height, width, self.size)
+        if self.frame != "crop":
+            return {"to": (wide, tall), "box": (0, 0, width, height)}
+        top, left = (self.py_random.randint(0, side - self.size) if side > self.size else 0 for side in (tall, wide))
+        right, bottom = (left + self.size) * width / wide, (top + self.size) * height / tall
+        return {"to": (self.size, self.size), "box": (left * width / wide, top * height / tall, right, bottom)}
+
+    def apply(self, img: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W, 3)`` image."""
-        return self._resize(img, Image.Resampling.BICUBIC)
+        return np.array(Image.fromarray(img).resize(to, Image.Resampling.BICUBIC, box))
 
-    def apply_to_mask(self, mask: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+    def apply_to_mask(self, mask: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W)`` mask."""
-        return self._resize(mask, Image.Resampling.NEAREST)
-
-    def _resize(self, pixels: NDArray[np.uint8], method: Image.Resampling) -> NDArray[np.uint8]:
-        return np.array(Image.fromarray(pixels).resize((self.size, self.size), method))
+        across, down = mask.shape[1] / params["shape"][1], mask.shape[0] / params["shape"][0]  # of a shrunk image
+        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        return np.array(Image.fromarray(mask).resize(to, Image.Resampling.NEAREST, box))
 
     def get_transform_init_args_names(self) -> tuple[str, ...]:
         """Names of the settings, for Albumentations' printing."""
-        return ("size",)
+        return ("size", "frame")
 
 
 class Transform:
@@ -52,18 +86,21 @@ class Transform:
     seed of the call alone, so it is the same whatever the number of workers and the order of images.
 
     Args:
-        size: Side of the square that comes out, pixels.
+        size: Side of the square that comes out, or short side of the whole picture, pixels.
         augment: Vary the image.
+        frame: A square ("squeeze"), the picture in its own shape ("whole"), or a random square of it ("crop"); see
+            ``AntialiasedResize``.
     """
 
-    def __init__(self, size: int, augment: bool = False) -> None:
+    def __init__(self, size: int, augment: bool = False, frame: Frame = "squeeze") -> None:
         self.size = size
         variation: list[A.BasicTransform] = [
             A.D4(p=1),
             A.ColorJitter(brightness=(0.9, 1.1), contrast=(0.9, 1.1), saturation=(0.9, 1.1), hue=(-0.02, 0.02), p=0.5),
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.2, 0.8), p=0.2),
         ]
-        self.pipeline = A.Compose([AntialiasedResize(size), *(variation if augment else [])])
+        steps = [AntialiasedResize(size, frame), *(variation if augment else [])]
+        self.pipeline = A.Compose(steps, is_check_shapes=False)  # a JPEG may have been shrunk, its mask never is
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None, seed: int = 0
@@ -73,15 +110,15 @@ class Transform:
         Args:
             image: ``(H, W, 3)`` RGB, 0-255.
             mask: ``(H, W)``, 0/1. None: all normal.
-            seed: Of this call's augmentation.
+            seed: Of this call's augmentation and crop.
 
         Returns:
-            ``(3, size, size)`` float32 in [0, 1] and ``(size, size)`` uint8, 0/1.
+            ``(3, size, size)`` float32 in [0, 1] and ``(size, size)`` uint8, 0/1; longer on one side if "whole".
         """
         # One generator for the whole pipeline. `set_random_seed` would give each step its own copy of the same stream,
         # and then one number decides every step: all that is turned would be blurred too.
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         mask = np.zeros(image.shape[:2], np.uint8) if mask is None else mask
         varied = self.pipeline(image=image, mask=mask)
-        pixels = torch.from_numpy(np.ascontiguousarray(varied["image"].transpose(2, 0, 1)))  # (3, size, size)
+        pixels = torch.from_numpy(np.ascontiguousarray(varied["image"].transpose(2, 0, 1)))  # (3, H, W)
         return pixels.float() / 255, torch.from_numpy(np.ascontiguousarray(varied["mask"]))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kanoclip import __version__
 from kanoclip.metrics import ImageMetrics, PixelMetrics
+from kanoclip.tiling import tiled
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 
 FROZEN = "backbone."
@@ -36,6 +37,7 @@ class AnomalyModule(LightningModule):
         results: After a validation or test epoch: category -> name of the metric -> value, with ``mean`` over the
             categories where a metric is defined. None = undefined (one class only, no mask).
         auxiliary: The data set it was fitted on; None before.
+        tiles_at_once: Tiles of a picture that is not square to score together; a trainer sets the data's batch size.
     """
 
     name = ""
@@ -49,6 +51,7 @@ class AnomalyModule(LightningModule):
         self.betas = betas
         self.results: dict[str, dict[str, float | None]] = {}
         self.auxiliary: str | None = None
+        self.tiles_at_once = 8
         self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
         self._random_state: Tensor | None = None
 
@@ -81,6 +84,10 @@ class AnomalyModule(LightningModule):
             name = self.name
             raise ValueError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
+
+    def setup(self, stage: str) -> None:
+        """Score as many tiles at once as a batch has images."""
+        self.tiles_at_once = getattr(getattr(self.trainer, "datamodule", None), "batch_size", self.tiles_at_once)
 
     def on_fit_start(self) -> None:
         """Remember the auxiliary set."""
@@ -130,7 +137,7 @@ class AnomalyModule(LightningModule):
 
     def predict_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
         """Score a batch; without what only the losses need, since Lightning may keep all predictions in memory."""
-        scores: Scores = self(batch)
+        scores = tiled(self, batch, self.image_size, self.tiles_at_once)
         return Scores(scores.anomaly_map, scores.image_score)
 
     def on_validation_epoch_end(self) -> None:
@@ -147,7 +154,7 @@ class AnomalyModule(LightningModule):
         self._metrics = {name: (ImageMetrics(), PixelMetrics()) for name in getattr(data, "categories", [])}
 
     def _scored(self, batch: Batch) -> Scores:
-        scores: Scores = self(batch)
+        scores = tiled(self, batch, self.image_size, self.tiles_at_once)
         for category in sorted(set(batch.category)):
             image, pixel = self._metrics.setdefault(category, (ImageMetrics(), PixelMetrics()))
             mine = torch.tensor([name == category for name in batch.category], device=batch.label.device)

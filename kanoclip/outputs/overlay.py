@@ -25,6 +25,7 @@ from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 LIKELIER = (0.5, 1.0)
 OUTLINE = (0, 255, 255)  # cyan: on no part of the heat map's path from violet over red to yellow
 OPACITY = 0.75
+LONGEST = 2048  # longer side of a kept example, pixels: a strip enlarged to the model's size has millions of them
 
 # Inferno grows in lightness all the way, also for colour-blind eyes; its first third is nearly black, which would
 # darken the photo instead of marking it.
@@ -109,11 +110,19 @@ def photo(image: Tensor) -> NDArray[np.uint8]:
 
 
 def example(batch: Batch, scores: Scores, index: int) -> Example:
-    """Take one image out of a batch and of its scores."""
+    """Take one image out of a batch and of its scores; long strips are shrunk."""
+    image: Any = photo(batch.image[index])
+    anomaly_map: Any = scores.anomaly_map[index].detach().float().cpu().numpy().copy()
+    mask: Any = batch.mask[index].cpu().numpy().copy() if bool(batch.has_mask[index]) else None
+    factor = LONGEST / max(anomaly_map.shape)
+    if factor < 1 and image.shape[0] != image.shape[1]:
+        size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
+        image, anomaly_map = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (image, anomaly_map))
+        mask = mask if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
     return Example(
-        image=photo(batch.image[index]),
-        anomaly_map=scores.anomaly_map[index].detach().float().cpu().numpy().copy(),
-        mask=batch.mask[index].cpu().numpy().copy() if bool(batch.has_mask[index]) else None,
+        image=image,
+        anomaly_map=anomaly_map,
+        mask=mask,
         score=float(scores.image_score[index]),
         label=int(batch.label[index]),
         category=batch.category[index],
@@ -124,6 +133,8 @@ def example(batch: Batch, scores: Scores, index: int) -> Example:
 
 def panel(shown: Example, low: float, high: float, tile: int = 256) -> NDArray[np.uint8]:
     """Set photo, ground truth and overlay side by side, under a caption with score, label and colour scale.
+
+    Those of a wide image, three times as wide as high or more, are set one below the other.
 
     Args:
         shown: The image and what was found on it.
@@ -147,14 +158,15 @@ def panel(shown: Example, low: float, high: float, tile: int = 256) -> NDArray[n
     else:
         mask = cv2.resize(shown.mask, size, interpolation=cv2.INTER_NEAREST)
         truth = np.repeat((mask > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
-    pictures = np.hstack([image, truth, overlay(image, anomaly_map, mask, low, high)])
+    three = [image, truth, overlay(image, anomaly_map, mask, low, high)]
+    pictures = np.vstack(three) if size[0] >= 3 * size[1] else np.hstack(three)
 
     caption = np.full((round(44 * unit), pictures.shape[1], 3), 32, np.uint8)
     label = {UNKNOWN: "label unknown", ANOMALOUS: "anomalous"}.get(shown.label, "normal")
     what = f"{shown.category} / {shown.defect}" if shown.defect else shown.category
     _write(caption, f"{what}: {label}", (round(8 * unit), round(18 * unit)), unit)
     _write(caption, f"image score {shown.score:.3f}", (round(8 * unit), round(37 * unit)), unit)
-    left, right = round(size[0] * 2 + 80 * unit), round(size[0] * 3 - 80 * unit)
+    left, right = round(pictures.shape[1] * 2 / 3 + 80 * unit), round(pictures.shape[1] - 80 * unit)
     top, bottom = round(12 * unit), round(32 * unit)
     # The legend is drawn as the heat map is, over mid-grey: what is transparent on the photo is grey here.
     ramp = np.tile(np.linspace(0, 1, right - left), (bottom - top, 1))

@@ -45,7 +45,7 @@ class ResultsWriter(Callback):
         self._images, self._range, self._examples = 0, ScoreRange(), {}
         data: Any = getattr(trainer, "datamodule", None)
         samples = data.part("test") if hasattr(data, "part") else []
-        reached = trainer.num_test_batches[0] * getattr(data, "batch_size", 1)
+        reached = trainer.num_test_batches[0] * (getattr(trainer.test_dataloaders, "batch_size", None) or 1)
         self._chosen = {path: turn for turn, path in enumerate(choose(samples[: int(min(reached, len(samples)))]))}
         self._chosen = dict(list(self._chosen.items())[: self.overlays])
         self._start = time.monotonic()

@@ -33,7 +33,7 @@ def contact_sheet(samples: Sequence[Sample], read: Read) -> tuple[NDArray[np.uin
     pictures, skipped = [], []
     for sample in samples:
         try:
-            pictures.append(_picture(sample, *read(sample)))
+            pictures.append(_picture(sample, *read(sample)[:2]))
         except UnreadableImageError as error:
             skipped.append(str(error))
     columns = min(COLUMNS, max(1, len(pictures)))

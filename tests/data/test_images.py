@@ -10,7 +10,7 @@ import scipy.io
 import tifffile
 from PIL import Image
 
-from kanoclip.data.images import UnreadableImageError, read_image, read_mask
+from kanoclip.data.images import UnreadableImageError, read_image, read_mask, read_pair
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "PNG", "webp", "ppm"])
@@ -270,3 +270,28 @@ def test_opencv_agrees_on_an_ordinary_photo(picture, tmp_path):
     Image.fromarray(cv2.GaussianBlur(picture, (0, 0), 2)).save(path, quality=95)
     theirs = cv2.imread(str(path))[..., ::-1]
     assert np.abs(read_image(path).astype(int) - theirs).max() <= 4  # two JPEG decoders round differently
+
+
+def test_a_large_jpeg_is_decoded_small_but_never_below_what_is_asked(tmp_path):
+    smooth = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8), (800, 600))
+    cv2.imwrite(str(tmp_path / "a.jpg"), smooth)
+    assert read_image(tmp_path / "a.jpg", least=150).shape == (150, 200, 3)
+    assert read_image(tmp_path / "a.jpg", least=151).shape == (300, 400, 3)
+    assert read_image(tmp_path / "a.jpg", least=301).shape == (600, 800, 3)
+    cv2.imwrite(str(tmp_path / "a.png"), smooth)
+    assert read_image(tmp_path / "a.png", least=8).shape == (600, 800, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_shrunk_jpeg_keeps_its_masks_and_its_own_size(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.zeros((600, 800, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
+    height, width = (800, 600) if orientation == 6 else (600, 800)
+    mask = np.zeros((height, width), np.uint8)
+    mask[:7] = 255
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    image, read, size = read_pair(str(tmp_path / "a.jpg"), [str(tmp_path / "m.png")], None, None, least=100)
+    assert image.shape[:2] == (height // 4, width // 4)
+    assert read.shape == size == (height, width)
+    assert read.sum() == 7 * width

@@ -5,6 +5,7 @@ import pickle
 
 import albumentations
 import albumentations.check_version
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from kanoclip.data.transforms import Transform
+from kanoclip.data.transforms import Transform, whole_shape
 
 
 def test_albumentations_does_not_ask_the_network(monkeypatch):
@@ -118,3 +119,62 @@ def test_a_transform_travels_to_workers(picture):
     transform = Transform(24, augment=True)
     copy = pickle.loads(pickle.dumps(transform))
     assert torch.equal(copy(picture, None, 5)[0], transform(picture, None, 5)[0])
+
+
+@pytest.mark.parametrize(
+    ("picture_shape", "shape"),
+    [((1250, 55), (2912, 128)), ((500, 1250), (128, 320)), ((90, 90), (128, 128)), ((1000, 1060), (128, 128))],
+)
+def test_a_whole_picture_keeps_its_shape_and_what_is_almost_square_becomes_square(picture_shape, shape):
+    assert whole_shape(*picture_shape, 128) == shape
+    image, mask = Transform(128, frame="whole")(np.full((*picture_shape, 3), 51, np.uint8))
+    assert image.shape[1:] == mask.shape == shape
+
+
+@given(height=st.integers(1, 3000), width=st.integers(1, 3000), size=st.integers(8, 600))
+def test_the_short_side_is_the_models_and_nothing_is_stretched_by_more_than_a_sixteenth(height, width, size):
+    tall, wide = whole_shape(height, width, size)
+    assert min(tall, wide) == size
+    assert whole_shape(width, height, size) == (wide, tall)
+    long = size * max(height, width) / min(height, width)
+    assert abs(max(tall, wide) - long) <= size / 16 + 0.5
+
+
+def test_a_square_picture_is_the_same_in_every_frame():
+    square = np.random.default_rng(2).integers(0, 256, (30, 30, 3)).astype(np.uint8)
+    for augment in (False, True):
+        frames = [Transform(24, augment, frame)(square, square[..., 0] // 128, 4) for frame in ("squeeze", "crop")]
+        frames += [Transform(24, augment, "whole")(square, square[..., 0] // 128, 4)]
+        for image, mask in frames[1:]:
+            assert torch.equal(image, frames[0][0])
+            assert torch.equal(mask, frames[0][1])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_crop_is_a_piece_of_the_whole_picture_and_every_place_is_as_likely(turned):
+    # Smooth, and different in every row, so that each crop has one place; the mask is the lower half.
+    strip = np.repeat(np.linspace(0, 255, 400)[:, None, None], 20, 1).repeat(3, 2).astype(np.uint8)
+    lower = np.repeat(np.arange(400)[:, None] >= 200, 20, 1).astype(np.uint8)
+    pair = [np.ascontiguousarray(one.swapaxes(0, 1)) if turned else one for one in (strip, lower)]
+    crop, whole = Transform(16, frame="crop"), Transform(16, frame="whole")(*pair)
+    wide, marked = [(one.mT if turned else one) for one in whole]  # (3, 320, 16), (320, 16)
+    starts = []
+    for seed in range(300):
+        image, mask = [(one.mT if turned else one) for one in crop(*pair, seed)]
+        starts.append(int((wide[0, :, 0] - image[0, 0, 0]).abs().argmin()))
+        nearby = [wide[:, start : start + 16] for start in range(max(0, starts[-1] - 1), min(305, starts[-1] + 2))]
+        assert min(float((image - piece).abs().max()) for piece in nearby) < 1.5 / 255
+        assert abs(int(mask.sum()) - int(marked[starts[-1] : starts[-1] + 16].sum())) <= 16
+    assert (min(starts), max(starts)) == (pytest.approx(0, abs=8), pytest.approx(304, abs=8))
+    assert np.histogram(starts, 4, (0, 305))[0].min() > 50  # 75 each
+
+
+@pytest.mark.parametrize("frame", ["squeeze", "whole", "crop"])
+def test_a_mask_of_a_shrunk_image_is_cut_and_resized_as_that_of_the_whole(frame):
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8), (400, 200))
+    mask = (image[..., 0] > 128).astype(np.uint8)
+    whole, expected = Transform(40, frame=frame)(image, mask, seed=4)
+    small = cv2.resize(image, (200, 100), interpolation=cv2.INTER_AREA)
+    pixels, target = Transform(40, frame=frame)(small, mask, seed=4)
+    assert torch.equal(target, expected)
+    assert (pixels - whole).abs().mean() < 0.004
