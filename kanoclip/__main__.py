@@ -16,6 +16,7 @@ VERBS = {
     "predict": "score images: maps, overlays, predictions.csv",
     "benchmark": "models x data sets x seeds -> one table",
     "data": "list, check, show and download data sets",
+    "knowledge": "ask language and vision models for a knowledge base, and show one",
     "list": "every kind of component and its names",
 }
 HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return list_components(["data"])
     if verb == "data":
         from kanoclip.datasets import main as run
+    elif verb == "knowledge":
+        from kanoclip.knowledge_verb import main as run
     elif verb == "benchmark":
         from kanoclip.benchmark import main as run
     else:

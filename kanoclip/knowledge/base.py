@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,12 @@ import yaml
 
 FOLDER = Path(__file__).parent
 STATES = ("normal", "anomalous")
+QUESTIONS = "questions"
+"""Name of the file beside the bases that holds what models are asked, not what they answered."""
+AUTO = "auto"
+"""Instead of a base's name: the one of the data set."""
+FALLBACK = "mvtec"
+"""The base whose generic entries serve a data set that has no base."""
 
 Entries = dict[str, list[str]]
 
@@ -24,12 +30,14 @@ class KnowledgeBase:
         provenance: Who or what wrote it, when, from which question.
         generic: State -> texts for a category that has no entry.
         categories: Category -> state -> texts.
+        data_sets: Registered names of the data sets that it describes.
     """
 
     path: Path
     provenance: dict[str, Any]
     generic: Entries
     categories: dict[str, Entries]
+    data_sets: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, name: str) -> KnowledgeBase:
@@ -41,12 +49,11 @@ class KnowledgeBase:
             FileNotFoundError: If there is no such file.
             ValueError: If the file does not have the expected shape; names file and key.
         """
-        path = FOLDER / f"{name}.yaml" if (FOLDER / f"{name}.yaml").is_file() else Path(name).expanduser()
+        path = FOLDER / f"{name}.yaml" if name in shipped() else Path(name).expanduser()
         if not path.is_file():
-            shipped = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
             raise FileNotFoundError(
-                f"No knowledge base {name!r}: expected the path of a YAML file or one of {shipped}. "
-                f"Use --model.knowledge surfaces."
+                f"No knowledge base {name!r}: expected the path of a YAML file or one of {', '.join(shipped())}. "
+                f"Use --model.knowledge auto."
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -58,12 +65,32 @@ class KnowledgeBase:
             str(category): _entries(path, f"categories.{category}", entry)
             for category, entry in content.get("categories", {}).items()
         }
-        return cls(path, content.get("provenance") or {}, _entries(path, "generic", content.get("generic")), categories)
+        data_sets = content.get("data_sets") or []
+        if not isinstance(data_sets, list) or not all(isinstance(known, str) for known in data_sets):
+            raise ValueError(f"{path}: data_sets should be a list of names, got {data_sets!r}. Mend the file.")
+        generic = _entries(path, "generic", content.get("generic"))
+        return cls(path, content.get("provenance") or {}, generic, categories, tuple(data_sets))
+
+    @classmethod
+    def for_data(cls, name: str) -> KnowledgeBase:
+        """Read the base that ships for a data set, by its registered name; for any other, generic entries alone."""
+        found = (base for base in map(cls.load, shipped()) if name in base.data_sets)
+        return next(found, None) or replace(cls.load(FALLBACK), categories={}, data_sets=())
+
+    @classmethod
+    def choose(cls, name: str, data: str) -> KnowledgeBase:
+        """Read the base of a data set if the name is "auto", else the one of that name; raises as ``load``."""
+        return cls.for_data(data) if name == AUTO else cls.load(name)
 
     def facts(self, categories: Iterable[str], state: str = "anomalous") -> list[str]:
         """Return the texts of a state for the given categories, each once; generic ones for an unknown category."""
         texts = (self.categories.get(category, self.generic)[state] for category in categories)
         return list(dict.fromkeys(text for group in texts for text in group))
+
+
+def shipped() -> list[str]:
+    """Return the names of the bases that ship with the package."""
+    return sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != QUESTIONS)
 
 
 def _entries(path: Path, key: str, entry: Any) -> Entries:

@@ -13,6 +13,7 @@ from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.interaction import BiCMCI, Interaction
 from kanoclip.knowledge.base import KnowledgeBase
+from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.losses import KDLoss, MeanMarginKD, global_loss, local_loss
 from kanoclip.models.base import AnomalyModule
 from kanoclip.prompts import LearnedPrompts, Prompts
@@ -33,7 +34,10 @@ class KAnoCLIP(AnomalyModule):
         adapter: What corrects the global feature (Conv-Adapter).
         score: How the image score is made.
         kd_loss: How the knowledge base pulls the abnormal prompt.
-        knowledge: Knowledge base read while fitting: the name of one that ships, or the path of a YAML file.
+        knowledge: Knowledge base read while fitting: "auto" for the one that ships for the data set it is fitted on,
+            the name of one that ships, or the path of a YAML file.
+        image_knowledge: JSONL of what a vision model said of single images, as ``kanoclip knowledge build`` writes it.
+            An image's knowledge is then that of its category and its own; null: that of all categories together.
         temperature: Divisor of the cosine, of global and local similarities alike.
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; scaled to other sizes.
         alpha: Weight of the knowledge loss.
@@ -66,7 +70,8 @@ class KAnoCLIP(AnomalyModule):
         adapter: Adapter | None = None,
         score: Score | None = None,
         kd_loss: KDLoss | None = None,
-        knowledge: str = "surfaces",
+        knowledge: str = "auto",
+        image_knowledge: str | None = None,
         temperature: float = 0.07,
         sigma: float = 4.0,
         alpha: float = 1.0,
@@ -91,12 +96,14 @@ class KAnoCLIP(AnomalyModule):
         for head in (self.prompts, self.interaction, self.adapter):
             head.build(self.backbone)
         self.knowledge = knowledge
+        self.image_knowledge = image_knowledge
         self.image_size = self.backbone.image_size
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
         self.dice = dice
         self.weights = {"kd": alpha, "global": beta, "local": gamma}
         self._facts: Tensor | None = None  # (K, D)
+        self._facts_of: ImageFacts | None = None  # with image knowledge: (K, D) for each image
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""
@@ -121,16 +128,24 @@ class KAnoCLIP(AnomalyModule):
         terms = {"global": global_loss(logits, batch.label)}
         if batch.has_mask.any():
             terms["local"] = local_loss(maps[:, batch.has_mask], batch.mask[batch.has_mask], self.dice)
-        if self._facts is not None:
+        if self._facts_of is not None:
+            facts = map(self._facts_of, batch.category, batch.path)
+            terms["kd"] = torch.stack([self.kd_loss(*pair) for pair in zip(states, facts, strict=True)]).mean()
+        elif self._facts is not None:
             terms["kd"] = self.kd_loss(states[0], self._facts)
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def on_fit_start(self) -> None:
-        """Read and encode, once, what the knowledge base says of the auxiliary categories."""
+        """Read and encode, once, what the knowledge base says of the auxiliary categories and images."""
         super().on_fit_start()
-        if self.kd_loss.needs_knowledge:
-            categories = getattr(getattr(self.trainer, "datamodule", None), "categories", [])
-            self._facts = self.backbone.encode_text(KnowledgeBase.load(self.knowledge).facts(categories or ["object"]))
+        if not self.kd_loss.needs_knowledge:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        base = KnowledgeBase.choose(self.knowledge, getattr(data, "name", ""))
+        categories = getattr(data, "categories", None) or ["object"]
+        self._facts = self.backbone.encode_text(base.facts(categories))
+        if self.image_knowledge is not None and data is not None:
+            self._facts_of = ImageFacts(self.backbone, base, data, self.image_knowledge)
 
     def describe_components(self) -> dict[str, str]:
         """Name the class of each component."""
