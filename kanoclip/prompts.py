@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,34 @@ ANOMALOUS_STATES = [
     "damaged {}", "defective {}", "broken {}", "abnormal {}", "faulty {}", "{} with a defect", "{} with damage",
     "{} with a flaw", "{} in bad condition",
 ]  # fmt: skip
+
+# what WinCLIP and APRIL-GAN say, as a product of its parts
+_FLAWLESS = [
+    "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage",
+]  # fmt: skip
+_FLAWED = ["damaged {}", "{} with flaw", "{} with defect", "{} with damage"]
+_LOOKS = ["cropped", "close-up", "bright", "dark", "jpeg corrupted", "blurry"]
+_MORE_LOOKS = [*_LOOKS, "bad", "good", "low resolution", "black and white"]
+_WINCLIP = [
+    template.format(article, "{}")
+    for article in ("a", "the")
+    for template in [
+        "a photo of {} {}.", *(f"a {look} photo of {{}} {{}}." for look in _LOOKS), "a photo of {} small {}.",
+        "a photo of {} large {}.", "a photo of {} {} for visual inspection.", "a photo of {} {} for anomaly detection.",
+    ]
+]  # fmt: skip
+_APRIL_GAN = [
+    *(f"a {look} photo of {which} {{}}." for look in _MORE_LOOKS for which in ("a", "the")),
+    *(f"a photo of {which} {{}}." for which in ("a", "the", "my", "one")),
+    *(f"a photo of {which} {kind} {{}}." for kind in ("cool", "large", "small") for which in ("a", "the")),
+    *(f"there is {which} {{}} in the scene." for which in ("a", "the")),
+    *(f"this is {which} {{}} in the scene." for which in ("a", "the", "one")),
+]
+WORDINGS = {
+    "kanoclip": (NORMAL_STATES, ANOMALOUS_STATES, TEMPLATES),
+    "winclip": (_FLAWLESS, _FLAWED, _WINCLIP),
+    "april_gan": (_FLAWLESS, [*_FLAWED, "broken {}"], _APRIL_GAN),
+}
 
 
 def readable(category: str) -> str:
@@ -48,14 +77,20 @@ class EnsemblePrompts(Prompts):
 
     Args:
         class_name: Whether the phrases name the category; false says "object" for all.
+        wording: Whose phrases and templates: ours, those of WinCLIP (7 normal and 4 anomalous phrases in 22
+            templates) or those of APRIL-GAN (7 and 5 in 35).
 
     Reference:
-        J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.1 (compositional prompt ensemble); the wording is ours.
+        J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.1 (compositional prompt ensemble) and its appendix; X. Chen et
+        al., *APRIL-GAN*, arXiv 2305.17382, 2023, and its code. Names of folders are turned into words.
     """
 
-    def __init__(self, class_name: bool = True) -> None:
+    def __init__(
+        self, class_name: bool = True, wording: Literal["kanoclip", "winclip", "april_gan"] = "kanoclip"
+    ) -> None:
         super().__init__()
         self.class_name = class_name
+        *self.phrases, self.templates = WORDINGS[wording]
         self._known: dict[str, Tensor] = {}
 
     def build(self, backbone: CLIPBackbone) -> None:
@@ -67,8 +102,8 @@ class EnsemblePrompts(Prompts):
         names = [readable(name) if self.class_name else "object" for name in category]
         for name in set(names) - set(self._known):
             states = [
-                backbone.encode_text([t.format(phrase.format(name)) for phrase in phrases for t in TEMPLATES]).mean(0)
-                for phrases in (NORMAL_STATES, ANOMALOUS_STATES)
+                backbone.encode_text([t.format(one.format(name)) for one in phrases for t in self.templates]).mean(0)
+                for phrases in self.phrases
             ]
             self._known[name] = F.normalize(torch.stack(states), dim=-1)  # (2, D)
         return torch.stack([self._known[name].to(backbone.mean.device) for name in names])
@@ -145,6 +180,34 @@ class LearnedPrompts(Prompts):
         else:
             states = self._kept[1]
         return states.expand(len(category), -1, -1)
+
+
+class ObjectAgnosticPrompts(LearnedPrompts):
+    """Learn a normal and an abnormal prompt for any object, with learned tokens inside the text encoder as well.
+
+    Learned prompts with AnomalyCLIP's deep tokens: 4 of them at the input of the text blocks 2 to 9.
+
+    Args:
+        context: Learned vectors E per prompt.
+        deep_tokens: Learned tokens that replace those after the begin token inside the text encoder; 0 for none.
+        deep_depth: Number of text blocks, from the second on, that get such tokens; at most the blocks there are.
+        normal: Words after the normal context.
+        anomalous: Words after the abnormal context.
+
+    Reference:
+        Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, section 3.2, whose depth of 9 counts the first block, which gets
+        none. Its checkpoints also hold a linear layer per block that its code never uses; there is none here.
+    """
+
+    def __init__(
+        self,
+        context: int = 12,
+        deep_tokens: int = 4,
+        deep_depth: int = 8,
+        normal: str = "object.",
+        anomalous: str = "damaged object.",
+    ) -> None:
+        super().__init__(context, deep_tokens, deep_depth, normal, anomalous)
 
 
 def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

@@ -61,6 +61,9 @@ NAMES: dict[str, dict[str, str]] = {
         "clip_vv": "kanoclip.models.ablations.CLIPVV",
         "clip_vv_knpl": "kanoclip.models.ablations.CLIPVVKnPL",
         "clip_vv_knpl_bicmci": "kanoclip.models.ablations.CLIPVVKnPLBiCMCI",
+        "winclip": "kanoclip.models.rivals.WinCLIP",
+        "april_gan": "kanoclip.models.rivals.AprilGAN",
+        "anomalyclip": "kanoclip.models.rivals.AnomalyCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -71,6 +74,7 @@ NAMES: dict[str, dict[str, str]] = {
     "prompts": {
         "ensemble": "kanoclip.prompts.EnsemblePrompts",
         "learned": "kanoclip.prompts.LearnedPrompts",
+        "object_agnostic": "kanoclip.prompts.ObjectAgnosticPrompts",
     },
     "interaction": {
         "none": "kanoclip.interaction.NoInteraction",

@@ -100,6 +100,7 @@ def check_agreement(asked: Any, stored: Any, components: Mapping[str, str], chec
         return
     if isinstance(stored, dict) and "class_path" in stored:
         stored = stored["class_path"]
+    asked = list(asked) if isinstance(asked, tuple) else asked  # as it is stored
     if asked is None or asked == stored:
         return
     if isinstance(asked, str) and "." in asked and asked.rpartition(".")[2] == components.get(kind):

@@ -36,6 +36,29 @@ def anomaly_map(maps: Tensor) -> Tensor:
     return ((maps[:, :, ANOMALOUS] + 1 - maps[:, :, NORMAL]) / 2).mean(0)
 
 
+def window_map(probability: Tensor, grid: tuple[int, int], size: int) -> Tensor:
+    """Give each patch the harmonic mean of the windows that cover it, so that one low window is enough to clear it.
+
+    Args:
+        probability: ``(B, W)`` of all windows of ``size`` x ``size`` patches, row by row, W = (h-size+1) * (w-size+1).
+        grid: ``(h, w)`` of the patches.
+        size: Side of a window in patches.
+
+    Returns:
+        ``(B, h, w)`` in [0, 1].
+    """
+    h, w = grid
+    inverse = (1 / probability.float().clamp_min(1e-12)).unflatten(1, (h - size + 1, w - size + 1))[:, None]
+    cover = inverse.new_ones(1, 1, size, size)
+    count = F.conv_transpose2d(torch.ones_like(inverse[:1]), cover)  # (1, 1, h, w)
+    return (count / F.conv_transpose2d(inverse, cover))[:, 0]
+
+
+def harmonic_mean(maps: Tensor) -> Tensor:
+    """Fuse maps by their harmonic mean: ``(L, B, h, w)`` -> ``(B, h, w)``, both in [0, 1]."""
+    return len(maps) / (1 / maps.clamp_min(1e-12)).sum(0)
+
+
 def smooth(maps: Tensor, sigma: float) -> Tensor:
     """Blur maps ``(B, H, W)`` by a Gaussian of ``sigma`` pixels (cut at 4 sigma, borders mirrored); 0 leaves them."""
     radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)

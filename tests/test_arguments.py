@@ -147,7 +147,7 @@ def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
         ("data: mvtecc", r"Unknown data 'mvtecc' in .*mine\.yaml\. Did you mean 'mvtec'\?"),
         ("data: [", r"mine\.yaml is not YAML: .*line 2"),
         ("surfaces", r"mine\.yaml should hold keys such as data, model and trainer, got 'surfaces'"),
-        ("seed_everything: 3", r"fit needs a data set: add --data NAME, one of mvtec, folder"),
+        ("seed_everything: 3", r"fit needs a data set: add --data NAME, one of mvtec, mpdd"),
     ],
 )
 def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, expected) -> None:
@@ -172,7 +172,7 @@ S = "test --data surfaces "
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
-        ("test --data.category bottle", "test needs a data set: add --data NAME, one of mvtec, folder, manifest"),  # T5
+        ("test --data.category bottle", "test needs a data set: add --data NAME, one of mvtec, mpdd"),  # T5
         ("test --data mvtec --data.batch_size four", "--data.batch_size: Expected int. Got value: four"),
         (S + "--model.adaptor none", "--model.adaptor. Did you mean --model.adapter? Accepted: backbone, attention,"),
         (

@@ -219,8 +219,8 @@ def test_the_embedded_backbone_says_what_it_is_for_except_on_drawings(folder, ca
 def test_the_help_of_a_verb_names_data_sets_and_models(capsys) -> None:  # T5
     assert main(["test", "--help"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Data sets (--data): mvtec, folder, manifest, surfaces, surfaces_auxiliary, surfaces_defects." in said
-    assert "kanoclip, clip, clip_vv, clip_vv_knpl, clip_vv_knpl_bicmci, local_stats; kanoclip without --model" in said
+    assert f"Data sets (--data): {', '.join(NAMES['data'])}." in said
+    assert f"Models (--model): {', '.join(NAMES['model'])}; kanoclip without --model" in said
     assert main(["test", "--data.help", "mvtec"]) == 0
     assert "--data.holdout HOLDOUT Share of the test split" in " ".join(capsys.readouterr().out.split())
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.prompts import EnsemblePrompts, LearnedPrompts, readable
+from kanoclip.prompts import EnsemblePrompts, LearnedPrompts, ObjectAgnosticPrompts, readable
 
 
 def test_folder_names_become_words() -> None:
@@ -73,3 +73,44 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(tiny_clip) -> No
         LearnedPrompts(context=60).build(tiny_clip)
     with pytest.raises(ValueError, match="needs at least 1 vector"):
         LearnedPrompts(context=0)
+
+
+@pytest.mark.parametrize(
+    ("wording", "counts", "said"),
+    [
+        ("winclip", (7, 4, 22), "a photo of the damaged nut for visual inspection."),
+        ("april_gan", (7, 5, 35), "there is a broken nut in the scene."),
+    ],
+)
+def test_the_words_of_a_rival_are_as_many_as_it_publishes_and_each_is_said_once(
+    tiny_clip, monkeypatch, wording, counts, said
+) -> None:
+    prompts, texts, encode = EnsemblePrompts(wording=wording), [], tiny_clip.encode_text
+    monkeypatch.setattr(tiny_clip, "encode_text", lambda given: texts.append(given) or encode(given))
+    prompts(["nut"], tiny_clip)
+    normal, anomalous, templates = counts
+    assert [len(set(state)) for state in texts] == [normal * templates, anomalous * templates]
+    assert said in texts[1]
+    assert not [text for state in texts for text in state if "{" in text]
+    assert all(
+        any(text.format("nut") in state for state in texts) for text in ("a photo of a {}.", "a photo of the {}.")
+    )
+
+
+def test_the_deep_tokens_of_object_agnostic_prompts_each_count_and_learn(make_clip, write_clip, tmp_path) -> None:
+    config, weights = make_clip(embed_dim=16, text={"context_length": 48, "layers": 12})  # as many blocks as CLIP's
+    backbone = CLIPBackbone(write_clip(tmp_path / "deep", config, weights.state_dict()), image_size=32)
+    torch.manual_seed(0)
+    prompts = ObjectAgnosticPrompts()
+    prompts.build(backbone)
+    assert prompts.vectors.shape[:2] == (2, 12)
+    assert prompts.deep.shape[:2] == (8, 4)  # the inputs of blocks 2 to 9
+    states = prompts(["nut"], backbone)
+    (states @ torch.arange(16.0)).square().sum().backward()
+    assert prompts.deep.grad.abs().sum(-1).gt(0).all()
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    for block in range(8):
+        kept = prompts.deep.data.clone()
+        prompts.deep.data[block] = torch.randn(4, 24)
+        assert (prompts(["nut"], backbone) - states).abs().max() > 1e-4
+        prompts.deep.data = kept

@@ -57,7 +57,7 @@ def test_a_folder_of_the_same_name_does_no_harm(tmp_path, monkeypatch) -> None:
 def test_an_unknown_name_says_what_was_meant_and_what_there_is() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown data 'mvtecc' for --data\. Did you mean 'mvtec'\?") as error:
         expand_argv(["--data", "mvtecc"])
-    assert "Registered names: mvtec, folder, manifest" in str(error.value)
+    assert "Registered names: mvtec, mpdd" in str(error.value)
     with pytest.raises(UnknownNameError, match=r"Unknown adapter .cnov. in my\.yaml"):
         expand({"model": {"adapter": "cnov"}}, " in my.yaml")
 

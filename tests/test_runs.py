@@ -83,6 +83,7 @@ def model(adapter=None, **options) -> dict:
         (model(CONV), model({"class_path": CONV, "init_args": {"reduction": 8}})),
         (model(lr=0.1), model(lr=0.1, sigma=3)),
         ({"init_args": {"sigma": 3}}, model(sigma=3)),
+        (model(betas=(0.5, 0.999)), model(betas=[0.5, 0.999])),  # parsed as a tuple, stored as a list
     ],
 )
 def test_what_agrees_passes(asked, stored) -> None:

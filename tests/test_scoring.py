@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
-from kanoclip.scoring import GlobalScore, MapMaxScore, MeanScore, TopKScore, anomaly_map, level_maps, smooth
+from kanoclip.scoring import (
+    GlobalScore,
+    MapMaxScore,
+    MeanScore,
+    TopKScore,
+    anomaly_map,
+    harmonic_mean,
+    level_maps,
+    smooth,
+    window_map,
+)
 
 
 def test_a_level_map_is_the_softmax_of_cosine_over_temperature_in_its_place() -> None:
@@ -59,3 +69,23 @@ def test_image_scores_by_hand() -> None:
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="expected a share in"):
         TopKScore(share=share)
+
+
+def test_a_patch_gets_the_harmonic_mean_of_the_windows_that_cover_it() -> None:
+    windows = torch.tensor([[0.5, 0.25]])  # two windows of 2 x 2 patches side by side on a grid of 2 x 3
+    expected = torch.tensor([[[0.5, 1 / 3, 0.25]] * 2])
+    torch.testing.assert_close(window_map(windows, (2, 3), 2), expected)
+
+
+def test_the_largest_window_is_the_same_everywhere_and_the_smallest_its_patch() -> None:
+    torch.testing.assert_close(window_map(torch.tensor([[0.3]]), (4, 4), 4), torch.full((1, 4, 4), 0.3))
+    patches = torch.rand(2, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(window_map(patches, (3, 4), 1), patches.unflatten(1, (3, 4)))
+
+
+def test_one_scale_that_sees_nothing_clears_the_map() -> None:
+    maps = torch.tensor([0.5, 0.25, 1.0])[:, None, None, None]
+    torch.testing.assert_close(harmonic_mean(maps), torch.full((1, 1, 1), 3 / 7))
+    assert float(harmonic_mean(maps * torch.tensor([1.0, 0.0, 1.0])[:, None, None, None])) < 1e-9
+    assert float(window_map(torch.tensor([[0.0, 1.0]]), (1, 2), 1)[0, 0, 0]) < 1e-9
+    torch.testing.assert_close(harmonic_mean(torch.ones(3, 1, 2, 2)), torch.ones(1, 2, 2), rtol=0, atol=0)

@@ -127,18 +127,25 @@ class CLIPBackbone(nn.Module):
         Raises:
             ValueError: If the image has another size than the backbone was built for.
         """
+        tokens, levels = run_blocks(self.visual, self.embed_image(image), attention, self.levels)
+        patches = torch.stack([project(self.visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
+        cls = project(self.visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
+        side = self.image_size // self.patch_size
+        return Features(patches, cls, (side, side))
+
+    def embed_image(self, image: Tensor) -> Tensor:
+        """Image ``(B, 3, image_size, image_size)`` in [0, 1] -> tokens ``(B, 1 + N, width)`` for the first block.
+
+        Raises:
+            ValueError: If the image has another size than the backbone was built for.
+        """
         if image.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"The images are {image.shape[-1]} x {image.shape[-2]} pixels (width x height), the backbone is built "
                 f"for {self.image_size} x {self.image_size}. Use --model.backbone.image_size {image.shape[-1]}."
             )
         pixels = ((image - self.mean) / self.std).to(self.visual.conv1.weight.dtype)
-        tokens = embed_patches(self.visual, pixels, self.position)  # (B, 1 + N, width)
-        tokens, levels = run_blocks(self.visual, tokens, attention, self.levels)
-        patches = torch.stack([project(self.visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
-        cls = project(self.visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
-        side = self.image_size // self.patch_size
-        return Features(patches, cls, (side, side))
+        return embed_patches(self.visual, pixels, self.position)
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:

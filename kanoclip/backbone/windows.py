@@ -1,0 +1,50 @@
+"""What CLIP sees in small windows of an image, each encoded from its own patches alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kanoclip.backbone.attention import QKV
+from kanoclip.backbone.clip import CLIPBackbone, project, run_blocks
+
+CHUNK = 1024  # windows encoded at a time, which bounds the memory of large grids
+
+
+def window_patches(side: int, size: int) -> Tensor:
+    """Number the patches of each window of ``size`` x ``size`` on a square grid, one patch apart: ``(W, size**2)``."""
+    grid = torch.arange(side * side).view(side, side)
+    return grid.unfold(0, size, 1).unfold(1, size, 1).flatten(2).flatten(0, 1)
+
+
+@torch.no_grad()
+def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Encode the windows of an image, of several sizes.
+
+    CLIP's own blocks read the class token and the patches of the window, with the positions they have in the image;
+    all other patches are left out. A window as large as the grid is the image, and its feature CLIP's global one.
+
+    Args:
+        backbone: Frozen CLIP; its levels play no part.
+        image: ``(B, 3, image_size, image_size)`` in [0, 1].
+        sizes: Sides of the windows in patches, each at most that of the grid.
+
+    Returns:
+        For each size ``(B, W, D)``, float32 and unit length, W windows row by row.
+
+    Reference:
+        J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.2.
+    """
+    tokens = backbone.embed_image(image)  # (B, 1 + N, width)
+    found = []
+    for size in sizes:
+        patches = window_patches(backbone.image_size // backbone.patch_size, size).to(tokens.device)
+        places = F.pad(patches + 1, (1, 0))  # (W, 1 + size**2), the class token first
+        windows = tokens[:, places].flatten(0, 1)  # (B * W, 1 + size**2, width)
+        seen = [run_blocks(backbone.visual, part, QKV(), [])[0][:, 0] for part in windows.split(CHUNK)]
+        feature = project(backbone.visual, torch.cat(seen), norm=backbone.cls_norm)
+        found.append(feature.unflatten(0, (len(image), -1)))  # (B, W, D)
+    return found
