@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from kanoclip import __version__
-from kanoclip.registry import NAMES, UnknownNameError, summary
+from kanoclip.registry import NAMES, UnknownNameError, did_you_mean, summary
 
 VERBS = {
     "fit": "train the heads on an auxiliary data set",
@@ -44,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb, options = argv[0], argv[1:]
     if verb not in VERBS:
-        close = get_close_matches(verb, VERBS, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return complain(f"Unknown verb {verb!r}.{hint} Verbs: {', '.join(VERBS)}.")
+        return complain(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} Verbs: {', '.join(VERBS)}.")
     if verb == "list":
         return list_components(options)
     if options and options[-1] == "--data.help":

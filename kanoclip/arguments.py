@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 
-from kanoclip.registry import NAMES, expand, expand_argv
+from kanoclip.registry import NAMES, expand, expand_argv, load_class
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 CONFIG = ("--config", "-c")
@@ -138,8 +138,7 @@ def _accepted(option: str, argv: Sequence[str]) -> list[str]:
         paths.insert(0, DEFAULT_MODEL)
     if not paths or not paths[-1]:
         return []
-    module, _, name = paths[-1].rpartition(".")
-    return _parameters(getattr(import_module(module), name))
+    return _parameters(load_class(paths[-1]))
 
 
 def _parameters(cls: Any) -> list[str]:

@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from kanoclip.__main__ import VERBS, complain
 from kanoclip.arguments import UsageError, mistake, prepare, take_checkpoint
 from kanoclip.outputs import ExampleMaps, PredictionWriter, ResultsWriter, RunRecord
-from kanoclip.registry import NAMES, available, expand_argv, name_of
+from kanoclip.registry import NAMES, available, expand_argv, load_class, name_of
 from kanoclip.runs import (
     ContradictionError,
     NoFitError,
@@ -223,18 +222,13 @@ def _about(verb: str) -> str:
     )
 
 
-def _class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
 def _build(section: Namespace) -> Any:
-    return _class(section.class_path)(**section.get("init_args", Namespace()).as_dict())
+    return load_class(section.class_path)(**section.get("init_args", Namespace()).as_dict())
 
 
 def _learns(model: Namespace) -> bool:
     """Whether a model is sure to learn, by the names of its heads: one of our own that has weights."""
-    settings, cls = model.get("init_args") or Namespace(), _class(model.class_path)
+    settings, cls = model.get("init_args") or Namespace(), load_class(model.class_path)
     for kind, free in FREE.items():
         given, own = settings.get(kind), getattr(cls, f"own_{kind}", None)
         path = given.class_path if given else f"{own.__module__}.{own.__name__}" if own else ""

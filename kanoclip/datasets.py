@@ -7,8 +7,6 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +21,12 @@ from rich.table import Table
 from kanoclip.__main__ import complain
 from kanoclip.data.about import About
 from kanoclip.data.base import AnomalyDataModule, Sample
-from kanoclip.data.download import DownloadError, download
+from kanoclip.data.download import WORK, DownloadError, download
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
-from kanoclip.registry import NAMES, UnknownNameError, resolve
+from kanoclip.outputs.tables import print_table
+from kanoclip.registry import NAMES, UnknownNameError, did_you_mean, load_class, resolve
 from kanoclip.types import ANOMALOUS, NORMAL
 
 ACTIONS = {
@@ -58,9 +57,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     action, *rest = options
     if action not in ACTIONS:
-        close = get_close_matches(action, ACTIONS, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return complain(f"Unknown action {action!r}.{hint} Actions: {', '.join(ACTIONS)}.")
+        return complain(f"Unknown action {action!r}.{did_you_mean(action, ACTIONS)} Actions: {', '.join(ACTIONS)}.")
     try:
         if action == "list":
             return _list(_parse(_parser(action), rest).root)
@@ -71,9 +68,7 @@ def main(argv: Sequence[str]) -> int:
                 f"kanoclip data {action} NAME: {ACTIONS[action]}\nOptions of one: kanoclip data {action} mvtec --help"
             )
             return 0
-        path = resolve("data", rest[0])
-        module, _, name = path.rpartition(".")
-        cls = getattr(import_module(module), name)
+        cls = load_class(resolve("data", rest[0]))
         parser = _parser(action, rest[0])
         parser.add_class_arguments(cls)
         chosen = _parse(parser, rest[1:])
@@ -105,26 +100,28 @@ def _parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
     try:
         chosen: Namespace = parser.parse_args(list(options))
     except argparse.ArgumentError as error:
-        raise ValueError(f"{str(error).splitlines()[0]}. Options: {parser.prog} --help") from error
+        said = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(f"{said}. Options: {parser.prog} --help") from error
     return chosen
 
 
 def _list(root: str) -> int:
     table = Table("name", "domain", "normal / anomalous", "masks", "paper", "licence", "here", box=box.SIMPLE_HEAD)
     for name, path in NAMES["data"].items():
-        module, _, cls = path.rpartition(".")
-        kind = getattr(import_module(module), cls)
+        kind = load_class(path)
         about: About | None = getattr(kind, "about", None)
         if about is None or not issubclass(kind, Tree):
             continue
-        counts = "? / ?" if about.counts is None else f"{about.counts[0]} / {about.counts[1]}"
+        counts = "{} / {}".format(*about.counts or "??")
+        counts = f"~{counts}" if about.counts and not about.confirmed else counts
         here = _here(kind(root=root))
         table.add_row(name, kind.domain, counts, "yes" if about.masks else "no", "yes" if about.paper else "",
                       about.licence, here)  # fmt: skip
-    _print(table)
+    print_table(table)
     print(
-        "normal / anomalous: published numbers of test images. paper: named by KAnoCLIP's public pages. Your own "
-        "images: --data folder, manifest or meta_json. Without files: surfaces, surfaces_auxiliary, surfaces_defects."
+        "normal / anomalous: published numbers of test images, ~ not confirmed by us. paper: named by KAnoCLIP's "
+        "public pages. Your own images: --data folder, manifest or meta_json. Without files: surfaces, "
+        "surfaces_auxiliary, surfaces_defects."
     )
     return 0
 
@@ -154,15 +151,13 @@ def _bytes(path: Path) -> int:
 
 
 def _check(data: AnomalyDataModule) -> int:
-    samples = [sample for sample in data.samples() if _wanted(data, sample)]
-    if not samples:
-        raise ValueError(f"No images of {data.category or data.name} below {data.root}. Check --root and --category.")
+    samples = data.index()
     found = _open_all(data, samples)
     counts = Counter((s.category, s.split, s.label) for s in samples)
     table = Table("category", "split", "normal", "anomalous", "unlabelled", box=box.SIMPLE_HEAD)
     for category, split in dict.fromkeys((s.category, s.split) for s in samples):
         table.add_row(category, split, *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)))
-    _print(table)
+    print_table(table)
     heights, widths = zip(*([f.size for f in found if not f.trouble] or [(0, 0)]), strict=True)
     print(f"{len(samples)} images, {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high.")
     areas = [f.area for f in found if f.area]
@@ -178,14 +173,9 @@ def _check(data: AnomalyDataModule) -> int:
     for kind, files in faults.items():
         trouble.add_row(kind, str(len(files)), "\n".join(files[:NAMED]))
     if faults:
-        _print(trouble)
+        print_table(trouble)
     print("found: " + ("nothing wrong." if not faults else f"{sum(map(len, faults.values()))} faults."))
     return int(bool(faults))
-
-
-def _wanted(data: AnomalyDataModule, sample: Sample) -> bool:
-    asked = [data.category] if isinstance(data.category, str) else data.category
-    return asked in (None, ["all"]) or sample.category in (asked or ())
 
 
 def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> list[Finding]:
@@ -213,9 +203,10 @@ def _troubles(
         notes.append(f"{len(empty)} anomalous images have an empty mask: {', '.join(empty[:NAMED])}")
     if without and (about is None or about.masks):
         notes.append(f"{len(without)} anomalous images have no mask: {', '.join(without[:NAMED])}")
-    if about and about.counts and data.category in (None, "all"):
+    if about and about.counts and data.category in (None, "all") and data.limit is None:
         mine = tuple(sum(s.split == "test" and s.label == label for s in samples) for label in (NORMAL, ANOMALOUS))
         words = "as published" if mine == about.counts else f"published: {about.counts[0]} / {about.counts[1]}"
+        words += "" if about.confirmed else ", as far as we know"
         notes.append(f"test images, normal / anomalous: {mine[0]} / {mine[1]} ({words})")
     for finding in found:
         if finding.trouble:
@@ -224,10 +215,8 @@ def _troubles(
 
 
 def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
-    samples = [sample for sample in data.samples() if _wanted(data, sample)]
+    samples = data.index()
     chosen = varied(samples, count)
-    if not chosen:
-        raise ValueError(f"No images of {data.category or data.name} below {data.root}. Check --root and --category.")
     sheet, skipped = contact_sheet(chosen, data.read)
     path = Path(output or f"runs/data/{data.name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,11 +235,11 @@ def _download(data: AnomalyDataModule, accept_license: bool) -> int:
     except FileNotFoundError:
         pass
     else:
-        if not (folder / ".download").exists():  # somebody else's copy; our own may be half-done
+        if not (folder / WORK).exists():  # somebody else's copy; our own may be half-done
             print(f"{data.about.title} is here already: {folder}. To check it: kanoclip data check {data.name}")
             return 0
-    folder = download(data.name, data.about, data.root, accept_license, _ask)
-    print(f"{data.about.title} is in {folder}. Check it: kanoclip data check {data.name} --root {data.root}")
+    download(data.name, data.about, data.root, accept_license, _ask)
+    print(f"To check it: kanoclip data check {data.name} --root {data.root}")
     return 0
 
 
@@ -259,9 +248,3 @@ def _ask(question: str) -> bool:
         return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)  # a file or a pipe needs no folding
-    console.print(table)

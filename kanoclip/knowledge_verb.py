@@ -7,8 +7,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,8 @@ from rich.table import Table
 from kanoclip.__main__ import complain
 from kanoclip.knowledge.base import STATES, KnowledgeBase, shipped
 from kanoclip.knowledge.client import ChatClient, ChatError, cut_out
-from kanoclip.registry import NAMES, UnknownNameError, resolve
+from kanoclip.outputs.tables import print_table
+from kanoclip.registry import NAMES, UnknownNameError, did_you_mean, load_class, resolve
 
 if TYPE_CHECKING:
     from kanoclip.knowledge.questions import Question
@@ -42,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     action, *rest = options
     if action not in ACTIONS:
-        close = get_close_matches(action, ACTIONS, 1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return complain(f"Unknown action {action!r}.{hint} Actions: {', '.join(ACTIONS)}.")
+        return complain(f"Unknown action {action!r}.{did_you_mean(action, ACTIONS)} Actions: {', '.join(ACTIONS)}.")
     try:
         return _show(rest) if action == "show" else _build(rest)
     except (UnknownNameError, ChatError, ValueError, OSError) as error:
@@ -61,8 +58,7 @@ def _build(options: Sequence[str]) -> int:
             _parser(None).print_help()
             return 0
         raise ValueError(f"Which data set? Add --data NAME, one of {', '.join(NAMES['data'])}.")
-    module, _, cls = resolve("data", name).rpartition(".")
-    kind = getattr(import_module(module), cls)
+    kind = load_class(resolve("data", name))
     parser = _parser(kind, name)
     try:
         chosen: dict[str, Any] = parser.parse_args(rest).as_dict()
@@ -230,7 +226,7 @@ def _show(options: Sequence[str]) -> int:
     for category, entry in {"generic": base.generic, **base.categories}.items():
         for state in STATES:
             table.add_row(category if state == STATES[0] else "", state, "\n".join(entry[state]))
-    _print(table)
+    print_table(table)
     print(f"{len(base.categories)} categories, {sum(map(_count, base.categories.values()))} texts.")
     return 0
 
@@ -244,7 +240,7 @@ def _show_images(name: str) -> int:
         model = f"{entry.get('model', '?')} @ {entry.get('host', '?')}"
         table.add_row(entry["image"][:12], str(entry.get("category", "")), entry["state"], "\n".join(entry["answers"]),
                       model, str(entry.get("date", "")))  # fmt: skip
-    _print(table)
+    print_table(table)
     print(f"{len(entries)} images, {sum(len(entry['answers']) for entry in entries)} texts.")
     return 0
 
@@ -256,9 +252,3 @@ def _count(entry: dict[str, list[str]]) -> int:
 def _print_provenance(provenance: dict[str, Any]) -> None:
     for key, value in provenance.items():
         print(f"{key}: {value}")
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)  # a file or a pipe needs no folding
-    console.print(table)

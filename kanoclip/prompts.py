@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -185,29 +185,17 @@ class LearnedPrompts(Prompts):
 class ObjectAgnosticPrompts(LearnedPrompts):
     """Learn a normal and an abnormal prompt for any object, with learned tokens inside the text encoder as well.
 
-    Learned prompts with AnomalyCLIP's deep tokens: 4 of them at the input of the text blocks 2 to 9.
-
     Args:
-        context: Learned vectors E per prompt.
-        deep_tokens: Learned tokens that replace those after the begin token inside the text encoder; 0 for none.
-        deep_depth: Number of text blocks, from the second on, that get such tokens; at most the blocks there are.
-        normal: Words after the normal context.
-        anomalous: Words after the abnormal context.
+        deep_tokens: As in ``LearnedPrompts``, in the text blocks 2 to 9 as its ``deep_depth`` says.
+        **options: As in ``LearnedPrompts``.
 
     Reference:
         Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, section 3.2, whose depth of 9 counts the first block, which gets
         none. Its checkpoints also hold a linear layer per block that its code never uses; there is none here.
     """
 
-    def __init__(
-        self,
-        context: int = 12,
-        deep_tokens: int = 4,
-        deep_depth: int = 8,
-        normal: str = "object.",
-        anomalous: str = "damaged object.",
-    ) -> None:
-        super().__init__(context, deep_tokens, deep_depth, normal, anomalous)
+    def __init__(self, deep_tokens: int = 4, **options: Any) -> None:
+        super().__init__(deep_tokens=deep_tokens, **options)
 
 
 def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

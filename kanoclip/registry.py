@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,12 +148,22 @@ def resolve(kind: str, name: str, where: str = "") -> str:
         return NAMES[kind][name]
     if not name.isidentifier() or name != name.lower() or name == "null":
         return name
-    close = get_close_matches(name, NAMES[kind], 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UnknownNameError(
-        f"Unknown {kind} {name!r}{where}.{hint} Registered names: {', '.join(NAMES[kind])}. "
+        f"Unknown {kind} {name!r}{where}.{did_you_mean(name, NAMES[kind])} Registered names: {', '.join(NAMES[kind])}. "
         f"For a class of your own give its import path, such as mypackage.MyClass."
     )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known word that is nearest, or "" if none is near."""
+    close = get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def load_class(path: str) -> Any:
+    """Import the class of an import path."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def expand(config: Any, where: str = "", kind: str | None = None) -> Any:

@@ -31,6 +31,7 @@ class About:
         homepage: Where a person gets it.
         counts: Published number of test images, (normal, anomalous); None where unknown.
         train: Published number of training images; None where unknown.
+        confirmed: Whether both were read where the publisher, or public code, states them.
         masks: Whether anomalous test images have masks.
         archives: What ``kanoclip data download`` fetches; empty where there is no direct public link.
         paper: Whether the KAnoCLIP paper's public pages name it among the data sets that it tests on.
@@ -43,6 +44,7 @@ class About:
     homepage: str
     counts: tuple[int, int] | None = None
     train: int | None = None
+    confirmed: bool = False
     masks: bool = True
     archives: tuple[Archive, ...] = ()
     paper: bool = False

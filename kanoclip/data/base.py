@@ -135,7 +135,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
     @property
     def categories(self) -> list[str]:
         """Categories in use, sorted."""
-        return sorted({sample.category for sample in self._index()})
+        return sorted({sample.category for sample in self.index()})
 
     def setup(self, stage: str | None = None) -> None:
         """Read the index (once), find the image size and check that the stage has what it needs.
@@ -155,8 +155,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
     def part(self, stage: str) -> list[Sample]:
         """Samples that a stage uses: "fit", "validate", "test" or "predict"."""
         if stage == "predict":
-            return [replace(sample, masks=()) for sample in self._index()]
-        samples = [sample for sample in self._index() if sample.split == "test"]
+            return [replace(sample, masks=()) for sample in self.index()]
+        samples = [sample for sample in self.index() if sample.split == "test"]
         if not self.holdout:
             return [] if stage == "validate" else samples
         held_out = self._hold_out(samples)
@@ -210,7 +210,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
             )
         return size
 
-    def _index(self) -> list[Sample]:
+    def index(self) -> list[Sample]:
+        """All samples of the chosen categories, within the limit; raises as ``setup``."""
         if self._samples is None:
             everything = self.samples()
             if not everything:
@@ -273,7 +274,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         if unknown:
             raise ValueError(f"{stage} needs labels, and {unknown[0].image} has none. {self._label_remedy()}")
         drawn = type(self).read is not AnomalyDataModule.read  # a data set with its own `read` needs no mask files
-        anomalous = [sample for sample in self._index() if sample.label == ANOMALOUS]
+        anomalous = [sample for sample in self.index() if sample.label == ANOMALOUS]
         without = sum(not sample.masks for sample in anomalous)
         if without and not drawn and not self._told:
             self._told = True

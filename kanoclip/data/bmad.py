@@ -95,7 +95,17 @@ class BMADOCT2017(BMAD):
     name: str = "bmad_oct2017"
     folders = ("Retina_OCT2017_AD", "BMAD/Retina_OCT2017_AD", "bmad/Retina_OCT2017_AD", "OCT2017")
     subject = "retina"
-    about = About("BMAD OCT2017", _REFERENCE, _LICENCE, _HOME, counts=(242, 726), train=26315, masks=False, note=_NOTE)
+    about = About(
+        "BMAD OCT2017",
+        _REFERENCE,
+        _LICENCE,
+        _HOME,
+        counts=(242, 726),
+        train=26315,
+        confirmed=True,
+        masks=False,
+        note=_NOTE,
+    )
 
 
 class BMADRSNA(BMAD):

@@ -34,6 +34,7 @@ class BrainMRI(Medical):
         licence="see the page",
         homepage="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         counts=(98, 155),
+        confirmed=True,
         masks=False,
     )
 
@@ -87,6 +88,7 @@ class HeadCT(Medical):
         licence="see the page",
         homepage="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
         counts=(100, 100),
+        confirmed=True,
         masks=False,
     )
 

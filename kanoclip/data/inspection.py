@@ -49,6 +49,7 @@ class MagneticTile(Inspection):
         licence="none stated",
         homepage="https://github.com/abin24/Magnetic-tile-defect-datasets.",
         counts=(952, 392),
+        confirmed=True,
     )
 
 
@@ -80,6 +81,7 @@ class RSDDs(Inspection):
         licence="see the page",
         homepage="https://ieee-dataport.org/documents/rsdds",
         counts=(0, 195),
+        confirmed=True,
     )
 
 
@@ -108,6 +110,7 @@ class CrackForest(Inspection):
         licence="non-commercial research",
         homepage="https://github.com/cuilimeng/CrackForest-dataset",
         counts=(0, 118),
+        confirmed=True,
     )
 
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
@@ -186,7 +189,7 @@ class DeepPCB(Inspection):
         UnreadableImageError: When a file of boxes is not as expected.
 
     Reference:
-        S. Tang et al., *Online PCB Defect Detector On A New PCB Defect Dataset*, 2019. Licence: MIT.
+        S. Tang et al., *Online PCB Defect Detector On A New PCB Defect Dataset*, 2019. For research only.
     """
 
     name: str = "deeppcb"
@@ -199,10 +202,11 @@ class DeepPCB(Inspection):
     about = About(
         title="DeepPCB",
         reference="S. Tang et al., 2019",
-        licence="MIT",
+        licence="for research only",
         homepage="https://github.com/tangsanli5201/DeepPCB",
-        counts=(499, 499),
-        train=2002,
+        counts=(500, 500),
+        train=2000,
+        confirmed=True,
     )
 
     def _key(self, groups: Mapping[str, str]) -> tuple[str, ...]:

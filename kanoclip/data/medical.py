@@ -97,6 +97,7 @@ class ClinicDB(Polyps):
         licence=_RESEARCH,
         homepage="https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579",
         counts=(0, 612),
+        confirmed=True,
     )
 
 
@@ -119,6 +120,7 @@ class Kvasir(Polyps):
         licence=_RESEARCH,
         homepage="https://datasets.simula.no/kvasir-seg",
         counts=(0, 1000),
+        confirmed=True,
     )
 
 
@@ -199,4 +201,5 @@ class BUSI(Medical):
         licence="CC BY 4.0 by the article",
         homepage="https://www.kaggle.com/datasets/aryashah2k/breast-ultrasound-images-dataset",
         counts=(133, 647),
+        confirmed=True,
     )

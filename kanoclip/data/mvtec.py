@@ -62,6 +62,7 @@ class MVTecAD(MVTecTree):
         homepage=f"{_MVTEC}/mvtec-ad",
         counts=(467, 1258),
         train=3629,
+        confirmed=True,
         archives=(
             Archive(
                 f"{_SHARES}/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/mvtec_anomaly_detection.tar.xz",
@@ -179,6 +180,7 @@ class MVTecLOCO(MVTecTree):
         homepage=f"{_MVTEC}/mvtec-loco",
         counts=(575, 993),
         train=1778,
+        confirmed=True,
         archives=(
             Archive(
                 f"{_SHARES}/48237/1b9106ccdfbb09a0c414bd49fe44a14a/download/430647091-1646842701/mvtec_loco_anomaly_detection.tar.xz",
@@ -217,6 +219,7 @@ class MVTecAD2(MVTecTree):
         homepage=f"{_MVTEC}/mvtec-ad-2",
         counts=(379, 705),
         train=2528,
+        confirmed=True,
         archives=(
             Archive(
                 f"{_SHARES}/150997/701c90d3aea6588f404936e32a674602/download/466712769-1743429042/mvtec_ad_2.tar.gz",

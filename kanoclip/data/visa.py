@@ -55,6 +55,7 @@ class VisA(Tree):
         homepage="https://github.com/amazon-science/spot-diff",
         counts=(962, 1200),
         train=8659,
+        confirmed=True,
         archives=(
             Archive(
                 "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",

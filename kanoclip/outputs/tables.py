@@ -126,6 +126,13 @@ _HEADINGS = {
 }
 
 
+def print_table(table: Table) -> None:
+    """Print a table of words: folded to a terminal's width, 160 characters wide in a file or a pipe."""
+    console = Console()
+    console = console if console.is_terminal else Console(width=160)
+    console.print(table)
+
+
 def _defined(value: Any) -> float | None:
     number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else None
