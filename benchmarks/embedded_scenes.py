@@ -75,7 +75,10 @@ def invented(rng: Rng) -> tuple[Array, Array, Array]:
         return image.astype(np.float32), np.ones((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE, 3), np.float32)
     pose = Pose(rng)
     holes = [outline(rng) * rng.uniform(0.1, 0.3) + rng.uniform(-0.4, 0.4, 2) for _ in range(rng.choice([0, 0, 1, 3]))]
-    layers: list[Layer] = [(pose.fill(outline(rng), holes), texture(rng))]
+    shape = pose.fill(outline(rng), holes)
+    while shape.mean() < 0.02:  # a sliver: no room for a defect
+        shape = pose.fill(outline(rng), holes)
+    layers: list[Layer] = [(shape, texture(rng))]
     for _ in range(rng.choice([0, 1, 3])):
         inner = pose.fill(outline(rng) * rng.uniform(0.1, 0.5) + rng.uniform(-0.4, 0.4, 2)) * layers[0][0]
         layers.append((inner, texture(rng)))
@@ -100,9 +103,9 @@ def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array]:
     return intact.image, drawn(defect).image, intact.part
 
 
-def jobs(count: int, rng: Rng) -> list[tuple[int, str, str]]:
-    """Choose what to draw: half known categories, an eighth patterns, the rest invented; each with a known defect."""
-    share = (0.5 / len(CATEGORIES), 0.125 / len(PATTERNS), 0.375)
+def jobs(count: int, rng: Rng, invented: float) -> list[tuple[int, str, str]]:
+    """Choose what to draw: a share invented, the rest known categories and patterns (4 : 1); all with a known defect."""
+    share = (0.8 * (1 - invented) / len(CATEGORIES), 0.2 * (1 - invented) / len(PATTERNS), invented)
     odds = np.repeat(share, (len(CATEGORIES), len(PATTERNS), 1))
     kinds, defects = rng.choice([*CATEGORIES, *PATTERNS, INVENTED], count, p=odds), rng.choice(list(DEFECTS), count)
     return [(i, str(kind), str(defect)) for i, (kind, defect) in enumerate(zip(kinds, defects, strict=True))]

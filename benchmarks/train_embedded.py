@@ -56,9 +56,9 @@ MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 class Pool:
     """Scenes drawn once; batches are random crops, flips, turns and recolourings of them."""
 
-    def __init__(self, count: int, seed: int, workers: int) -> None:
+    def __init__(self, count: int, seed: int, workers: int, invented: float) -> None:
         rng = np.random.default_rng(seed)
-        self.jobs = jobs(count, rng)
+        self.jobs = jobs(count, rng, invented)
         with ProcessPoolExecutor(workers) as pool:
             scenes = list(pool.map(scene, self.jobs, chunksize=64))
         self.intact, self.damaged, self.part = (np.stack(column) for column in zip(*scenes, strict=True))
@@ -174,6 +174,7 @@ def main(
     scenes: int = 40_000,
     batch: int = 16,
     initial: Path | None = None,
+    invented: float = 0.375,
 ) -> None:
     """Train and write the config, the tokenizer's merges and the weights (fp16).
 
@@ -184,6 +185,7 @@ def main(
         scenes: How many scenes to draw.
         batch: Scenes a step; each gives three images.
         initial: Weights to go on from, of an earlier run; None starts afresh.
+        invented: Share of the scenes that show an invented surface or part instead of a known category or pattern.
     """
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ def main(
     optimizer = torch.optim.AdamW([*others, probe], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     start = time.time()
-    pool = Pool(scenes, seed, 2)
+    pool = Pool(scenes, seed, 2, invented)
     print(f"{scenes} scenes drawn in {time.time() - start:.0f} s, vocabulary {tokenizer.vocab_size}", flush=True)
     rng, start, step, seen, log = np.random.default_rng(seed), time.time(), 0, 0, {}
     while (progress := (time.time() - start) / (60 * minutes)) < 1:
