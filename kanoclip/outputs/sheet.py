@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import cv2
@@ -44,17 +44,24 @@ def contact_sheet(samples: Sequence[Sample], read: Read) -> tuple[NDArray[np.uin
 
 
 def varied(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Take from each category, split and kind of defect in turn, spread over each."""
-    groups: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
+    """Take from the categories in turn, in each from split and kind of defect in turn, spread over each."""
+    groups: dict[str, dict[tuple[str, str], list[Sample]]] = {}
     for sample in samples:
         if sample.split != "train":
-            groups[sample.category, sample.split, sample.defect].append(sample)
+            groups.setdefault(sample.category, {}).setdefault((sample.split, sample.defect), []).append(sample)
     if not groups:
         return list(samples[:count])
-    share = -(-count // len(groups))
-    spread = {key: group[:: max(1, len(group) // share)][:share] for key, group in groups.items()}
-    turns = [group[turn] for turn in range(share) for group in spread.values() if turn < len(group)]
-    return sorted(turns[:count], key=lambda sample: (sample.category, sample.defect))
+    queues = []
+    for number, kinds in enumerate(groups.values()):
+        share = -(-count // len(kinds))
+        spread = [group[:: max(1, len(group) // share)][:share] for group in kinds.values()]
+        first = number % len(spread)  # not with the same kind of defect in every category
+        queues.append(_in_turn([*spread[first:], *spread[:first]]))
+    return sorted(_in_turn(queues)[:count], key=lambda sample: (sample.category, sample.defect))
+
+
+def _in_turn(queues: Sequence[Sequence[Sample]]) -> list[Sample]:
+    return [sample for turn in zip_longest(*queues) for sample in turn if sample is not None]
 
 
 def _picture(sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
