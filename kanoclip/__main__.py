@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ More: kanoclip VERB --help, kanoclip test --data.help mvtec, kanoclip list
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted."""
+    if arguments is None and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")

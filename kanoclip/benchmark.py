@@ -3,197 +3,278 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import io
-import json
-import statistics
+import gc
+import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 from rich import box
 from rich.table import Table
 
+from kanoclip import __version__
 from kanoclip.__main__ import complain
-from kanoclip.arguments import mistake, read_config
-from kanoclip.cli import KanoclipCLI, model_name, quiet
+from kanoclip.arguments import mistake
+from kanoclip.cli import KanoclipCLI, quiet
+from kanoclip.outputs.comparison import Comparison, Tested
 from kanoclip.outputs.files import write_json, write_text
-from kanoclip.outputs.tables import METRICS, UNDEFINED, table_text
-from kanoclip.registry import expand, name_of
+from kanoclip.outputs.published import published
+from kanoclip.outputs.tables import UNDEFINED, print_table, table_text
+from kanoclip.plan import Data, Job, Plan, read_plan, read_report
+from kanoclip.processes import leave_with_parent, run_in_processes
 from kanoclip.runs import NoFitError
-
-Spec = dict[str, Any]
-Reports = dict[tuple[str, str], list[dict[str, Any]]]
+from kanoclip.specs import Spec
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``kanoclip benchmark``; returns 0, 1 if a run failed, 2 for a mistake in the config, 130 if interrupted."""
-    about = "Fit what learns on one auxiliary set, test all models on the other sets, and print one table."
-    parser = ArgumentParser(prog="kanoclip benchmark", description=about, exit_on_error=False)
-    parser.add_argument("--config", required=True, help="YAML with auxiliary, data, models, seeds and trainer.")
-    parser.add_argument("--output", default=None, help="Folder for the runs and the table.")
     quiet()
     try:
-        options = parser.parse_args(list(argv[1:]))
-        config = read_config(options.config)
-        expected = {"auxiliary", "data", "models", "seeds", "trainer"}
-        if set(config) != expected or not all(isinstance(config[key], list) for key in ("data", "models", "seeds")):
-            raise ValueError(
-                f"{options.config} should have the keys {', '.join(sorted(expected))}, with lists of data, models and "
-                f"seeds, got {', '.join(config)}."
-            )
-        plan = {kind: [_spec(kind, one, options.config) for one in config[key]] for kind, key in _LISTS}
-        auxiliary = _spec("data", config["auxiliary"], options.config)
+        options = _parser().parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
+        output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
+        plan = read_plan(options.config, output, options.root, options.published)
     except argparse.ArgumentError as error:
-        return complain(f"{error}. Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml")
+        said = " ".join(str(error).split())
+        return complain(f"{said}. Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml")
     except ValueError as error:
         return complain(str(error))
-    output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
+    jobs = [job for job in plan.jobs if job.possible]
+    if options.worker is None:
+        for one in plan.missing:
+            print(f"kanoclip: left out {one.label}: {one.missing}", file=sys.stderr)
+    if options.dry_run:
+        _show(plan, output)
+        return 0
+    if not jobs:
+        return complain(f"No data set of {options.config} is on disk. Give --root FOLDER_THAT_CONTAINS_THEM.")
     try:
-        return run(auxiliary, plan["data"], plan["model"], config["seeds"], config["trainer"], output)
+        if options.worker is not None:
+            leave_with_parent()
+            work(jobs, options.worker, tell=False)
+            return 0
+        gpus = _gpus()
+        processes = min(options.processes or max(1, len(gpus)), len(jobs))
+        if processes > 1:
+            run_in_processes(processes, [*argv, f"--worker={time.time()}"], gpus)
+        else:
+            work(jobs, time.time())
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C by leaving
         if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        print(f"kanoclip: interrupted. What is done is in {output}; the same command goes on.", file=sys.stderr)
+        if options.worker is None:
+            print(f"kanoclip: interrupted. What is done is in {output}; the same command goes on.", file=sys.stderr)
         return 130
+    return _report(plan, output)
 
 
-def run(
-    auxiliary: Spec, data: list[Spec], models: list[Spec], seeds: list[int], trainer: dict[str, Any], output: Path
-) -> int:
-    """Fit what learns on one auxiliary set, test all models on the other sets, and print one table.
+def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
+    """Do the jobs that nobody has done, with others that may do the same: each takes what is not taken.
 
-    What is done already is not done again. A run that fails does not stop the others; it is told at the end.
+    A job is locked while it is worked on. The lock is the kernel's, so that of a process that died is free. What is
+    done already is not done again; what failed is told in its ``error.txt`` and does not stop the others.
 
     Args:
-        auxiliary: Data set to fit on.
-        data: Data sets to test on.
-        models: Models; a ``label`` beside ``class_path`` names a row.
-        seeds: A model that learns is fitted and tested once per seed.
-        trainer: Options of the trainer.
-        output: Folder for the runs, table.txt, table.md, results.csv and results.json.
+        jobs: In the order of work.
+        since: Time of the start, in seconds: what failed since then is not tried again.
+        tell: Whether to say that it waits for others.
     """
-    reports: Reports = {}
-    failed: list[str] = []
-    for model in models:
-        label = model.get("label") or model_name(model["class_path"])
-        for number, seed in enumerate(seeds, 1):
-            print(f"\n== {label}, seed {seed} ({number} of {len(seeds)})", flush=True)
-            folder = output / f"{label}-{_key(model, auxiliary, trainer)}-seed{seed}"
-            try:
-                found = [_test(folder, model, one, auxiliary, seed, trainer) for one in data]
-            except Exception as error:
-                write_text(folder / "error.txt", traceback.format_exc())
-                said = mistake(error, ()) or f"{type(error).__name__}: {error}"
-                failed.append(f"{label}, seed {seed} failed. {said} The whole story: {folder}/error.txt")
-                continue
-            for report in found:
-                reports.setdefault((report["data"], label), []).append(report)
-            if all(report["checkpoint"] is None for report in found):
-                break  # nothing was learned: every seed gives the same
-    if reports:
-        _write(output, reports)
-    for failure in failed:
-        complain(failure)
-    return 1 if failed else 0
+    pending = list(jobs)
+    while pending:
+        busy = [job for job in pending if not _attempt(job, since)]
+        if len(busy) == len(pending):
+            if tell:
+                print(f"kanoclip: waiting for another process, which is at {busy[0].name}", file=sys.stderr)
+            tell = False
+            time.sleep(1)
+        pending = busy
 
 
-_LISTS = (("data", "data"), ("model", "models"))
+def _attempt(job: Job, since: float) -> bool:
+    """Do a job, unless it is done; returns False if another process is at it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.folder / ".lock", timeout=0):
+            failed = job.error.is_file() and job.error.stat().st_mtime >= since
+            if not failed and not job.finished:
+                _run(job)
+    except Timeout:
+        return False
+    return True
 
 
-def _spec(kind: str, given: Any, file: str) -> Spec:
-    """Bring a name or mapping into the form ``{class_path, init_args}``, names expanded."""
-    spec = expand({"class_path": given} if isinstance(given, str) else given, f" in {file}", kind)
-    if not isinstance(spec, dict) or "class_path" not in spec:
-        raise ValueError(f"{file}: a {kind} should be a name or have a class_path, got {given!r}.")
-    return spec
-
-
-def _key(model: Spec, auxiliary: Spec, trainer: dict[str, Any]) -> str:
-    settings = json.dumps([model, auxiliary, trainer], sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:8]
-
-
-def _test(folder: Path, model: Spec, data: Spec, auxiliary: Spec, seed: int, trainer: dict[str, Any]) -> dict[str, Any]:
-    """Return the report of one test, from disk if it is there; fit first if the model learns and is not fitted."""
-    name = name_of("data", data["class_path"])
-    about = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:8]
-    place = folder / f"{name.rpartition('.')[2]}-{about}.json"
-    if not place.is_file():
+def _run(job: Job) -> None:
+    """Fit if the model learns and is not fitted, then test on what is not tested."""
+    print(f"\n== {job.name}", flush=True)
+    job.error.unlink(missing_ok=True)
+    failures: dict[str, list[str]] = {}
+    details = []
+    for data in job.here:
+        if job.place(data).is_file():
+            continue
         try:
-            cli = _verb("test", folder, model, data, seed, trainer)
-        except NoFitError:
-            _verb("fit", folder, model, _seeded(auxiliary, seed), seed, trainer)
-            cli = _verb("test", folder, model, data, seed, trainer)
-        report = json.loads((Path(str(cli.trainer.log_dir)) / "results.json").read_text(encoding="utf-8"))
-        write_json(place, report)
-    return json.loads(place.read_text(encoding="utf-8"))
+            report = _test(job, data)
+        except Exception as error:
+            said = mistake(error, ()) or f"{type(error).__name__}: {error}"
+            failures.setdefault(said, []).append(data.label)
+            details.append(traceback.format_exc())
+            if (job.folder / "fit").is_dir() and not job.fitted:
+                break  # the fit has failed, and would again
+        else:
+            write_json(job.place(data), report)
+            found = {metric: report["results"]["mean"].get(metric) for metric in ("image_auroc", "pixel_auroc")}
+            told = (f"{metric} {UNDEFINED if value is None else f'{value:.3f}'}" for metric, value in found.items())
+            print(f"{data.label}: {', '.join(told)}", flush=True)
+    if failures:
+        lines = [f"{', '.join(labels)}: {said}" for said, labels in failures.items()]
+        write_text(job.error, "\n".join([*lines, "", *details]))
 
 
-def _verb(verb: str, folder: Path, model: Spec, data: Spec, seed: int, trainer: dict[str, Any]) -> KanoclipCLI:
-    """Run a verb as the command line would."""
-    about = {key: value for key, value in model.items() if key != "label"}
-    options = {**trainer, "default_root_dir": str(folder)}
-    config = folder / f"{verb}.yaml"
-    write_text(config, yaml.safe_dump({"seed_everything": seed, "data": data, "model": about, "trainer": options}))
-    return KanoclipCLI([verb, f"--config={config}"])
+def _test(job: Job, data: Data) -> dict[str, Any]:
+    """Return the report of one test; fit first if the model learns and is not fitted."""
+    try:
+        return _verb("test", job, data.spec)
+    except NoFitError:
+        pass  # what fails from here on has not failed because of this
+    auxiliary = {**job.auxiliary.spec, "init_args": {**job.auxiliary.spec.get("init_args", {}), "seed": job.seed}}
+    _verb("fit", job, auxiliary, *(["--ckpt_path=last"] if job.begun else []))
+    return _verb("test", job, data.spec)
 
 
-def _seeded(data: Spec, seed: int) -> Spec:
-    return {**data, "init_args": {**data.get("init_args", {}), "seed": seed}}
+def _verb(verb: str, job: Job, data: Spec, *options: str) -> dict[str, Any]:
+    """Run a verb as the command line would; returns the report of a test.
+
+    Off a terminal, what it prints goes to the job's log.txt.
+    """
+    gc.collect()  # or the last run's backbone may still fill the memory
+    trainer = {"devices": 1, "enable_progress_bar": sys.stdout.isatty(), **job.trainer}
+    trainer["default_root_dir"] = str(job.folder)
+    config = job.folder / f"{verb}.yaml"
+    content = {"seed_everything": job.seed, "data": data, "model": job.model, "trainer": trainer}
+    write_text(config, yaml.safe_dump(content, sort_keys=False))
+    with ExitStack() as stack:
+        if not sys.stdout.isatty():
+            log = stack.enter_context(open(job.folder / "log.txt", "a", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(log))
+        cli = KanoclipCLI([verb, f"--config={config}", *options])
+    return read_report(Path(str(cli.trainer.log_dir)) / "results.json") if verb == "test" else {}
 
 
-def _write(output: Path, reports: Reports) -> None:
-    """Print the table and write it as text, Markdown, csv and JSON."""
-    rows = []
-    for (data, label), found in sorted(reports.items(), key=lambda item: item[0][0]):
-        values: dict[str, list[float]] = {}
-        for metric in METRICS:
-            given = [report["results"]["mean"].get(metric) for report in found]
-            values[metric] = [value for value in given if value is not None]
-        milliseconds = 1000 * statistics.median(report["seconds_per_image"] for report in found)
-        rows.append((data, label, found, values, milliseconds))
-    table = Table(box=box.SIMPLE_HEAD)
-    headings = ["data", "model", *METRICS, "ms/image", "images", "seeds"]
-    for heading in headings:
-        table.add_column(heading.replace("_", "\n", 1), justify="left" if heading in ("data", "model") else "right")
-    plain = io.StringIO()
-    writer = csv.writer(plain)
-    deviations = [f"{metric}_std" for metric in METRICS]
-    writer.writerow(["data", "model", *METRICS, *deviations, "ms_per_image", "images", "seeds"])
-    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
-    before = None
-    for data, label, found, values, milliseconds in rows:
-        if before not in (None, data):
+def _show(plan: Plan, output: Path) -> None:
+    """Print what would be done, and what is done already."""
+    rows: dict[tuple[str, tuple[str, ...], str], list[Job]] = {}
+    for job in plan.jobs:
+        rows.setdefault((job.auxiliary.label, tuple(one.label for one in job.data), job.label), []).append(job)
+    table = Table("fitted on", "model", "seeds", "fits", "tests", "tested on", box=box.SIMPLE_HEAD)
+    fits, tests, before = 0, 0, None
+    for (auxiliary, data, label), jobs in rows.items():
+        first, here = before != (auxiliary, data), [one.label for one in jobs[0].here]
+        if first and before:
             table.add_section()
-        before = data
-        images, cells = found[0]["images"], [_cell(values[metric]) for metric in METRICS]
-        shown = [data, label, *cells, f"{milliseconds:.1f}", str(images), str(len(found))]
-        table.add_row(*shown)
-        lines.append("| " + " | ".join(shown) + " |")
-        means = [statistics.fmean(v) if v else "" for v in values.values()]
-        spreads = [statistics.stdev(v) if len(v) > 1 else "" for v in values.values()]
-        writer.writerow([data, label, *means, *spreads, milliseconds, images, len(found)])
-    first = next(iter(reports.values()), [{}])[0]
-    note = (
-        f"Means over categories; ± is the standard deviation over seeds; {UNDEFINED} is not defined. "
-        f"Fitted on {next((r['auxiliary'] for f in reports.values() for r in f if r['auxiliary']), 'nothing')}, "
-        f"zero-shot on all others; kanoclip {first.get('versions', {}).get('kanoclip', '')}."
+        before = (auxiliary, data)
+        to_do = [job for job in jobs if job.possible and not job.finished]
+        to_fit = [job for job in to_do if not job.fitted and job.learns is not False]
+        to_test = sum(not job.place(one).is_file() for job in to_do for one in job.here)
+        fits, tests = fits + len(to_fit), tests + to_test
+        table.add_row(
+            auxiliary if first else "",
+            label,
+            ", ".join(str(job.seed) for job in jobs if job.learns is not False),
+            _fits(jobs, to_fit),
+            f"{to_test} to do" if to_test else "done" if jobs[0].possible else "not possible",
+            f"{len(here)} of {len(data)} sets on disk{': ' * bool(here)}{', '.join(here)}" if first else "",
+        )
+    print_table(table)
+    print(f"{fits} fits and {tests} tests to do. Runs and tables: {output}")
+    print(f"Published numbers beside them: {plan.family or 'none'}.")
+
+
+def _fits(jobs: Sequence[Job], to_do: Sequence[Job]) -> str:
+    if jobs[0].learns is False:
+        return "none: learns nothing"
+    if not to_do:
+        return "done" if jobs[0].possible else "not possible"
+    begun = sum(job.begun for job in to_do)
+    return f"{len(to_do)} to do" + f", {begun} begun" * bool(begun) + " if it learns" * (jobs[0].learns is None)
+
+
+def _report(plan: Plan, output: Path) -> int:
+    """Print and write the table of what is done, and tell what is not; returns the exit code."""
+    tested: dict[Path, Tested] = {}  # by file: a protocol may name what another one does, too
+    failures = []
+    for job in plan.jobs:
+        for data in job.here:
+            if (place := job.place(data)).is_file():
+                name = data.name if data.whole else ""
+                tested[place] = Tested(data.label, name, data.domain, job.label, read_report(place))
+        if job.error.is_file():
+            said = job.error.read_text(encoding="utf-8").split("\n\n")[0].replace("\n", " ")
+            failures.append(f"{job.name} failed. {said} The whole story: {job.error}")
+        elif job.possible and not job.finished:
+            failures.append(f"{job.name} is not done: its process came to an end. The same command goes on.")
+    if tested:
+        order = list(dict.fromkeys(one.label for job in plan.jobs for one in job.data))
+        found = sorted(tested.values(), key=lambda one: order.index(one.data))
+        notes = [f"Zero-shot: fitted on another set than tested on. Measured with kanoclip {__version__}."]
+        if plan.missing:
+            notes.append(f"Not on disk, so left out: {', '.join(one.label for one in plan.missing)}.")
+        partly = dict.fromkeys(
+            one.label for job in plan.jobs for one in job.here if not one.whole and _known(plan, one)
+        )
+        if partly:
+            notes.append(f"Published numbers are not beside {', '.join(partly)}: not exactly the published images.")
+        notes += [f"Not fitted, as {name} is not on disk: {', '.join(m)}." for name, m in plan.unfitted.items()]
+        notes += [f"Not done: {failure.partition(' The whole')[0]}" for failure in failures]
+        comparison = Comparison(found, plan.family, notes)
+        text = table_text(comparison.table()) + "\n" + "\n".join(comparison.notes) + "\n"
+        print(f"\n{text}{output}/table.txt, table.md, table.tex, results.csv, results.json")
+        write_text(output / "table.txt", text)
+        write_text(output / "table.md", comparison.markdown())
+        write_text(output / "table.tex", comparison.latex())
+        write_text(output / "results.csv", comparison.csv())
+        tests = [{"data": one.data, "model": one.model, "report": one.report} for one in found]
+        write_json(output / "results.json", {"tests": tests})
+    for failure in failures:
+        complain(failure)
+    return 1 if failures else 0
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _known(plan: Plan, data: Data) -> bool:
+    return plan.family is not None and bool(published(plan.family, [data.name]))
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="kanoclip benchmark",
+        description="Fit what learns on an auxiliary set, test all models on the other sets, and print one table. What "
+        "is done already is not done again, so the same command goes on after a stop; commands that are started at "
+        "once, also on several machines with the same disk, share the work.",
+        exit_on_error=False,
     )
-    print("\n" + table_text(table) + "\n" + note + f"\n{output}/table.txt, table.md, results.csv, results.json")
-    write_text(output / "table.txt", table_text(table) + "\n" + note + "\n")
-    write_text(output / "table.md", "\n".join(lines) + "\n\n" + note + "\n")
-    write_text(output / "results.csv", plain.getvalue())
-    write_json(output / "results.json", {f"{data} {label}": found for (data, label), found in reports.items()})
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return UNDEFINED
-    mean = f"{statistics.fmean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+    parser.add_argument("--config", required=True, help="YAML with auxiliary, data, models, seeds and trainer.")
+    parser.add_argument("--output", default=None, help="Folder for runs and table; runs/benchmark/NAME by default.")
+    parser.add_argument("--root", default=None, help="Folder that contains the data sets, for those that name none.")
+    parser.add_argument(
+        "--processes", type=PositiveInt, default=None, help="Runs at a time; one for each GPU, or 1, by default."
+    )
+    parser.add_argument(
+        "--published", default=None, help="Published numbers beside ours: mvtec_to_all, visa_to_all or none."
+    )
+    parser.add_argument(
+        "--dry_run", "--dry-run", type=bool, nargs="?", const=True, default=False, help="Print the plan and stop."
+    )
+    parser.add_argument("--worker", type=float, default=None, help=argparse.SUPPRESS)
+    return parser

@@ -10,7 +10,10 @@ from jsonargparse import Namespace
 
 from kanoclip.arguments import prepare
 from kanoclip.cli import KanoclipCLI
-from kanoclip.registry import NAMES, available, expand
+from kanoclip.data.tree import Tree
+from kanoclip.plan import read_plan
+from kanoclip.registry import NAMES, available, expand, load_class, name_of
+from kanoclip.specs import parse_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("ablations/*.yaml"), *CONFIGS.glob("rivals/*.yaml")])
@@ -101,19 +104,29 @@ def test_each_rung_of_the_ladder_adds_to_the_one_below() -> None:
     assert changes == [{"attention"}, {"prompts", "kd_loss"}, {"interaction"}, {"adapter"}]
 
 
-@pytest.mark.parametrize("kind", ["adapter", "interaction", "kd_loss"])
-def test_an_ablation_without_a_part_differs_from_the_whole_in_that_part_alone(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("vv", {"attention": "qkv"}),
+        ("knpl", {"prompts": "ensemble", "kd_loss": "none"}),
+        ("kd", {"kd_loss": "none"}),
+        ("bicmci", {"interaction": "none"}),
+        ("adapter", {"adapter": "none"}),
+    ],
+)
+def test_the_whole_without_a_part_differs_from_it_in_that_part_alone(part: str, changed: dict) -> None:
     whole = read(CONFIGS / "ablations" / "kanoclip.yaml")
-    ablation = read(CONFIGS / "ablations" / f"no_{kind.removesuffix('_loss')}.yaml")
-    assert ablation["model"]["init_args"].pop(kind) == "none"
-    del whole["model"]["init_args"][kind]
-    del whole["trainer"]["default_root_dir"], ablation["trainer"]["default_root_dir"]
+    ablation = read(CONFIGS / "ablations" / f"kanoclip_no_{part}.yaml")
+    whole["model"]["init_args"] |= changed
+    assert ablation["model"].pop("class_path") == f"kanoclip_no_{part}"
+    assert ablation["trainer"].pop("default_root_dir") == f"runs/ablations/kanoclip_no_{part}"
+    del whole["trainer"]["default_root_dir"], whole["model"]["class_path"]
     assert ablation == whole
 
 
 def test_ablations_do_not_share_a_run_folder() -> None:
     roots = [read(path)["trainer"]["default_root_dir"] for path in CONFIGS.glob("ablations/*.yaml")]
-    assert len(set(roots)) == len(roots) == 8
+    assert len(set(roots)) == len(roots) == 10
 
 
 def test_the_full_config_is_the_method_at_its_published_size() -> None:
@@ -140,3 +153,95 @@ def test_a_wrong_name_in_a_config_is_told_with_its_file(tmp_path: Path) -> None:
     file.write_text("data: surfaces\nmodel: {class_path: kanoclip, init_args: {adapter: cnov}}\n")
     with pytest.raises(ValueError, match=r"Unknown adapter 'cnov' in .*mine\.yaml.*Did you mean 'conv'"):
         prepare(["fit", "--config", str(file)])
+
+
+BENCHMARKS = sorted(CONFIGS.glob("benchmarks/*.yaml"))
+SIZES = {  # fits if all sets are on disk, and rows
+    "ablation": (7 * 3, 9),
+    "ablation_full": (2 * 7 * 3, 9),
+    "components": (25 * 3, 25),
+    "mvtec_to_all": (2 * 3 * 3, 5),
+    "quickstart": (1, 3),
+    "rivals": (3, 5),
+    "smoke": (1, 2),
+    "visa_to_all": (2 * 3 * 3, 5),
+}
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=name)
+def test_a_benchmark_config_is_accepted_and_plans_what_it_says(path: Path, tmp_path: Path) -> None:
+    plan = read_plan(str(path), tmp_path)
+    fits = [job for job in plan.jobs if job.learns is not False]
+    assert (len(fits), len({job.label for job in plan.jobs})) == SIZES[path.stem]
+    assert all(job.learns is not None for job in plan.jobs)
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=name)
+def test_the_models_of_a_benchmark_config_can_be_built(path: Path, tmp_path: Path, tiny_clip) -> None:
+    for job in read_plan(str(path), tmp_path).jobs:
+        if job.seed == 111 and job.label != "local_stats" and "backbone" in job.model.get("init_args", {}):
+            create(parse_spec("model", job.model, path.name), backbone=tiny_clip)
+
+
+@pytest.mark.parametrize(
+    ("family", "auxiliary", "itself"), [("mvtec_to_all", "mvtec", "visa"), ("visa_to_all", "visa", "mvtec")]
+)
+def test_a_protocol_of_the_literature_tests_every_published_set_once_and_never_what_was_fitted(
+    family: str, auxiliary: str, itself: str, tmp_path: Path
+) -> None:
+    plan = read_plan(str(CONFIGS / "benchmarks" / f"{family}.yaml"), tmp_path)
+    assert plan.family == family
+    pairs = [
+        (job.auxiliary.name, one.name)
+        for job in plan.jobs
+        if job.label == "april_gan" and job.seed == 111
+        for one in job.data
+    ]
+    assert len(pairs) == len(set(pairs))
+    assert [pair for pair in pairs if pair[0] != auxiliary] == [(itself, auxiliary)]
+    published_sets = {name for name in NAMES["data"] if issubclass(load_class(NAMES["data"][name]), Tree)}
+    other_cuts = {"ksdd", "ksdd_adaclip"}  # of the images of ksdd_anomalyclip
+    assert {tested for _, tested in pairs} == published_sets - other_cuts
+    epochs = {job.auxiliary.name: job.trainer["max_epochs"] for job in plan.jobs if job.label == "april_gan"}
+    assert epochs == {"mvtec": 3, "visa": 15}
+
+
+@pytest.mark.parametrize("stem", ["mvtec_to_all", "visa_to_all", "ablation_full"])
+def test_a_benchmark_at_full_size_has_the_published_settings(stem: str, tmp_path: Path) -> None:
+    for job in read_plan(str(CONFIGS / "benchmarks" / f"{stem}.yaml"), tmp_path).jobs:
+        backbone = job.model["init_args"]["backbone"]["init_args"]
+        given = (backbone["name"], backbone["pretrained"], backbone["image_size"])
+        winclip = ("ViT-B-16-plus-240", "laion400m_e31", 240)
+        assert given == (winclip if job.label == "winclip" else ("ViT-L-14-336", "openai", 518))
+        assert job.label == "april_gan" or job.trainer == {"max_epochs": 15}
+        rival = CONFIGS / "rivals" / f"{job.label}.yaml"
+        if rival.is_file():
+            theirs = read(rival)["model"]["init_args"]["backbone"]["init_args"]
+            assert backbone == {key: value for key, value in theirs.items() if (key, value) != ("position", "bicubic")}
+
+
+def test_the_ablations_have_the_rows_of_the_study_and_every_registered_variant(tmp_path: Path) -> None:
+    for stem in ("ablation", "ablation_full"):
+        labels = list(
+            dict.fromkeys(job.label for job in read_plan(str(CONFIGS / "benchmarks" / f"{stem}.yaml"), tmp_path).jobs)
+        )
+        assert tuple(labels[: len(LADDER)]) == LADDER
+        without = {name for name in available("model") if name.startswith("kanoclip_no_")} - {"kanoclip_no_adapter"}
+        assert set(labels[len(LADDER) :]) == without  # the one without an adapter is the last rung
+
+
+def test_the_components_are_compared_with_every_registered_alternative(tmp_path: Path) -> None:
+    jobs = read_plan(str(CONFIGS / "benchmarks" / "components.yaml"), tmp_path).jobs
+    own = {
+        "attention": "vv",
+        "prompts": "learned",
+        "kd_loss": "mean_margin",
+        "interaction": "bi_cmci",
+        "adapter": "conv",
+    }
+    for kind in (*own, "score"):
+        labels = {job.label.partition(": ")[2] for job in jobs if job.label.startswith(f"{kind}: ")}
+        assert labels == set(available(kind)) - {own.get(kind, "mean")}
+        for job in jobs:
+            if job.label.startswith(f"{kind}: "):
+                assert name_of(kind, job.model["init_args"][kind]) == job.label.partition(": ")[2]

@@ -1,18 +1,26 @@
 """What the README shows is run, small."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from kanoclip.__main__ import VERBS, main
+from kanoclip.plan import read_plan
 from kanoclip.registry import NAMES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+YAML = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 def test_every_config_and_verb_that_is_named_exists() -> None:
@@ -37,19 +45,60 @@ def test_the_python_example_runs(monkeypatch, tmp_path) -> None:
     assert {"gear", "pill", "mean"} <= set(found["model"].results)
 
 
-def test_a_component_of_ones_own_is_used_by_its_path(monkeypatch, tmp_path, capsys) -> None:
+@pytest.fixture
+def own_component(monkeypatch, tmp_path) -> Path:
+    """The files that the README tells to write, in the folder where kanoclip is run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_lab.py").write_text(next(block for block in PYTHON if "GatedAdapter" in block))
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    command = re.search(r"`kanoclip (fit --config \S+ --model.adapter my_lab.GatedAdapter)`", README)
-    assert command
-    small = ["--data.images", "2", "--data.category", "ring", "--data.num_workers", "0", "--trainer.max_epochs", "1"]
-    assert main([*command[1].split(), *small, "--trainer.enable_progress_bar", "false"]) == 0
-    (record,) = tmp_path.glob("runs/fit/kanoclip/surfaces_auxiliary/*/run.json")
-    assert json.loads(record.read_text())["categories"] == ["ring"]
+    (tmp_path / "my_adapter.py").write_text(next(block for block in PYTHON if "class Gate" in block))
+    (tmp_path / "my.yaml").write_text(next(block for block in YAML if "my_adapter.Gate" in block))
+    return tmp_path
+
+
+def test_a_component_of_ones_own_is_fitted_and_tested_by_its_path(own_component, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(own_component)
+    fit, test = re.findall(r"^kanoclip (fit --config my\.yaml|test --data surfaces)$", README, re.MULTILINE)[-2:]
+    small = ["--data.images", "2", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
+    assert main([*fit.split(), *small, "--data.category", "ring", "--trainer.max_epochs", "1"]) == 0
+    (record,) = own_component.glob("runs/fit/kanoclip/surfaces_auxiliary/*/run.json")
     config = yaml.safe_load((record.parent / "config.yaml").read_text())
-    assert config["model"]["init_args"]["adapter"]["class_path"] == "my_lab.GatedAdapter"
+    assert config["model"]["init_args"]["adapter"]["class_path"] == "my_adapter.Gate"
+    heads = torch.load(record.parent / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert heads["adapter.gate"].abs().max() > 0  # it has learned
+    assert main([*test.split(), *small, "--data.category", "gear"]) == 0
+    (report,) = own_component.glob("runs/test/kanoclip/surfaces/*/results.json")
+    assert json.loads(report.read_text())["components"]["adapter"] == "Gate"
+
+
+def test_a_console_script_finds_a_module_where_it_is_run(own_component) -> None:
+    script = (
+        own_component / "bin" / "kanoclip"
+    )  # what pip writes: its own folder is on the path, the current one is not
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom kanoclip.__main__ import main\nsys.exit(main())\n")
+    options = ["fit", "--config", "my.yaml", "--model.adapter", "my_adapter.Missing"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, script, *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 2
+    assert "No module named" not in done.stderr
+    assert "my_adapter" in done.stderr
+    assert "Missing" in done.stderr
+
+
+def test_the_example_of_a_benchmark_is_one(monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_photos" / "normal").mkdir(parents=True)
+    cv2.imwrite("my_photos/normal/a.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "mine.yaml").write_text(next(block for block in YAML if "cheaper" in block))
+    jobs = read_plan("mine.yaml", tmp_path / "out").jobs
+    assert {job.label for job in jobs} == {"kanoclip_no_vv", "cheaper"}
+    assert [one.label for one in jobs[0].data] == ["mvtec", "folder"]
+    assert len(jobs) == 6
 
 
 @pytest.mark.parametrize("text", ["pip install . && kanoclip benchmark --config", 'pip install ".[test]" && python -m'])

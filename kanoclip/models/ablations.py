@@ -1,4 +1,4 @@
-"""The rows of the paper's ablation, each a choice of components over the same ``forward``."""
+"""The rows of the paper's ablation, and the whole without one part: each a choice of components, never a forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kanoclip.prompts import EnsemblePrompts
 
 
 class CLIPVVKnPLBiCMCI(KAnoCLIP):
-    """KAnoCLIP without its Conv-Adapter."""
+    """CLIP-VV, KnPL and Bi-CMCI: the last rung below KAnoCLIP."""
 
     name = "clip_vv_knpl_bicmci"
     own_adapter = NoAdapter
@@ -37,3 +37,38 @@ class CLIP(CLIPVV):
 
     name = "clip"
     own_attention = QKV
+
+
+class KAnoCLIPNoVV(KAnoCLIP):
+    """KAnoCLIP without CLIP-VV: patches from CLIP's own attention."""
+
+    name = "kanoclip_no_vv"
+    own_attention = QKV
+
+
+class KAnoCLIPNoKnPL(KAnoCLIP):
+    """KAnoCLIP without KnPL: hand-written prompts, and so no knowledge loss either."""
+
+    name = "kanoclip_no_knpl"
+    own_prompts = EnsemblePrompts
+    own_kd_loss = NoKD
+
+
+class KAnoCLIPNoKD(KAnoCLIP):
+    """KAnoCLIP without the knowledge loss: prompts are learned from the auxiliary images alone."""
+
+    name = "kanoclip_no_kd"
+    own_kd_loss = NoKD
+
+
+class KAnoCLIPNoBiCMCI(KAnoCLIP):
+    """KAnoCLIP without Bi-CMCI: patches and texts do not look at each other."""
+
+    name = "kanoclip_no_bicmci"
+    own_interaction = NoInteraction
+
+
+class KAnoCLIPNoAdapter(CLIPVVKnPLBiCMCI):
+    """KAnoCLIP without its Conv-Adapter: the same model as clip_vv_knpl_bicmci."""
+
+    name = "kanoclip_no_adapter"

@@ -1,0 +1,247 @@
+"""One table of models on data sets: means over seeds, averages over a domain, published numbers; in four formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+
+from kanoclip.outputs.published import FLAGS, published
+from kanoclip.outputs.tables import METRICS, UNDEFINED
+
+SPOKEN = ("image AUROC", "image AP", "image F1-max", "pixel AUROC", "pixel AP", "pixel F1-max", "pixel AUPRO")
+PAGE = 50  # rows of a LaTeX table that fit on a page
+TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    sign: f"\\{sign}" for sign in "&%$#_{}"
+}
+
+
+class Tested(NamedTuple):
+    """One test with the names of its row.
+
+    Attributes:
+        data: How the table calls the data set.
+        name: Its registered name if published numbers may stand beside it (all of its images were tested), else "".
+        domain: Its domain: sets of one are averaged.
+        model: How the table calls the model.
+        report: What the test wrote as results.json.
+    """
+
+    data: str
+    name: str
+    domain: str
+    model: str
+    report: dict[str, Any]
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        data: Data set, or what is averaged.
+        model: Model, or method with the number of its source.
+        auxiliary: What it was fitted on.
+        values: Metric -> one value a seed; none where it is not defined.
+        sets: Of an average: metric -> number of sets behind it, those where it is defined.
+        of: Of an average: number of sets in all.
+        domain: Domain of the data.
+        milliseconds: For an image, the median over seeds; None: not known, or with cached features.
+        images: Images tested; None: not known.
+        seeds: Fits behind it.
+        source: Where a published number was read; "": measured here.
+    """
+
+    data: str
+    model: str
+    auxiliary: str
+    values: dict[str, list[float]]
+    sets: Mapping[str, int] = MappingProxyType({})
+    of: int = 0
+    domain: str = ""
+    milliseconds: float | None = None
+    images: int | None = None
+    seeds: int | None = None
+    source: str = ""
+
+
+class Comparison:
+    """The table of a benchmark.
+
+    Args:
+        tested: Tests in the order of the table: data sets and models appear as they come first.
+        family: Family of published numbers to put beside ours; None for none.
+        notes: Sentences to print below.
+
+    Attributes:
+        sections: Rows of each data set, then of the average over each domain with two or more sets.
+        notes: What a reader must know, one sentence or two each.
+    """
+
+    def __init__(self, tested: Sequence[Tested], family: str | None = None, notes: Iterable[str] = ()) -> None:
+        rows = _rows(tested)
+        beside, sources = _published(tested, family) if family else ([], [])
+        self.sections = [
+            [row for row in (*rows, *beside) if row.data == data] for data in dict.fromkeys(one.data for one in tested)
+        ] + _averages(rows)
+        self.notes = [
+            f"Means over categories; ± is the standard deviation over seeds; {UNDEFINED} is not defined, or not "
+            "published; n is the number of sets averaged, where it is not all of them.",
+            *notes,
+            *sources,
+        ]
+
+    def table(self) -> Table:
+        """Lay it out for a terminal."""
+        table = Table(box=box.SIMPLE_HEAD)
+        headings = ["data", "model", "fitted on", *SPOKEN, "ms/image", "images", "seeds"]
+        for at, heading in enumerate(headings):
+            table.add_column(heading.replace(" ", "\n"), justify="left" if at < 3 else "right", no_wrap=True)
+        for section in self.sections:
+            for cells in _cells(section):
+                table.add_row(*cells)
+            table.add_section()
+        return table
+
+    def markdown(self) -> str:
+        """Return it as a Markdown table."""
+        headings = ["data", "model", "fitted on", *SPOKEN, "ms/image", "images", "seeds"]
+        lines = [headings, ["---"] * 3 + ["--:"] * (len(headings) - 3)]
+        lines += [
+            [cell.replace("|", r"\|") for cell in cells] for section in self.sections for cells in _cells(section)
+        ]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n\n".join(self.notes) + "\n"
+
+    def latex(self) -> str:
+        """Return it as LaTeX for the package booktabs, and longtable if it is longer than a page."""
+        long = sum(map(len, self.sections)) > PAGE
+        kind, last = ("longtable" if long else "tabular"), 3 + len(METRICS)
+        headings = ["data", "model", "fitted on", *(name.split()[1] for name in SPOKEN), "seeds"]
+        lines = [
+            r"% \usepackage{booktabs}" + (r" \usepackage{longtable}" if long else ""),
+            rf"\begin{{{kind}}}{{@{{}}lll{'r' * (len(METRICS) + 1)}@{{}}}}",
+            r"\toprule",
+            r" & & & \multicolumn{3}{c}{image} & \multicolumn{4}{c}{pixel} & \\",
+            rf"\cmidrule(lr){{4-6}} \cmidrule(lr){{7-{last}}}",
+            " & ".join(headings) + r" \\",
+            *([r"\midrule", r"\endhead"] if long else []),
+        ]
+        for at, section in enumerate(self.sections):
+            lines += [r"\midrule"] if at or not long else []
+            for cells in _cells(section):
+                lines.append(" & ".join(map(_tex, [*cells[:last], cells[-1]])) + r" \\")
+        lines += [r"\bottomrule", rf"\end{{{kind}}}", "", r"{\footnotesize"]
+        return "\n".join([*lines, *(_tex(note) + r"\par" for note in self.notes), "}"]) + "\n"
+
+    def csv(self) -> str:
+        """Return it as csv with full digits; empty where undefined or not known."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        each = [f"{metric}{end}" for end in ("_std", "_sets") for metric in METRICS]
+        writer.writerow(
+            ["data", "domain", "model", "auxiliary", *METRICS, *each, "ms_per_image", "images", "seeds", "source"]
+        )
+        for row in (row for section in self.sections for row in section):
+            values = [row.values[metric] for metric in METRICS]
+            means = [statistics.fmean(v) if v else "" for v in values]
+            spreads = [statistics.stdev(v) if len(v) > 1 else "" for v in values]
+            sets = [row.sets.get(metric, "") for metric in METRICS]
+            counts = ["" if v is None else v for v in (row.milliseconds, row.images, row.seeds)]
+            about = [row.data, row.domain, row.model, row.auxiliary]
+            writer.writerow([*about, *means, *spreads, *sets, *counts, row.source or "measured here"])
+        return text.getvalue()
+
+
+def _rows(tested: Sequence[Tested]) -> list[Row]:
+    groups: dict[tuple[str, str, str], list[Tested]] = {}
+    for one in tested:
+        groups.setdefault((one.data, one.model, one.report["auxiliary"] or "nothing"), []).append(one)
+    rows = []
+    for (data, model, auxiliary), found in groups.items():
+        if all(one.report["checkpoint"] is None for one in found):
+            found = found[:1]  # nothing was learned: every seed gives the same
+        reports = [one.report for one in found]
+        values = {m: [v for r in reports if (v := r["results"]["mean"].get(m)) is not None] for m in METRICS}
+        cached = any(report["options"]["data"].get("cache") for report in reports)  # what is left out takes the time
+        milliseconds = None if cached else 1000 * statistics.median(r["seconds_per_image"] for r in reports)
+        about = {"domain": found[0].domain, "images": reports[0]["images"], "seeds": len(reports)}
+        rows.append(Row(data, model, auxiliary, values, milliseconds=milliseconds, **about))
+    return rows
+
+
+def _averages(rows: Sequence[Row]) -> list[list[Row]]:
+    """Average over the sets of each domain that has several: first over the sets of a seed, then over seeds."""
+    sections = []
+    for domain in dict.fromkeys(row.domain for row in rows):
+        inside = [row for row in rows if row.domain == domain]
+        count = len({row.data for row in inside})
+        if count < 2:
+            continue
+        pairs = [(row.model, row.data) for row in inside]
+        rivals = {model for model, data in pairs if pairs.count((model, data)) > 1}  # of auxiliary sets
+        groups: dict[tuple[str, str], list[Row]] = {}
+        for row in inside:
+            groups.setdefault((row.model, row.auxiliary if row.model in rivals else ""), []).append(row)
+        section = []
+        for (model, _), mine in groups.items():
+            values, sets = {}, {}
+            for metric in METRICS:
+                defined = [row.values[metric] for row in mine if row.values[metric]]
+                seeds = min(map(len, defined), default=0)  # fewer than planned where a run failed
+                values[metric] = [statistics.fmean(found[seed] for found in defined) for seed in range(seeds)]
+                sets[metric] = len(defined)
+            fitted = ", ".join(dict.fromkeys(row.auxiliary for row in mine))
+            seeds = min(row.seeds or 0 for row in mine)
+            name = f"mean of {count} {domain} sets"
+            section.append(Row(name, model, fitted, values, sets, count, domain, seeds=seeds))
+        sections.append(section)
+    return sections
+
+
+def _published(tested: Sequence[Tested], family: str) -> tuple[list[Row], list[str]]:
+    """Make rows of published numbers, and a note on each source."""
+    shown = {one.name: one for one in tested if one.name}
+    rows, sources = [], dict[tuple[str, str], str]()
+    for one in published(family, shown):
+        key = (one.method, one.source)
+        number = [*sources, key].index(key) + 1
+        sources[key] = (
+            f"[{number}] {one.method}, as published: {one.source}{FLAGS[one.flag]}. Family {family}. Maps and scores: "
+            f"{one.post_processing or 'not known'}."
+        )
+        values = {metric: [one.values[metric]] if metric in one.values else [] for metric in METRICS}
+        data, domain = shown[one.data].data, shown[one.data].domain
+        auxiliary = one.auxiliary or "nothing"
+        rows.append(
+            Row(data, f"{one.method}, published [{number}]", auxiliary, values, domain=domain, source=one.source)
+        )
+    return rows, list(sources.values())
+
+
+def _cells(section: Sequence[Row]) -> list[list[str]]:
+    """Return the texts of a section's rows; what is the same as in the row above, the data, is said once."""
+    lines = []
+    for at, row in enumerate(section):
+        partly = {metric: f" n={n}" for metric, n in row.sets.items() if 0 < n < row.of}
+        cells = [_cell(row.values[metric]) + partly.get(metric, "") for metric in METRICS]
+        speed = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+        counts = ["" if count is None else str(count) for count in (row.images, row.seeds)]
+        lines.append(["" if at else row.data, row.model, row.auxiliary, *cells, speed, *counts])
+    return lines
+
+
+def _cell(values: Sequence[float]) -> str:
+    if not values or not all(map(math.isfinite, values)):
+        return UNDEFINED
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def _tex(text: str) -> str:
+    return "".join(TEX.get(sign, sign) for sign in text)
