@@ -1,74 +1,87 @@
-"""Losses: knowledge (KD), global and local (focal and Dice)."""
+"""Losses: knowledge (KD), global and local (focal and Dice).
+
+In a run of several processes they are the losses of all images of a step, whichever process has them; see ``ranks``.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kanoclip.types import ANOMALOUS, NORMAL
+from kanoclip.ranks import mean, total
+from kanoclip.types import ANOMALOUS, NORMAL, Batch
 
 
 def global_loss(logits: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy of the global logits ``(B, 2)`` and the labels ``(B,)``."""
-    return F.cross_entropy(logits, label)
+    return mean(F.cross_entropy(logits, label, reduction="none"))
 
 
-def focal_loss(probability: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean over pixels of ``(1 - p)^gamma * -log p``, p the probability of the pixel's true state.
+def focal_loss(maps: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
+    """Sum over levels of the mean over pixels of ``(1 - p)^gamma * -log p``, p the probability of the true state.
 
     Args:
-        probability: ``(B, 2, H, W)`` of the two states.
+        maps: ``(L, B, H, W)``, how probable it is that a pixel is anomalous.
         mask: ``(B, H, W)``, 1 = anomalous.
         gamma: How much pixels that are right already are left alone.
 
     Reference:
         T.-Y. Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 4, without class weights.
     """
-    true = torch.where(mask.bool(), probability[:, ANOMALOUS], probability[:, NORMAL]).clamp_min(1e-5)
-    return ((1 - true) ** gamma * -true.log()).mean()
+    true = torch.where(mask.bool(), maps, 1 - maps).clamp_min(1e-5)
+    return len(maps) * mean((1 - true) ** gamma * -true.log())
 
 
-def dice_loss(probability: Tensor, mask: Tensor, over: str = "batch") -> Tensor:
-    """One minus the overlap of maps ``(B, H, W)`` with masks ``(B, H, W)``.
+def dice_loss(maps: Tensor, mask: Tensor, over: str = "batch", normal: bool = False) -> Tensor:
+    """Sum over levels of one minus the overlap of map and mask.
 
     Args:
-        probability: Of what the mask marks.
-        mask: 1 where it is.
+        maps: ``(L, B, H, W)``, how probable it is that a pixel is anomalous.
+        mask: ``(B, H, W)``, 1 = anomalous.
         over: "batch" counts the pixels of all images together; "image" takes each image apart, then the mean. Apart,
             an image with an empty mask costs almost 1 until its probabilities sum to less than a single pixel, which
             drives maps into saturation.
+        normal: Add the same of what is normal, ``1 - maps`` and ``1 - mask``.
 
     Reference:
         F. Milletari et al., *V-Net*, 3DV 2016, with 1 added above and below so that empty masks are defined.
     """
-    first = 1 if over == "image" else 0
+    first = 2 if over == "image" else 1
     mask = mask.float()
-    overlap = (probability * mask).flatten(first).sum(-1)
-    both = probability.flatten(first).sum(-1) + mask.flatten(first).sum(-1)
-    return (1 - (2 * overlap + 1) / (both + 1)).mean()
+    both, found = (values.flatten(first).sum(-1) for values in (maps * mask, maps))  # (L,), or (L, B) of each image
+    marked = mask.flatten(first - 1).sum(-1).expand_as(found)
+    pixels = torch.full_like(found, math.prod(maps.shape[first:]))
+    if over != "image":
+        both, found, marked, pixels = total(torch.stack([both, found, marked, pixels]))
+    lost = 1 - (2 * both + 1) / (found + marked + 1)
+    if normal:
+        neither = pixels - found - marked + both
+        lost = lost + 1 - (2 * neither + 1) / (2 * pixels - found - marked + 1)
+    return len(maps) * mean(lost) if over == "image" else lost.sum()
 
 
 def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch") -> Tensor:
-    """Sum over levels of focal + Dice(anomalous, mask) + Dice(normal, 1 - mask).
+    """Sum over levels of focal + Dice(anomalous) + Dice(normal).
 
     Args:
-        maps: ``(L, B, 2, H, W)`` probabilities.
-        mask: ``(B, H, W)``, 1 = anomalous; only of images whose mask is known.
+        maps: ``(L, B, H, W)``, how probable it is that a pixel is anomalous.
+        mask: ``(B, H, W)``, 1 = anomalous; only of images whose mask is known. The loss of none is 0.
         dice: What Dice is taken over, see ``dice_loss``.
 
     Reference:
         KAnoCLIP, L_local; its terms are those of AnomalyCLIP (ICLR 2024), whose Dice is per image.
     """
-    terms = [
-        focal_loss(level, mask)
-        + dice_loss(level[:, ANOMALOUS], mask, dice)
-        + dice_loss(level[:, NORMAL], 1 - mask, dice)
-        for level in maps
-    ]
-    return torch.stack(terms).sum()
+    return focal_loss(maps, mask) + dice_loss(maps, mask, dice, normal=True)
+
+
+def with_mask(maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Level maps ``(L, B, H, W)`` and masks of the images whose mask is known; copied only if others are left out."""
+    known = batch.has_mask
+    return (maps, batch.mask) if known.all() else (maps[:, known], batch.mask[known])
 
 
 class KDLoss(nn.Module, ABC):

@@ -23,17 +23,16 @@ def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int
         temperature: Divisor of the cosine.
 
     Returns:
-        Probabilities of the states ``(L, B, 2, size, size)``, bilinear between patch centres.
+        Probability of anomalous ``(L, B, size, size)``, bilinear between patch centres.
     """
-    probability = (patches @ states.mT / temperature).softmax(-1)  # (L, B, N, 2)
-    small = probability.mT.unflatten(-1, grid)  # (L, B, 2, h, w)
-    maps = F.interpolate(small.flatten(0, 1), size=(size, size), mode="bilinear", align_corners=False)
-    return maps.unflatten(0, small.shape[:2])
+    nearer = torch.einsum("lbnd,lbd->lbn", patches, states[:, :, ANOMALOUS] - states[:, :, NORMAL])
+    small = (nearer.float() / temperature).sigmoid()  # the softmax over the two states
+    return F.interpolate(small.unflatten(-1, grid), size=(size, size), mode="bilinear", align_corners=False)
 
 
 def anomaly_map(maps: Tensor) -> Tensor:
-    """Average the levels: ``(L, B, 2, H, W)`` -> ``(B, H, W)`` in [0, 1], the mean of (anomalous + 1 - normal) / 2."""
-    return ((maps[:, :, ANOMALOUS] + 1 - maps[:, :, NORMAL]) / 2).mean(0)
+    """Average the levels: ``(L, B, H, W)`` -> ``(B, H, W)``, both in [0, 1]."""
+    return maps.mean(0)
 
 
 def window_map(probability: Tensor, grid: tuple[int, int], size: int) -> Tensor:

@@ -14,31 +14,6 @@ from torch import Tensor
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
 
 
-class Batch(NamedTuple):
-    """What a dataloader yields. A named tuple, so that Lightning moves it between devices by itself.
-
-    Attributes:
-        image: ``(B, 3, H, W)`` float32 in [0, 1]; the backbone applies its own mean and std.
-        mask: ``(B, H, W)`` uint8, 1 = anomalous pixel; all zeros where there is no mask.
-        label: ``(B,)`` int64, 0 = normal, 1 = anomalous, -1 = unknown (prediction only).
-        has_mask: ``(B,)`` bool. False: the mask says nothing (anomalous or unknown image without ground truth).
-            A normal image has a known, empty mask: True.
-        size: ``(B, 2)`` int64, height and width of the file in pixels, before any resizing.
-        category: What is shown, per image: bottle, pcb1, brain.
-        defect: Kind of defect, per image; "good" for a normal one, "" when unknown.
-        path: Path of the image file (or ``name://...`` for a drawn one), per image.
-    """
-
-    image: Tensor
-    mask: Tensor
-    label: Tensor
-    has_mask: Tensor
-    size: Tensor
-    category: list[str]
-    defect: list[str]
-    path: list[str]
-
-
 class Features(NamedTuple):
     """What the frozen image encoder returns.
 
@@ -53,13 +28,40 @@ class Features(NamedTuple):
     grid: tuple[int, int]
 
 
+class Batch(NamedTuple):
+    """What a dataloader yields. A named tuple, so that Lightning moves it between devices by itself.
+
+    Attributes:
+        image: ``(B, 3, H, W)`` float32 in [0, 1]; the backbone applies its own mean and std.
+        mask: ``(B, H, W)`` uint8, 1 = anomalous pixel; all zeros where there is no mask.
+        label: ``(B,)`` int64, 0 = normal, 1 = anomalous, -1 = unknown (prediction only).
+        has_mask: ``(B,)`` bool. False: the mask says nothing (anomalous or unknown image without ground truth).
+            A normal image has a known, empty mask: True.
+        size: ``(B, 2)`` int64, height and width of the file in pixels, before any resizing.
+        category: What is shown, per image: bottle, pcb1, brain.
+        defect: Kind of defect, per image; "good" for a normal one, "" when unknown.
+        path: Path of the image file (or ``name://...`` for a drawn one), per image.
+        features: What the frozen backbone makes of the images, at half precision, if it comes from a cache.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: Tensor
+    has_mask: Tensor
+    size: Tensor
+    category: list[str]
+    defect: list[str]
+    path: list[str]
+    features: Features | None = None
+
+
 class Scores(NamedTuple):
     """What a model returns; higher = more anomalous.
 
     Attributes:
         anomaly_map: ``(B, H, W)`` in [0, 1], at the size of the input image.
         image_score: ``(B,)`` in [0, 1].
-        level_maps: ``(L, B, 2, H, W)`` probabilities of the two states before fusion and smoothing, for the local
+        level_maps: ``(L, B, H, W)`` in [0, 1], probability of anomalous before fusion and smoothing, for the local
             loss; None for models that do not train.
         logits: ``(B, 2)`` global similarity to the two states divided by the temperature, for the global loss; None
             for models that do not train.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kanoclip.interaction import BiCMCI, LinearInteraction, NoInteraction, PatchToText, TextToPatch
+from kanoclip.interaction import BiCMCI, LinearInteraction, NoInteraction, PatchToText, TextToPatch, unit
 
 ALL = [NoInteraction, LinearInteraction, BiCMCI, TextToPatch, PatchToText]
 
@@ -51,6 +51,53 @@ def test_each_half_changes_only_its_side_and_levels_share_nothing(tiny_clip, tok
     assert bool((states - tokens[1]).abs().max() > 1e-3) == bool(changes[1])
     for values, changed in ((patches, changes[0]), (states, changes[1])):
         assert bool((values[0] - values[1]).abs().max() > 1e-3) == bool(changed)
+
+
+def looked(query, context, look, norms, level):
+    """What a look is by the book, before anything is folded: pre-norm attention of one level with a residual."""
+
+    def layer(name, x):
+        part = getattr(look, name)
+        return F.linear(x, part.weight[level], part.bias[level])
+
+    asked, seen = (
+        F.layer_norm(x, x.shape[-1:], n.weight[level], n.bias[level])
+        for x, n in zip((query, context), norms, strict=True)
+    )
+    q, k, v = layer("query", asked), *layer("key_value", seen).chunk(2, -1)
+    q, k, v = (x.unflatten(-1, (look.heads, -1)).transpose(1, 2) for x in (q, k, v))
+    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.normalize(query + layer("out", found), dim=-1)
+
+
+@pytest.mark.parametrize("width", [None, 8])
+def test_folded_looks_are_cross_attention_and_so_are_their_gradients(tiny_clip, tokens, width) -> None:
+    interaction = build(lambda: BiCMCI(heads=4, width=width), tiny_clip, trained=True)
+    patches, states = tokens[0], tokens[1].clone().requires_grad_()
+    one, other = interaction.patches_look, interaction.texts_look
+    expected = [
+        [looked(p, states, one, (one.norm_patches, one.norm_states), i) for i, p in enumerate(patches)],
+        [looked(states, p, other, (other.norm_states, other.norm_patches), i) for i, p in enumerate(patches)],
+    ]
+    weights = [states, *interaction.parameters()]
+    for side, found in enumerate(interaction(patches, states)):
+        wanted = torch.stack(expected[side])
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        towards = torch.linspace(-1, 1, 16)
+        mine, theirs = (torch.autograd.grad((x * towards).sum(), weights, allow_unused=True) for x in (found, wanted))
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_unit_is_normalize_and_so_is_its_gradient() -> None:
+    tokens = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    towards = torch.linspace(-1, 1, 7)
+    for scale in (unit, lambda x: F.normalize(x, dim=-1)):
+        tokens.grad, before = None, tokens.grad
+        scale(tokens).mul(towards).square().sum().backward()
+    torch.testing.assert_close(tokens.grad, before)
+    torch.testing.assert_close(unit(tokens), F.normalize(tokens, dim=-1))
+    assert unit(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
 
 
 def test_every_weight_of_the_whole_interaction_learns(tiny_clip, tokens) -> None:

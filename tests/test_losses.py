@@ -13,11 +13,12 @@ from kanoclip.losses import (
     focal_loss,
     global_loss,
     local_loss,
+    with_mask,
 )
 
 MASK = torch.tensor([[[1, 0], [0, 0]]], dtype=torch.uint8)
 ANOMALOUS = torch.tensor([[[0.8, 0.4], [0.0, 0.0]]])
-MAPS = torch.stack([1 - ANOMALOUS, ANOMALOUS], 1)  # (1, 2, 2, 2)
+MAPS = ANOMALOUS[None]  # one level of one image
 
 
 def test_focal_loss_by_hand() -> None:
@@ -26,28 +27,39 @@ def test_focal_loss_by_hand() -> None:
 
 
 def test_dice_loss_by_hand() -> None:
-    assert float(dice_loss(ANOMALOUS, MASK)) == pytest.approx(1 - (2 * 0.8 + 1) / (1.2 + 1 + 1), rel=1e-5)
-    assert float(dice_loss(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))) == 0
+    assert float(dice_loss(MAPS, MASK)) == pytest.approx(1 - (2 * 0.8 + 1) / (1.2 + 1 + 1), rel=1e-5)
+    assert float(dice_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2), normal=True)) == 0
 
 
 def test_dice_over_the_batch_counts_all_pixels_and_per_image_the_mean() -> None:
     empty = torch.tensor([[[0.1, 0.0], [0.0, 0.0]]])
-    maps, masks = torch.cat([ANOMALOUS, empty]), torch.cat([MASK, torch.zeros_like(MASK)])
+    maps, masks = torch.cat([ANOMALOUS, empty])[None], torch.cat([MASK, torch.zeros_like(MASK)])
     batch = 1 - (2 * 0.8 + 1) / (1.3 + 1 + 1)
     image = (1 - (2 * 0.8 + 1) / (1.2 + 1 + 1) + 1 - 1 / (0.1 + 1)) / 2
     assert float(dice_loss(maps, masks)) == pytest.approx(batch, rel=1e-5)
     assert float(dice_loss(maps, masks, "image")) == pytest.approx(image, rel=1e-5)
 
 
-def test_the_local_loss_sums_its_terms_over_levels() -> None:
-    once = focal_loss(MAPS, MASK) + dice_loss(MAPS[:, 1], MASK) + dice_loss(MAPS[:, 0], 1 - MASK)
-    torch.testing.assert_close(local_loss(torch.stack([MAPS, MAPS]), MASK), 2 * once)
+@pytest.mark.parametrize("over", ["batch", "image"])
+def test_the_local_loss_sums_its_terms_over_levels_and_states(over) -> None:
+    levels = torch.cat([MAPS, MAPS.flip(2)])
+    each = [focal_loss(m, MASK) + dice_loss(m, MASK, over) + dice_loss(1 - m, 1 - MASK, over) for m in levels[:, None]]
+    torch.testing.assert_close(local_loss(levels, MASK, over), sum(each))
 
 
 def test_a_perfect_map_costs_nothing_and_the_opposite_the_most() -> None:
-    perfect = torch.stack([1 - MASK, MASK], 1).float()
-    assert float(local_loss(perfect[None], MASK)) == pytest.approx(0, abs=1e-4)
-    assert float(local_loss(perfect.flip(1)[None], MASK)) > 5
+    perfect = MASK[None].float()
+    assert float(local_loss(perfect, MASK)) == pytest.approx(0, abs=1e-4)
+    assert float(local_loss(1 - perfect, MASK)) > 5
+
+
+def test_masks_that_are_unknown_leave_the_maps_too_and_all_known_copy_nothing(synthetic_batch) -> None:
+    maps = torch.rand(2, 4, 32, 32)
+    some, masks = with_mask(maps, synthetic_batch)  # the last image has no mask
+    assert torch.equal(some, maps[:, :3])
+    assert torch.equal(masks, synthetic_batch.mask[:3])
+    known = synthetic_batch._replace(has_mask=torch.ones(4, dtype=torch.bool))
+    assert with_mask(maps, known)[0] is maps
 
 
 def test_the_global_loss_is_the_cross_entropy() -> None:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from zlib import crc32
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
+from kanoclip.data.cache import CachedDataset, reading
+from kanoclip.data.choosing import held_out, limited
 from kanoclip.data.images import read_pair
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
 from kanoclip.types import ANOMALOUS, UNKNOWN
@@ -39,7 +38,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         root: Folder that contains all data sets.
         category: Categories to use, one or several; null or "all" for all of them.
         image_size: Side of the square that images are resized to, pixels. Null: the model's.
-        batch_size: Images per batch.
+        batch_size: Images per batch, of each process.
         num_workers: Processes that read images; 0 reads in the main one.
         augment: Flip, turn and mildly recolour images in fit.
         mask_threshold: Grey level (0-254) above which a pixel of a mask is anomalous. Null: the data set's own, or 127
@@ -53,9 +52,11 @@ class AnomalyDataModule(LightningDataModule, ABC):
             they are scored one by one in overlapping squares, ``batch_size`` of these at a time. An image n times as
             long as wide costs about 2n - 1 squares. Fit sees one square of each image an epoch, anywhere in it; one of
             an anomalous image counts as normal if it shows nothing of the mask.
+        cache: Encode each image once and keep the frozen features on disk, for all epochs and heads to come; see
+            ``kanoclip.data.cache``. Not with ``augment`` or ``tile``, and of no use to ``predict``.
 
     Raises:
-        ValueError: For a setting out of its range.
+        ValueError: For a setting out of its range, or two that exclude each other.
     """
 
     name: str = ""
@@ -80,6 +81,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         seed: int = 111,
         limit: int | None = None,
         tile: bool = False,
+        cache: bool = False,
     ) -> None:
         super().__init__()
         _check("image_size", image_size, image_size is None or image_size > 0, "a positive number of pixels, or null")
@@ -90,6 +92,12 @@ class AnomalyDataModule(LightningDataModule, ABC):
         _check("holdout", holdout, 0 <= holdout < 1, "a share in [0, 1), such as 0.2")
         _check("seed", seed, seed >= 0, "0 or more")
         _check("limit", limit, limit is None or limit > 0, "1 or more, or null")
+        if cache and (augment or tile):
+            other = "augment" if augment else "tile"
+            raise ValueError(
+                f"cache and {other} are both true, but with {other} no image is the same twice, or of one size. "
+                f"Set --data.cache false or --data.{other} false."
+            )
         self.root = root
         self.category = category
         self.image_size = image_size
@@ -101,6 +109,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.limit = limit
         self.tile = tile
+        self.cache = cache
         self.unreadable: list[tuple[str, str]] = []
         self._samples: list[Sample] | None = None
         self._size = image_size
@@ -159,8 +168,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
         samples = [sample for sample in self.index() if sample.split == "test"]
         if not self.holdout:
             return [] if stage == "validate" else samples
-        held_out = self._hold_out(samples)
-        return [sample for sample in samples if (sample in held_out) == (stage != "fit")]
+        apart = held_out(samples, self.holdout, self.seed)
+        return [sample for sample in samples if (sample in apart) == (stage != "fit")]
 
     def dataset(self, stage: str) -> AnomalyDataset:
         """The data set of a stage: "fit", "validate", "test" or "predict"."""
@@ -198,7 +207,18 @@ class AnomalyDataModule(LightningDataModule, ABC):
 
     def _loader(self, stage: str, shuffle: bool = False, persistent: bool = False) -> AnomalyLoader:
         batch_size = 1 if self.tile and stage != "fit" else self.batch_size  # whole pictures differ in shape
-        return make_loader(self.dataset(stage), batch_size, self.num_workers, shuffle, persistent)
+        dataset, workers = self.dataset(stage), self.num_workers
+        if self.cache and stage != "predict":
+            model = getattr(self.trainer, "lightning_module", None)
+            key = getattr(model, "features_key", None)
+            if key is None:
+                name = "a loader without a trainer" if model is None else type(model).__name__
+                log.warning("cache is true, but %s keeps no frozen features: it does without.", name)
+            else:
+                dataset = CachedDataset(dataset, f"{key} {self._size} {reading(self)}")
+                dataset.build(self.trainer, batch_size, workers)
+                workers = 0  # a mapped file is read faster than a worker hands it over
+        return make_loader(dataset, batch_size, workers, shuffle, persistent)
 
     def _model_size(self) -> int:
         model = getattr(self.trainer, "lightning_module", None)
@@ -217,8 +237,9 @@ class AnomalyDataModule(LightningDataModule, ABC):
             if not everything:
                 raise ValueError(f"No images in {self._place()}. Check --data.root.")
             chosen = self._chosen({sample.category for sample in everything})
-            groups = _group(sample for sample in everything if sample.category in chosen)
-            self._samples = [sample for key, group in groups.items() for sample in self._limited(key, group)]
+            self._samples = limited(
+                (sample for sample in everything if sample.category in chosen), self.limit, self.seed
+            )
         return self._samples
 
     def _chosen(self, found: set[str]) -> set[str]:
@@ -234,25 +255,6 @@ class AnomalyDataModule(LightningDataModule, ABC):
                     f"Unknown category {category!r} of {self.name}.{hint} In {self._place()} are: {known}."
                 )
         return set(asked)
-
-    def _limited(self, key: tuple[str, str], group: list[Sample]) -> list[Sample]:
-        if self.limit is None or len(group) <= self.limit:
-            return group
-        return [group[index] for index in sorted(self._draw("limit", *key, size=len(group))[: self.limit])]
-
-    def _hold_out(self, samples: list[Sample]) -> set[Sample]:
-        strata: dict[tuple[str, int], list[Sample]] = defaultdict(list)
-        for sample in samples:
-            strata[sample.category, sample.label].append(sample)
-        held_out: set[Sample] = set()
-        for (category, label), stratum in strata.items():
-            order = self._draw("holdout", category, str(label), size=len(stratum))
-            held_out.update(stratum[index] for index in order[: int(self.holdout * len(stratum) + 0.5)])
-        return held_out
-
-    def _draw(self, *purpose: str, size: int) -> NDArray[np.int64]:
-        """An order by seed that stays the same for a category, whichever others are chosen beside it."""
-        return np.random.default_rng((self.seed, crc32("/".join(purpose).encode()))).permutation(size)
 
     def _check_part(self, stage: str) -> None:
         if stage == "validate" and not self.holdout:
@@ -286,13 +288,6 @@ class AnomalyDataModule(LightningDataModule, ABC):
 
     def _label_remedy(self) -> str:
         return "Run predict instead, which needs no labels."
-
-
-def _group(samples: Iterable[Sample]) -> dict[tuple[str, str], list[Sample]]:
-    groups: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.category, sample.split].append(sample)
-    return groups
 
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:

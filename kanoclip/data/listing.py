@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
+Fact = TypeVar("Fact")
 SETTLED = 2 * 10**9  # ns; a younger folder may change again without a new time
 
 
@@ -38,14 +39,16 @@ def list_tree(root: Path) -> list[str]:
     return files
 
 
-def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable[[str], bool]) -> dict[str, bool]:
+def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable[[str], Fact]) -> dict[str, Fact]:
     """Compute a fact of each file below a folder, in threads; only of new and changed files if it was done before.
+
+    Facts of other files of the folder are kept as long as the files are there.
 
     Args:
         purpose: Which fact; part of the cache's file name.
         root: The folder.
         paths: Files, relative to it.
-        compute: Path -> fact. What it raises passes through, and nothing is kept.
+        compute: Path -> fact, something that JSON can hold. What it raises passes through, and nothing is kept.
     """
     root, known = root.resolve(), _read(purpose, root.resolve()) or {}
     states = {path: list(_state(root / path)) for path in paths}
@@ -54,8 +57,8 @@ def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable
         for path, fact in zip(missing, pool.map(lambda path: compute(str(root / path)), missing), strict=True):
             known[path] = [*states[path], fact]
     if missing:
-        _write(purpose, root, {path: known[path] for path in states})
-    return {path: bool(known[path][-1]) for path in states}
+        _write(purpose, root, {path: fact for path, fact in known.items() if path in states or (root / path).exists()})
+    return {path: known[path][-1] for path in states}
 
 
 def _walk(root: Path) -> tuple[dict[str, int], list[str]]:

@@ -36,6 +36,7 @@ class Surfaces(AnomalyDataModule):
         holdout: Share of the samples kept from ``fit``; validate uses it, and test too when it is above 0.
         seed: Of the holdout, the limit, the shuffling and the augmentation.
         limit: Use at most so many images per category.
+        cache: Keep the frozen features on disk.
 
     Reference:
         Ours.
@@ -60,6 +61,7 @@ class Surfaces(AnomalyDataModule):
         holdout: float = 0.0,
         seed: int = 111,
         limit: int | None = None,
+        cache: bool = False,
     ) -> None:
         super().__init__(
             root=root,
@@ -71,6 +73,7 @@ class Surfaces(AnomalyDataModule):
             holdout=holdout,
             seed=seed,
             limit=limit,
+            cache=cache,
         )
         if images < 2:
             raise ValueError(f"images is {images}, but a category needs at least 2: one intact and one with a defect.")

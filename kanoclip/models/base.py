@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from kanoclip import __version__
 from kanoclip.metrics import ImageMetrics, PixelMetrics
+from kanoclip.ranks import gather
 from kanoclip.tiling import tiled
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 
@@ -86,8 +88,12 @@ class AnomalyModule(LightningModule):
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
     def setup(self, stage: str) -> None:
-        """Score as many tiles at once as a batch has images."""
+        """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""
         self.tiles_at_once = getattr(getattr(self.trainer, "datamodule", None), "batch_size", self.tiles_at_once)
+        # DDP would send buffers before every batch, and wait where another process has fewer batches to validate.
+        same = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        same += [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, same)
 
     def on_fit_start(self) -> None:
         """Remember the auxiliary set."""
@@ -150,13 +156,14 @@ class AnomalyModule(LightningModule):
 
     def _start_metrics(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        # every process makes all of them, in one order: they are summed over processes at the end
-        self._metrics = {name: (ImageMetrics(), PixelMetrics()) for name in getattr(data, "categories", [])}
+        self._metrics = {}
+        for name in getattr(data, "categories", []):
+            self._metrics_of(name)
 
     def _scored(self, batch: Batch) -> Scores:
         scores = tiled(self, batch, self.image_size, self.tiles_at_once)
         for category in sorted(set(batch.category)):
-            image, pixel = self._metrics.setdefault(category, (ImageMetrics(), PixelMetrics()))
+            image, pixel = self._metrics_of(category)
             mine = torch.tensor([name == category for name in batch.category], device=batch.label.device)
             known = mine & (batch.label != UNKNOWN)
             image.update(scores.image_score[known], batch.label[known])
@@ -165,9 +172,16 @@ class AnomalyModule(LightningModule):
                 pixel.update(scores.anomaly_map[known], batch.mask[known])
         return scores
 
+    def _metrics_of(self, category: str) -> tuple[ImageMetrics, PixelMetrics]:
+        if category not in self._metrics:
+            self._metrics[category] = ImageMetrics().to(self.device), PixelMetrics().to(self.device)
+        return self._metrics[category]
+
     def _finish_metrics(self, stage: str) -> None:
         self.results = {}
-        for category, (image, pixel) in self._metrics.items():
+        # every process sums each of them, in one order, with all others
+        for category in sorted({name for names in gather(list(self._metrics)) for name in names}):
+            image, pixel = self._metrics_of(category)
             found = {f"image_{name}": float(value) for name, value in image.compute().items()}
             found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
             self.results[category] = {

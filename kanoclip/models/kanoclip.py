@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import Literal
 
@@ -11,14 +12,16 @@ from torch import Tensor
 from kanoclip.adapter import Adapter, ConvAdapter
 from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.data.cache import code_of
 from kanoclip.interaction import BiCMCI, Interaction
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
-from kanoclip.losses import KDLoss, MeanMarginKD, global_loss, local_loss
+from kanoclip.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
 from kanoclip.models.base import AnomalyModule
 from kanoclip.prompts import LearnedPrompts, Prompts
+from kanoclip.ranks import mean
 from kanoclip.scoring import MeanScore, Score, anomaly_map, level_maps, smooth
-from kanoclip.types import ANOMALOUS, Batch, Scores
+from kanoclip.types import ANOMALOUS, Batch, Features, Scores
 
 
 class KAnoCLIP(AnomalyModule):
@@ -107,17 +110,38 @@ class KAnoCLIP(AnomalyModule):
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""
-        features = self.backbone(batch.image, self.attention)  # patches (L, B, N, D), cls (B, D)
+        features = self.features(batch)  # patches (L, B, N, D), cls (B, D)
         states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
         cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
         logits = torch.einsum("bd,bsd->bs", cls, states) / self.temperature  # (B, 2)
         patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
-        maps = level_maps(patches, level_states, features.grid, self.image_size, self.temperature)  # (L, B, 2, H, W)
+        maps = level_maps(patches, level_states, features.grid, self.image_size, self.temperature)  # (L, B, H, W)
         heat = anomaly_map(maps)  # (B, H, W)
         if not self.training:
             heat = smooth(heat, self.sigma)
         score = self.score(logits.softmax(-1)[:, ANOMALOUS], heat)  # (B,)
         return Scores(heat, score, maps, logits, states)
+
+    def features(self, batch: Batch) -> Features:
+        """Return what the frozen backbone makes of a batch: what came with it from a cache, or computed now."""
+        if batch.features is None:
+            return self.backbone(batch.image, self.attention)
+        patches, cls, grid = batch.features
+        return Features(patches.float(), cls.float(), grid)
+
+    @property
+    def features_key(self) -> str:
+        """Hash of all that the frozen features depend on besides the image; names them in a cache."""
+        backbone, attention = self.backbone, self.attention
+        settings = {name: value for name, value in vars(attention).items() if name[0] != "_" and name != "training"}
+        told = (
+            backbone.fingerprint, backbone.visual.conv1.weight.dtype, backbone.image_size, backbone.levels,
+            backbone.cls_norm, sorted(settings.items()), code_of(type(backbone)), code_of(type(attention)),
+        )  # fmt: skip
+        digest = hashlib.sha256(repr(told).encode())
+        for buffer in (backbone.position, backbone.mean, backbone.std):
+            digest.update(buffer.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms ``kd``, ``global`` and ``local``; images without a known mask have no local one."""
@@ -125,12 +149,13 @@ class KAnoCLIP(AnomalyModule):
         assert maps is not None  # for the type checker: forward returns all of them
         assert logits is not None
         assert states is not None
-        terms = {"global": global_loss(logits, batch.label)}
-        if batch.has_mask.any():
-            terms["local"] = local_loss(maps[:, batch.has_mask], batch.mask[batch.has_mask], self.dice)
+        terms = {
+            "global": global_loss(logits, batch.label),
+            "local": local_loss(*with_mask(maps, batch), self.dice),
+        }
         if self._facts_of is not None:
             facts = map(self._facts_of, batch.category, batch.path)
-            terms["kd"] = torch.stack([self.kd_loss(*pair) for pair in zip(states, facts, strict=True)]).mean()
+            terms["kd"] = mean(torch.stack([self.kd_loss(*pair) for pair in zip(states, facts, strict=True)]))
         elif self._facts is not None:
             terms["kd"] = self.kd_loss(states[0], self._facts)
         return {name: self.weights[name] * term for name, term in terms.items()}

@@ -17,7 +17,7 @@ from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.windows import encode_windows
 from kanoclip.interaction import LinearInteraction, NoInteraction
-from kanoclip.losses import NoKD, dice_loss, focal_loss
+from kanoclip.losses import NoKD, dice_loss, focal_loss, with_mask
 from kanoclip.models.base import AnomalyModule
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.prompts import EnsemblePrompts, ObjectAgnosticPrompts, Prompts
@@ -137,14 +137,8 @@ class AprilGAN(KAnoCLIP):
         """Return the term ``local``, focal + Dice(anomalous) summed over levels; the global feature learns nothing."""
         maps = scores.level_maps
         assert maps is not None  # for the type checker: forward returns them
-        mask = batch.mask[batch.has_mask]
-        if not len(mask):
-            return {"local": 0 * maps.sum()}  # nothing to learn from, and still a gradient
-        terms = [
-            focal_loss(level, mask) + dice_loss(level[:, ANOMALOUS], mask, self.dice)
-            for level in maps[:, batch.has_mask]
-        ]
-        return {"local": self.weights["local"] * torch.stack(terms).sum()}
+        maps, mask = with_mask(maps, batch)
+        return {"local": self.weights["local"] * (focal_loss(maps, mask) + dice_loss(maps, mask, self.dice))}
 
 
 class AnomalyCLIP(KAnoCLIP):
