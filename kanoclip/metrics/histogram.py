@@ -1,9 +1,9 @@
 """Histograms of scores that add up: the same state for any order of the data and any number of processes.
 
-Fixed bins on [0, 1] fail where all scores lie within 1e-6 of each other. So scores are counted by the integers that
-order float32 numbers as the numbers themselves are ordered: neighbouring floats are neighbouring integers. Bins are
-aligned groups of ``2**shift`` such integers, with the smallest shift at which all scores seen fit into ``BINS`` bins.
-When the range grows, bins merge in pairs, which is exact, so the state depends on the data alone. Ours.
+Fixed bins on [0, 1] fail where all scores lie within 1e-6 of each other, or crowd just below 1. So scores are counted
+by integers that order float32 numbers as the numbers themselves are ordered, as fine near 1 as they are near 0. Bins
+are aligned groups of ``2**shift`` such integers, with the smallest shift at which all scores seen fit into ``BINS``
+bins. When the range grows, bins merge in pairs, which is exact, so the state depends on the data alone. Ours.
 """
 
 from __future__ import annotations
@@ -18,14 +18,33 @@ from torch import Tensor
 
 BINS = 2**20
 ROWS = 3  # normal, anomalous, region weight
+CHUNK = 2**16  # scores counted at a time, so that what is made of them stays in the processor's cache
 
 Ints = NDArray[np.int64]
 
 
+def _bits(number: float) -> np.int32:
+    return np.float32(number).view(np.int32)
+
+
 def keys(scores: NDArray[np.float32]) -> Ints:
-    """Turn finite scores into integers of the same order; -0 and 0 become one."""
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # adding 0 turns -0 into 0
-    return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    """Turn finite scores into integers of the same order; -0 and 0 become one.
+
+    The key of a magnitude is its bits, of which an octave, from one power of 2 to the next, has ``2**23``. From 0.75
+    to 1, where floats are coarse beside their distance to 1, it counts the 23 octaves of that distance instead.
+    """
+    size = np.abs(scores)
+    bits, top = size.view(np.int32), size.max(initial=0)
+    if top <= 0.75:
+        key = bits.astype(np.int64)
+    else:
+        distance = np.clip(1 - size, 2**-25, 0.25)  # exact from 0.75 to 1, and 2**-25 is nearer to 1 than any float
+        key = (np.minimum(bits, _bits(0.75)) + (_bits(0.25) - distance.view(np.int32))).astype(np.int64)
+        if top > 1:
+            key += np.maximum(bits, _bits(1)) - _bits(1)
+    if (negative := scores < 0).any():
+        np.negative(key, out=key, where=negative)
+    return key
 
 
 @dataclass
@@ -71,24 +90,43 @@ class Histogram:
         return Histogram(target, first, counts)
 
     def add(self, scores: NDArray[np.float32], anomalous: NDArray[np.bool_], weights: Ints) -> Histogram:
-        """Count scores ``(n,)``; ``weights`` has one entry per anomalous score. Returns the histogram to go on with."""
+        """Count scores ``(n,)``; ``weights`` has one entry per anomalous score. Returns the histogram to go on with.
+
+        Raises:
+            ValueError: If a score is NaN or infinite.
+        """
         if not scores.size:
             return self
-        key = keys(scores)
-        low, high, last = int(key.min()), int(key.max()), self.first + self.counts.shape[1] - 1
+        bounds = np.array([scores.min(), scores.max()])
+        if not np.isfinite(bounds).all():
+            raise ValueError(
+                f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are NaN or infinite. The model "
+                f"overflowed: use --trainer.precision 32-true, or look for NaN in its weights."
+            )
+        low, high = keys(bounds).tolist()
+        last = self.first + self.counts.shape[1] - 1
         grown = self
         if not self.counts.shape[1] or (low >> self.shift) < self.first or (high >> self.shift) > last:
             grown = self.covering(low, high)
-        place = (key >> grown.shift) - grown.first
-        np.add.at(grown.counts[0], place[~anomalous], 1)
-        np.add.at(grown.counts[1], place[anomalous], 1)
-        np.add.at(grown.counts[2], place[anomalous], weights)
+        normal, defective, weight = grown.counts
+        seen = 0
+        for start in range(0, scores.size, CHUNK):
+            place = keys(scores[start : start + CHUNK])
+            place >>= grown.shift
+            place -= grown.first
+            np.add.at(normal, place, 1)
+            there = place[np.flatnonzero(anomalous[start : start + CHUNK])]
+            if there.size:  # few: cheaper to take back than to leave out
+                np.subtract.at(normal, there, 1)
+                np.add.at(defective, there, 1)
+                np.add.at(weight, there, weights[seen : seen + there.size])
+                seen += there.size
         return grown
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the sum of two histograms."""
-        if not other.counts.shape[1]:
-            return self
+        if not self.counts.shape[1] or not other.counts.shape[1]:
+            return self if self.counts.shape[1] else other
         last = other.first + other.counts.shape[1] - 1
         total = self.covering(other.first, last, other.shift)
         theirs = other.covering(total.first, total.first + total.counts.shape[1] - 1, total.shift)

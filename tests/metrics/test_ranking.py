@@ -69,6 +69,19 @@ def test_they_equal_scikit_learn_with_ties_and_at_any_scale(seed: int, scale: fl
     assert found["f1_max"] == pytest.approx(best, abs=1e-9)
 
 
+def test_they_equal_scikit_learn_where_a_model_saturates() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(8, 6, (1, 100, 100))  # a third of the scores are within 1e-4 of 1
+    mask = (logits + rng.normal(0, 3, logits.shape) > 18).astype(np.uint8)
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    scores[0, 0, 0] = 1e-30  # far below all others, so that bins are wide
+    metric = PixelMetrics()
+    metric.update(torch.from_numpy(scores), torch.from_numpy(mask))
+    found = values(metric)
+    assert found["auroc"] == pytest.approx(roc_auc_score(mask.ravel(), scores.ravel()), abs=1e-4)
+    assert found["ap"] == pytest.approx(average_precision_score(mask.ravel(), scores.ravel()), abs=1e-4)
+
+
 def test_aupro_by_hand() -> None:
     mask = torch.zeros(1, 4, 5, dtype=torch.uint8)
     mask[0, 0, :4] = 1  # a region of 4 pixels
