@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import re
@@ -18,6 +19,7 @@ from jsonargparse import get_loader, set_dumper, set_loader
 from kanoclip.registry import NAMES, expand, expand_argv, load_class
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk, the user's share, a file; read-only
 CONFIG = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "config", "ckpt_path", "seed_everything", "print_config", "help")
 
@@ -93,6 +95,8 @@ def shorten(message: str, argv: Sequence[str]) -> str:
         close = get_close_matches(match[1], accepted, 1)
         hint = f" Did you mean --{option}.{close[0]}?" if close else ""
         return f"Unknown option --{option}.{match[1]}.{hint} Accepted: {', '.join(accepted) or 'see --help'}."
+    if match := re.search(r"Group '(trainer)' does not accept option '([\w.]+)'", text):
+        return _unrecognized(f"{match[1]}.{match[2]}")
     if match := re.match(r"(?i)unrecognized arguments: (--)?([\w.]+)", text):
         return _unrecognized(match[2]) if match[1] else f"{match[2]!r} is not an option. Options begin with --."
     return f"--{option}: {text}" if option else text
@@ -107,6 +111,9 @@ def mistake(error: BaseException, argv: Sequence[str]) -> str | None:
     while cause is not None:
         if isinstance(cause, UsageError):
             return shorten(str(cause), argv)
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            where = cause.filename or "into the folder of the run"
+            return f"Cannot write {where}: {cause.strerror}. Free the disk or choose --trainer.default_root_dir."
         frames = traceback.extract_tb(cause.__traceback__)
         ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
         if ours and isinstance(cause, (ValueError, OSError, RuntimeError)):
@@ -188,16 +195,20 @@ def _parts(key: str) -> list[str]:
 
 
 def _rank(key: str) -> int:
-    """Order options: configs, then data and model with their settings by depth, then the rest as typed."""
+    """Order options: configs, the trainer's file, data and model with their settings by depth, the rest as typed."""
     if key in CONFIG:
         return 0
     parts = _parts(key)
+    if parts == ["trainer"]:
+        return 1
     return len(parts) if key.startswith("--") and parts[0] in ("model", "data") and parts[-1] != "help" else 99
 
 
 def _expand_value(key: str, value: str | None) -> str | None:
-    """Expand names inside a component that is given as JSON or as the path of a file of its own."""
+    """Expand names inside a component that is given as JSON or as the path of a file; read that of the trainer."""
     kind = _parts(key)[-1] if _parts(key) else ""
+    if key == "--trainer" and value and not value.lstrip().startswith("{"):
+        return json.dumps(read_config(value))
     if value is None or not key.startswith("--") or kind not in NAMES or key.endswith(".class_path"):
         return value
     if value.lstrip().startswith("{"):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
-import sys
-import warnings
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,10 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from kanoclip.__main__ import VERBS, complain
 from kanoclip.arguments import UsageError, mistake, prepare, take_checkpoint
-from kanoclip.outputs import ExampleMaps, PredictionWriter, ResultsWriter, RunRecord
+from kanoclip.outputs import ExampleMaps, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.registry import NAMES, available, expand_argv, load_class, name_of
 from kanoclip.runs import (
     ContradictionError,
@@ -29,9 +28,11 @@ from kanoclip.runs import (
     newest_fit,
     read_checkpoint,
 )
+from kanoclip.terminal import note, quiet
 
 RUNS = "runs"
 ROUTINES = ("fit", "validate", "test", "predict")
+LOST = r"DistBackendError|Connection (closed|reset) by peer"  # what NCCL and gloo raise when a process is gone
 FREE = {"prompts": "ensemble", "interaction": "none", "adapter": "none"}  # heads that learn nothing
 
 
@@ -53,19 +54,25 @@ class SaveFitConfig(SaveConfigCallback):
 
 
 class FitNote(Callback):
-    """Says where the checkpoint of a fit is, finished or interrupted."""
+    """Says where the checkpoint of a fit is, finished or interrupted, and how far it is where no progress bar does."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how far it is."""
+        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+            note(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""
         if trainer.is_global_zero:
-            _note(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
+            note(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the checkpoint of the epochs before, if there is one."""
         if trainer.training and isinstance(exception, KeyboardInterrupt):
             path = _last_checkpoint(trainer)
             done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
-            _note(f"interrupted. Finished epochs: {done}.")
+            note(f"interrupted. Finished epochs: {done}.")
 
 
 class KanoclipCLI(LightningCLI):
@@ -124,7 +131,7 @@ class KanoclipCLI(LightningCLI):
             chosen["return_predictions"] = False  # PredictionWriter has them on disk; in memory they would add up
         if chosen.get("data") is None:
             raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
-        identity = _build(chosen.data).identity
+        identity = build(chosen.data).identity
         name = model_name(chosen.model.class_path)
         runs = Path(chosen.trainer.default_root_dir or RUNS)
         if verb == "fit" and self.checkpoint == "last":
@@ -133,14 +140,14 @@ class KanoclipCLI(LightningCLI):
                 raise NoFitError(f"No fit of {name} on {identity} in {runs}/fit to go on with. Leave out --ckpt_path.")
         elif verb != "fit" and self.checkpoint in (None, "last"):
             self.checkpoint = newest_fit(runs, name, but_not=identity)
-            if self.checkpoint is None and _learns(chosen.model):  # told before gigabytes of backbone are loaded
+            if self.checkpoint is None and learns(chosen.model):  # told before gigabytes of backbone are loaded
                 raise self._no_fit(name, identity)
         if self.checkpoint is None:
             return
         about, stored = read_checkpoint(self.checkpoint)
-        _note(f"checkpoint {self.checkpoint}: {about['model']}, fitted on {about['auxiliary']}.")
+        note(f"checkpoint {self.checkpoint}: {about['model']}, fitted on {about['auxiliary']}.")
         if verb != "fit" and about["auxiliary"] == identity:
-            _note(f"this is NOT zero-shot: {identity} was the auxiliary set of the fit.")
+            note(f"this is NOT zero-shot: {identity} was the auxiliary set of the fit.")
         if stored:
             asked = self.parser.parse_args(self.argv, defaults=False)[verb].get("model")
             check_agreement(asked.as_dict(), stored, about["components"], Path(self.checkpoint), "model")
@@ -162,7 +169,10 @@ class KanoclipCLI(LightningCLI):
         if trainer.logger in (None, True):
             folder = Path(trainer.default_root_dir or RUNS, str(self.subcommand), self.model.name or "model")
             kwargs["logger"] = TensorBoardLogger(folder, folder_name(self.datamodule.identity))
-        return super().instantiate_trainer(**kwargs)
+        built = super().instantiate_trainer(**kwargs)
+        if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
+            built.strategy.checkpoint_io = WholeCheckpoints()
+        return built
 
     def after_instantiate_classes(self) -> None:
         """Refuse to test what was never fitted, and say what a reader of the numbers must know."""
@@ -177,7 +187,7 @@ class KanoclipCLI(LightningCLI):
                 )
         backbone = getattr(self.model, "backbone", None)
         if getattr(backbone, "description", "") == "kanoclip embedded" and self.datamodule.domain != "drawn":
-            _note(
+            note(
                 "the embedded backbone is for demonstration and knows drawings only; for real images use "
                 "--model.backbone clip (ViT-L-14-336, openai)."
             )
@@ -195,15 +205,17 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        said = mistake(error, expand_argv(argv))
+        said, rank = mistake(error, expand_argv(argv)), getattr(rank_zero_only, "rank", 0)
+        if re.search(LOST, f"{type(error).__name__}: {error}"):
+            said = "lost the connection to the other processes; one of them says why, or was killed."
         if said is None or os.environ.get("KANOCLIP_TRACEBACK"):
             raise
-        return complain(said)
+        return complain(f"process {rank}: {said}" if rank else said)
     unreadable = getattr(cli.datamodule, "unreadable", [])
     for path, why in unreadable:
-        _note(f"skipped {path}: {why}")
+        note(f"skipped {path}: {why}")
     if unreadable:
-        _note(f"{len(unreadable)} files could not be read; all others are done.")
+        note(f"{len(unreadable)} files could not be read; all others are done.")
     return 1 if unreadable else 0
 
 
@@ -222,45 +234,24 @@ def _about(verb: str) -> str:
     )
 
 
-def _build(section: Namespace) -> Any:
+def build(section: Namespace) -> Any:
+    """Build what a parsed ``class_path`` with ``init_args`` names."""
     return load_class(section.class_path)(**section.get("init_args", Namespace()).as_dict())
 
 
-def _learns(model: Namespace) -> bool:
-    """Whether a model is sure to learn, by the names of its heads: one of our own that has weights."""
+def learns(model: Namespace) -> bool | None:
+    """Say by the names of its heads, before it is built, whether a model learns; None if one is not ours."""
     settings, cls = model.get("init_args") or Namespace(), load_class(model.class_path)
+    ours = model_name(model.class_path) in available("model")
     for kind, free in FREE.items():
         given, own = settings.get(kind), getattr(cls, f"own_{kind}", None)
-        path = given.class_path if given else f"{own.__module__}.{own.__name__}" if own else ""
+        path = given.class_path if given else f"{own.__module__}.{own.__name__}" if own else NAMES[kind][free]
         if name_of(kind, path) in set(available(kind)) - {free}:
             return True
-    return False
+        ours = ours and name_of(kind, path) == free
+    return False if ours else None
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path
-
-
-def _note(text: str) -> None:
-    print(f"kanoclip: {text}", file=sys.stderr)
-
-
-def quiet() -> None:
-    """Keep Lightning's tips and counts to itself; its warnings of real trouble stay."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a table's lines must not fail on an ASCII terminal
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",  # true of 2 cores, and not to be helped
-        ".*Checkpoint directory.*",
-        ".*args parameter is intended to run from within Python.*",  # both are the same words
-        ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
-        r".*Found \d+ module\(s\) in eval mode.*",  # the frozen backbone
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*The dirpath has changed.*",  # a test writes elsewhere than the fit
-        ".*smaller than the logging interval.*",
-    ):
-        warnings.filterwarnings("ignore", message)

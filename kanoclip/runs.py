@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path) -> tuple[Config, Config]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint of kanoclip.
+        ValueError: If it is damaged, or no checkpoint of kanoclip.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -67,7 +67,8 @@ def read_checkpoint(path: str | Path) -> tuple[Config, Config]:
         about, given = content["kanoclip"], dict(content.get("hyper_parameters", {}))
     except Exception as error:
         raise ValueError(
-            f"{file} is not a checkpoint of kanoclip ({type(error).__name__}). Give --ckpt_path one from runs/fit."
+            f"{file} is damaged, or no checkpoint of kanoclip ({type(error).__name__}). Give --ckpt_path another one "
+            f"from runs/fit, or fit anew."
         ) from error
     given.pop("_instantiator", None)
     class_path = given.pop("_class_path", None)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 import kanoclip
 from kanoclip.__main__ import main
+from kanoclip.cli import learns
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.registry import NAMES
+from kanoclip.registry import NAMES, expand
 
 DATA = ["--data.images", "2", "--data.num_workers", "0", "--data.category"]
 SEEN = ["--data", "surfaces_auxiliary", *DATA, "wood"]
@@ -242,3 +244,26 @@ def test_the_annotations_of_a_constructor_resolve_when_it_is_parsed(path) -> Non
     module, _, name = path.rpartition(".")
     cls = getattr(import_module(module), name)
     assert set(typing.get_type_hints(cls.__init__)) >= set(inspect.signature(cls).parameters) - {"args", "kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("kanoclip", True),
+        ("kanoclip_no_knpl", True),
+        ("clip_vv", False),
+        ("winclip", False),
+        ("local_stats", False),
+        (
+            {"class_path": "kanoclip", "init_args": {"prompts": "ensemble", "interaction": "none", "adapter": "none"}},
+            False,
+        ),
+        ({"class_path": "clip", "init_args": {"adapter": "kanoclip.models.base.AnomalyModule"}}, None),
+        ({"class_path": "kanoclip", "init_args": {"adapter": "kanoclip.models.base.AnomalyModule"}}, True),
+        ("lightning.pytorch.demos.boring_classes.BoringModel", None),
+    ],
+)
+def test_the_names_of_heads_tell_whether_a_model_learns_or_that_only_building_it_will(model, expected) -> None:
+    given = expand({"class_path": model} if isinstance(model, str) else model, kind="model")
+    heads = {kind: Namespace(class_path=path) for kind, path in given.get("init_args", {}).items()}
+    assert learns(Namespace(class_path=given["class_path"], init_args=Namespace(**heads))) is expected

@@ -245,3 +245,24 @@ def test_the_components_are_compared_with_every_registered_alternative(tmp_path:
         for job in jobs:
             if job.label.startswith(f"{kind}: "):
                 assert name_of(kind, job.model["init_args"][kind]) == job.label.partition(": ")[2]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=name)
+def test_a_file_of_trainer_options_goes_with_any_config_and_what_is_typed_wins(path: Path) -> None:
+    typed = ["--trainer.min_epochs", "2"]  # before the file
+    with pytest.raises(Parsed) as stopped:
+        ParseOnly(["fit", *typed, "--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")])
+    trainer = stopped.value.args[0].trainer
+    assert {key: trainer[key] for key in read(path)} == read(path)
+    assert (trainer.min_epochs, trainer.max_epochs) == (2, 15)
+    option, value = ("precision", "32-true") if "precision" in read(path) else ("accelerator", "cpu")
+    with pytest.raises(Parsed) as stopped:
+        ParseOnly(
+            ["fit", f"--trainer.{option}", value, "--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")]
+        )
+    assert stopped.value.args[0].trainer[option] == value
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=name)
+def test_a_file_of_trainer_options_names_itself_in_the_command_it_shows(path: Path) -> None:
+    assert f"--trainer configs/trainer/{path.name}" in path.read_text(encoding="utf-8")

@@ -55,10 +55,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*none\.ckpt\. Give --ckpt_path a file such as"):
         read_checkpoint(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.ckpt is not a checkpoint of kanoclip \(\w+Error\)"):
+    with pytest.raises(ValueError, match=r"text\.ckpt is damaged, or no checkpoint of kanoclip \(\w+Error\)"):
         read_checkpoint(tmp_path / "text.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt is not a checkpoint of kanoclip \(KeyError\)"):
+    with pytest.raises(ValueError, match=r"other\.ckpt is damaged, or no checkpoint of kanoclip \(KeyError\)"):
         read_checkpoint(tmp_path / "other.ckpt")
 
 

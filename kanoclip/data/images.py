@@ -7,6 +7,7 @@ that Pillow refuses (CVC-ClinicDB: three channels tagged as grey) are read by ti
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,7 @@ def _opencv(path: str) -> Pixels:
 def _tifffile(path: str) -> Pixels:
     import tifffile
 
+    tifffile.logger().setLevel(logging.CRITICAL)  # what is wrong is told below
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from kanoclip.data.images import UnreadableImageError
-from kanoclip.types import NORMAL, UNKNOWN, Batch
+from kanoclip.ranks import rank_of
+from kanoclip.types import NORMAL, UNKNOWN, Batch, Features
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Item(NamedTuple):
         has_mask: Whether the mask says anything.
         size: Height and width of the file, pixels.
         sample: Where it came from.
+        features: Of this one image, patches ``(L, N, D)`` and cls ``(D,)``, if they come from a cache.
     """
 
     image: Tensor
@@ -59,6 +62,7 @@ class Item(NamedTuple):
     has_mask: bool
     size: tuple[int, int]
     sample: Sample
+    features: Features | None = None
 
 
 class AnomalyDataset(Dataset[Item]):
@@ -128,6 +132,7 @@ def collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
         if isinstance(item, UnreadableImageError):
             raise item
     good = [item for item in items if isinstance(item, Item)]
+    cached = [item.features for item in good if item.features is not None]
     return Batch(
         image=torch.stack([item.image for item in good]),
         mask=torch.stack([item.mask for item in good]),
@@ -137,6 +142,11 @@ def collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
         category=[item.sample.category for item in good],
         defect=[item.sample.defect for item in good],
         path=[item.sample.image for item in good],
+        features=Features(
+            torch.stack([one.patches for one in cached], 1), torch.stack([one.cls for one in cached]), cached[0].grid
+        )
+        if cached
+        else None,
     )
 
 
@@ -148,41 +158,65 @@ def _collate_readable(
     return collate(readable) if readable else None, errors
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Shuffles by seed and epoch: a resumed run goes on with the order and the augmentation it would have had.
+class RankSampler(DistributedSampler[Any]):
+    """Deals images out to the processes (ranks) of a run: each image to one of them, none twice.
 
-    Lightning calls ``set_epoch``; a loop of one's own must do so too.
+    In order, ranks take whole batches in turn: the batches of one process, so that scores are equal to the last digit.
+    Shuffled, by seed and epoch, all ranks together take in each step what one process would take with ``batch_size``
+    times their number; the last, smaller step is divided as evenly as can be, and left out for an epoch if it has
+    fewer images than there are ranks. A resumed run goes on with the order and the augmentation it would have had.
+
+    Lightning leaves a ``DistributedSampler`` as it is, and calls ``set_epoch``; a loop of one's own must do so too.
 
     Args:
-        size: Number of samples.
-        seed: Of the order.
+        dataset: What to sample from.
+        batch_size: Images a batch in one process.
+        seed: Of the order; None for no shuffling.
+
+    Raises:
+        ValueError: If it shuffles, and there are fewer images than ranks.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
-        self.epoch = epoch
+    def __init__(self, dataset: Sized, batch_size: int, seed: int | None = None) -> None:
+        rank, world = rank_of()
+        super().__init__(dataset, world, rank, seed is not None, seed or 0)  # type: ignore[arg-type]  # only its length
+        size, step = len(dataset), batch_size * world
+        self._mine: Sequence[int]  # places in the order
+        if seed is None:
+            starts = range(rank * batch_size, size, step)
+            self._mine = [place for start in starts for place in range(start, min(start + batch_size, size))]
+        else:
+            used = size if size % step >= world else size // step * step
+            self._mine = range(rank, used, world)
+            if not used:
+                raise ValueError(
+                    f"{size} images cannot be divided among {world} processes. "
+                    f"Set --trainer.devices {max(1, size)} or fewer."
+                )
 
     def __len__(self) -> int:
-        return self.size
+        return len(self._mine)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        return iter([(self.epoch, int(index)) for index in order])
+    def __iter__(self) -> Iterator[Any]:
+        if not self.shuffle:
+            return iter(self._mine)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
+        return iter([(self.epoch, int(order[place])) for place in self._mine])
 
 
 class AnomalyLoader(DataLoader):
     """A DataLoader of ``Batch`` that deals with unreadable files in the main process.
 
     They are raised, or noted in the data set's ``unreadable`` and left out; a batch with no readable file is skipped.
+    Its length is at least 1, though it may yield nothing: Lightning would leave a process without images out of what
+    all must do together.
 
     Raises:
         UnreadableImageError: While iterating, when the data set has no list of unreadable files.
     """
+
+    def __len__(self) -> int:
+        return max(1, super().__len__())
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises its own iterator class
         noted: list[tuple[str, str]] | None = getattr(self.dataset, "unreadable", None)
@@ -200,7 +234,12 @@ class AnomalyLoader(DataLoader):
 
 
 def make_loader(
-    dataset: AnomalyDataset, batch_size: int, num_workers: int, shuffle: bool = False, persistent: bool = False
+    dataset: AnomalyDataset,
+    batch_size: int,
+    num_workers: int,
+    shuffle: bool = False,
+    persistent: bool = False,
+    share: bool = True,
 ) -> AnomalyLoader:
     """Build the loader of a data set.
 
@@ -208,13 +247,14 @@ def make_loader(
         dataset: What to load.
         batch_size: Images per batch; the last batch may be smaller.
         num_workers: Processes that read; 0 reads in this one.
-        shuffle: By seed and epoch (see ``EpochSampler``).
+        shuffle: By seed and epoch.
         persistent: Keep the workers between epochs.
+        share: Load this process's share of the data set (see ``RankSampler``), not all of it.
     """
     return AnomalyLoader(
         dataset,
         batch_size=batch_size,
-        sampler=EpochSampler(len(dataset), dataset.seed) if shuffle else None,
+        sampler=RankSampler(dataset, batch_size, dataset.seed if shuffle else None) if share else None,
         num_workers=num_workers,
         collate_fn=_collate_readable,
         pin_memory=torch.cuda.is_available(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -33,10 +34,30 @@ def write_bytes(path: Path, data: bytes) -> None:
         unfinished.write_bytes(data)
         os.replace(unfinished, path)
     except OSError as error:
-        why = error.strerror or str(error)
-        raise OSError(f"Cannot write {path}: {why}. Free the disk or choose --trainer.default_root_dir.") from error
+        raise _explained(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add UTF-8 text to a file, all of it or nothing; names of files in it need not be valid.
+
+    Raises:
+        OSError: If it cannot be written; names the file.
+    """
+    data = text.encode("utf-8", errors="surrogateescape")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise _explained(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,6 +81,11 @@ def write_image(path: Path, image: NDArray[Any]) -> None:
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     write_bytes(path, cv2.imencode(path.suffix, pixels, options)[1].tobytes())
+
+
+def _explained(path: Path, error: OSError) -> OSError:
+    why = error.strerror or str(error)
+    return OSError(f"Cannot write {path}: {why}. Free the disk or choose --trainer.default_root_dir.")
 
 
 def plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 
 LIKELIER = (0.5, 1.0)
@@ -190,30 +191,26 @@ class ScoreRange:
     whole data set. In a run without any defect these are just noise; the numbers beside the legend tell.
 
     Args:
+        images: How many there will be.
         pixels: About how many scores to take from each image, on a regular grid.
-        limit: Most scores to keep; then every second one is dropped and half as many are taken.
+        limit: Most scores to take from all images together.
     """
 
-    def __init__(self, pixels: int = 1024, limit: int = 1 << 21) -> None:
-        self.pixels, self.limit = pixels, limit
+    def __init__(self, images: int = 1, pixels: int = 1024, limit: int = 1 << 21) -> None:
+        self.pixels = max(1, min(pixels, limit // max(1, images)))
         self._kept: list[NDArray[np.float32]] = []
-        self._count = 0
 
     def update(self, anomaly_map: Tensor) -> None:
         """Take in the maps ``(B, H, W)`` of a batch."""
         scores = anomaly_map.detach().flatten(1)
         # An odd step does not fall on the same column in every row of the usual even widths.
         step = max(1, scores.shape[1] // self.pixels) | 1
-        taken = scores[:, ::step].float().cpu().numpy().ravel()
-        self._kept.append(taken)
-        self._count += taken.size
-        if self._count > self.limit:
-            self._kept = [np.concatenate(self._kept)[::2]]
-            self._count, self.pixels = self._kept[0].size, max(1, self.pixels // 2)
+        self._kept.append(scores[:, ::step].float().cpu().numpy().ravel())
 
     def scale(self) -> tuple[float, float]:
-        """Return ``(low, high)`` of what was seen; ``LIKELIER`` when nothing was."""
-        scores = np.concatenate(self._kept) if self._kept else np.empty(0, np.float32)
+        """Return ``(low, high)`` of what was seen, by all processes; ``LIKELIER`` when nothing was."""
+        mine = np.concatenate([np.empty(0, np.float32), *self._kept])
+        scores = np.concatenate(gather(mine))
         scores = scores[np.isfinite(scores)]
         if not scores.size:
             return LIKELIER

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,9 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from kanoclip.data.images import UnreadableImageError, read_image
-from kanoclip.outputs.files import unit_to_uint16, write_bytes, write_image
+from kanoclip.outputs.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
+from kanoclip.ranks import gather
 from kanoclip.types import Batch, Scores
 
 COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay")
@@ -29,14 +31,15 @@ class PredictionWriter(Callback):
 
     Below ``maps/`` and ``overlays/`` the folders of the input are kept, from the one that all images share. The
     overlay's colour begins at 0.5, where "anomalous" becomes likelier than "normal", and is full at 1. Every batch is
-    on disk before the next begins, so an interruption loses nothing that was done.
+    on disk before the next begins, so an interruption loses nothing that was done. Of several processes each writes
+    the files of its images and a csv of its own, predictions-0.csv and so on, which become one at the end.
 
     Args:
         map_format: "png" for 16 bit grey, 65535 = 1, or "npy" for float32.
         overlays: Whether to write overlays.
 
     Raises:
-        ValueError: If ``map_format`` is neither.
+        ValueError: If ``map_format`` is neither, or a score is NaN or infinite.
     """
 
     def __init__(self, map_format: str = "png", overlays: bool = True) -> None:
@@ -44,17 +47,25 @@ class PredictionWriter(Callback):
             raise ValueError(f"map_format is {map_format!r}, expected png or npy.")
         self.map_format = map_format
         self.overlays = overlays
+        self._folder = self._file = Path()
         self._root = PurePosixPath()
+        self._names: dict[str, str] = {}  # in the order of the data
         self._taken: set[str] = set()
         self._count = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the folder that all images share, and start the csv."""
+        """Find the folder that all images share, name their files, and start the csv."""
+        self._folder = run_folder(trainer)
+        part = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self._file = self._folder / f"predictions{part}.csv"
         data: Any = getattr(trainer, "datamodule", None)
         paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
         self._root = _common([_place(path).parent for path in paths])
-        self._taken, self._count = set(), 0
-        self._write_rows(trainer, [COLUMNS], "w")
+        self._names, self._taken, self._count = {}, set(), 0
+        for path in paths:
+            self._name(path)
+        self._file.unlink(missing_ok=True)
+        append_text(self._file, _csv([COLUMNS]))
 
     def on_predict_batch_end(
         self,
@@ -69,25 +80,47 @@ class PredictionWriter(Callback):
         scores: Scores = outputs
         names = [self._name(path) for path in batch.path]
         with ThreadPoolExecutor(4) as pool:  # encoding releases Python's lock; leaving the block waits for all
-            writing = [pool.submit(self._write, trainer, batch, scores, i, name) for i, name in enumerate(names)]
+            writing = [pool.submit(self._write, batch, scores, i, name) for i, name in enumerate(names)]
         rows = [done.result() for done in writing if done.exception() is None]
-        self._write_rows(trainer, rows, "a")  # a full disk in the middle of a batch: what is written is also listed
+        append_text(self._file, _csv(rows))  # a full disk in the middle of a batch: what is written is also listed
         self._count += len(rows)
         for done in writing:
             done.result()  # raises what went wrong
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where everything is."""
-        folders = "maps/, overlays/" if self.overlays else "maps/"
-        print(f"{self._count} images: {run_folder(trainer)}/predictions.csv, {folders}")
+        """Bring together what several processes did, and say where everything is."""
+        self._count = sum(gather(self._count))
+        if trainer.world_size > 1:
+            self._join(trainer)
+        if trainer.is_global_zero:
+            folders = "maps/, overlays/" if self.overlays else "maps/"
+            print(f"{self._count} images: {self._folder}/predictions.csv, {folders}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say what is there when the run stops early."""
         if trainer.predicting:
-            print(f"Stopped; {self._count} images are done: {run_folder(trainer)}/predictions.csv")
+            print(f"Stopped; {self._count} images are done: {self._file}")
+
+    def _join(self, trainer: Trainer) -> None:
+        """Make one csv, and one list of unreadable files, in the order of the data; both are the first process's."""
+        places = {path: place for place, path in enumerate(self._names)}
+        noted: Any = getattr(getattr(trainer, "datamodule", None), "unreadable", [])
+        everything = [pair for pairs in gather(noted) for pair in pairs]
+        everything.sort(key=lambda pair: places.get(pair[0], 0))
+        noted[:] = everything if trainer.is_global_zero else []
+        files = gather(self._file)
+        if trainer.is_global_zero:
+            rows = [row for file in files for row in _rows(file)[1:]]
+            rows.sort(key=lambda row: places.get(row[0], 0))
+            text = _csv([COLUMNS, *rows]).encode("utf-8", errors="surrogateescape")
+            write_bytes(self._folder / "predictions.csv", text)
+            for file in files:
+                file.unlink()
 
     def _name(self, path: str) -> str:
         """Return where an image's files go below ``maps/`` and ``overlays/``, without suffix; unique."""
+        if path in self._names:
+            return self._names[path]
         place = _place(path)
         relative = place.relative_to(self._root if place.is_relative_to(self._root) else place.anchor)
         name = str(relative.with_suffix(""))
@@ -96,13 +129,19 @@ class PredictionWriter(Callback):
         while name.casefold() in self._taken:
             name += "_"
         self._taken.add(name.casefold())
+        self._names[path] = name
         return name
 
-    def _write(self, trainer: Trainer, batch: Batch, scores: Scores, i: int, name: str) -> tuple[Any, ...]:
+    def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[Any, ...]:
         height, width = batch.size[i].tolist()
-        heat = scores.anomaly_map[i].float().cpu().numpy()
+        heat, score = scores.anomaly_map[i].float().cpu().numpy(), float(scores.image_score[i])
+        if not (np.isfinite(heat).all() and np.isfinite(score)):
+            raise ValueError(
+                f"The scores of {batch.path[i]} are NaN or infinite. The model overflowed: use --trainer.precision "
+                f"32-true, or look for NaN in its weights."
+            )
         heat = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
-        folder = run_folder(trainer)
+        folder = self._folder
         map_file, overlay_file = f"maps/{name}.{self.map_format}", f"overlays/{name}.png" if self.overlays else ""
         if self.map_format == "png":
             write_image(folder / map_file, unit_to_uint16(heat))
@@ -111,15 +150,18 @@ class PredictionWriter(Callback):
         if self.overlays:
             picture = _original(batch, i)
             write_image(folder / overlay_file, overlay(picture, heat, None, *LIKELIER))
-        score = float(scores.image_score[i])
         return batch.path[i], batch.category[i], f"{score:.6f}", f"{heat.max():.6f}", map_file, overlay_file
 
-    def _write_rows(self, trainer: Trainer, rows: list[Any], mode: str) -> None:
-        file = run_folder(trainer) / "predictions.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Names of files need not be valid UTF-8. Once closed, the rows are safe from whatever ends this process.
-        with open(file, mode, newline="", encoding="utf-8", errors="surrogateescape") as target:
-            csv.writer(target).writerows(rows)
+
+def _csv(rows: Iterable[Sequence[Any]]) -> str:
+    text = StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def _rows(file: Path) -> list[list[str]]:
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as source:
+        return list(csv.reader(source))
 
 
 def _place(path: str) -> PurePosixPath:

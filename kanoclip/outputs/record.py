@@ -1,23 +1,27 @@
-"""The record of a finished fit, by which tests find it."""
+"""What a fit leaves behind: its checkpoint, and the record by which tests find it."""
 
 from __future__ import annotations
 
 import os
 import time
 from datetime import datetime, timezone
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from kanoclip import __version__
-from kanoclip.outputs.files import write_json
+from kanoclip.outputs.files import write_bytes, write_json
+from kanoclip.ranks import gather
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return where a run writes: its logger's folder, or the trainer's root without one."""
-    # Not trainer.log_dir: that waits for all processes, and only one of them writes.
-    return Path(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir)
+    """Return where a run writes: its logger's folder, or the trainer's root without one; all processes ask together."""
+    # A process that looks later would take the next version for its own.
+    return Path(gather(str(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir))[0])
 
 
 def run_seed(trainer: Trainer) -> int | None:
@@ -26,15 +30,37 @@ def run_seed(trainer: Trainer) -> int | None:
     return int(seed) if seed else getattr(getattr(trainer, "datamodule", None), "seed", None)
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint so that the one before is there until the new one is whole, whatever happens.
+
+    Lightning's own is written to the system's folder for temporary files first and moved, which on another disk is a
+    copy over the one before, and a copy may be cut.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the file; addresses such as ``s3://`` are left to Lightning.
+
+        Raises:
+            OSError: If it cannot be written; names the file.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = BytesIO()
+        torch.save(checkpoint, buffer)
+        write_bytes(Path(path), buffer.getvalue())
+
+
 class RunRecord(Callback):
     """Writes run.json beside the checkpoint of a fit that came to its end; an interrupted one has none."""
 
     def __init__(self) -> None:
         self._start = 0.0
+        self._folder = Path()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._start = time.monotonic()
+        self._start, self._folder = time.monotonic(), run_folder(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record, once the last checkpoint is on disk."""
@@ -42,7 +68,7 @@ class RunRecord(Callback):
         path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         if not trainer.is_global_zero or trainer.interrupted or not path:
             return
-        folder = run_folder(trainer)
+        folder = self._folder
         data: Any = getattr(trainer, "datamodule", None)
         file, inside = Path(path).resolve(), Path(path).resolve().is_relative_to(folder.resolve())
         record = {

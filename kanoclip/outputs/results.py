@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from kanoclip.outputs.files import plain, sha256, write_image, write_json, write
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder, run_seed
 from kanoclip.outputs.tables import results_csv, results_table, table_text
+from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, Batch, Scores
 
 LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
@@ -36,18 +38,21 @@ class ResultsWriter(Callback):
         self._start = 0.0
         self._seconds = 0.0
         self._images = 0
+        self._folder = Path()
         self._range = ScoreRange()
         self._chosen: dict[str, int] = {}
         self._examples: dict[int, Example] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew: one trainer may test several sets. Choose the images to show, whatever they will score."""
-        self._images, self._range, self._examples = 0, ScoreRange(), {}
+        self._images, self._examples, self._folder = 0, {}, run_folder(trainer)
         data: Any = getattr(trainer, "datamodule", None)
         samples = data.part("test") if hasattr(data, "part") else []
-        reached = trainer.num_test_batches[0] * (getattr(trainer.test_dataloaders, "batch_size", None) or 1)
-        self._chosen = {path: turn for turn, path in enumerate(choose(samples[: int(min(reached, len(samples)))]))}
-        self._chosen = dict(list(self._chosen.items())[: self.overlays])
+        batch_size = getattr(trainer.test_dataloaders, "batch_size", None) or 1
+        reached = gather(trainer.num_test_batches[0])[0] * batch_size * trainer.world_size  # none has more batches
+        samples = samples[: int(min(reached, len(samples)))]
+        self._chosen = {path: turn for turn, path in enumerate(choose(samples)[: self.overlays])}
+        self._range = ScoreRange(len(samples) or int(min(reached, sys.maxsize)))
         self._start = time.monotonic()
 
     def on_test_batch_end(
@@ -59,28 +64,29 @@ class ResultsWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count, and keep the images to show; of data that cannot say what will come, the first ones."""
+        """Count, and keep the images to show; of data that cannot say what will come, the first ones of one process."""
         scores: Scores = outputs
         self._images += len(batch.label)
         self._range.update(scores.anomaly_map)
         for i, path in enumerate(batch.path):
             turn = self._chosen.get(path) if self._chosen else len(self._examples)
-            if turn is not None and turn < self.overlays:
+            if turn is not None and turn < self.overlays and (self._chosen or trainer.is_global_zero):
                 self._examples[turn] = example(batch, scores, i)
         self._seconds = time.monotonic() - self._start
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and write."""
+        """Print and write; each process writes the pictures of its own images."""
+        self._write_overlays(self._folder)
+        self._images, self._seconds = sum(gather(self._images)), max(gather(self._seconds))
+        shown = any(gather(bool(self._examples)))
         if not trainer.is_global_zero:
             return
-        report = self._report(trainer, pl_module)
-        folder, results = run_folder(trainer), getattr(pl_module, "results", {})
-        self._write_overlays(folder)
+        report, folder, results = self._report(trainer, pl_module), self._folder, getattr(pl_module, "results", {})
         write_text(folder / "results.csv", results_csv(results))
         write_json(folder / "results.json", report)  # last: where it is, the rest is too
         print(f"\n{headline(report)}")
         print(table_text(results_table(results), colour=False))
-        print(f"{folder}/results.json, results.csv{', overlays/' if self._examples else ''}")
+        print(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}")
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)

@@ -8,7 +8,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kanoclip.outputs.overlay import LIKELIER, Example, example, panel
+from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, Batch, Scores
+
+Key = tuple[Any, ...]
+Found = dict[Key, tuple[tuple[int, ...], Example]]  # what is shown, in this order -> the first of its kind, by place
 
 
 class ExampleMaps(Callback):
@@ -23,8 +27,14 @@ class ExampleMaps(Callback):
 
     def __init__(self, images: int = 4) -> None:
         self.images = images
+        self._logs = False
         self._batch: Batch | None = None
-        self._held_out: dict[tuple[bool, str, int], Example] = {}
+        self._held_out: Found = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out whether the first process, which alone logs, has a logger of images."""
+        writer = getattr(trainer.logger, "experiment", None)
+        self._logs = gather(hasattr(writer, "add_image"))[0]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
@@ -40,7 +50,7 @@ class ExampleMaps(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the kept batch as in a test, and log it."""
         batch = self._batch
-        if batch is None or not _logs_images(trainer):
+        if batch is None or not self._logs:
             return
         training = {module: module.training for module in pl_module.modules()}
         pl_module.eval()
@@ -48,8 +58,9 @@ class ExampleMaps(Callback):
             scores = pl_module(batch)
         for module, mode in training.items():  # not train(): some parts may be in eval mode for good
             module.training = mode
-        order = sorted(range(len(batch.label)), key=lambda i: int(batch.label[i]) != ANOMALOUS)
-        self._log(trainer, "training", [example(batch, scores, i) for i in order[: self.images]])
+        order = sorted(range(len(batch.label)), key=lambda i: int(batch.label[i]) != ANOMALOUS)[: self.images]
+        places = {i: (int(batch.label[i]) != ANOMALOUS, i, trainer.global_rank) for i in order}
+        self._log(trainer, "training", {place: (place, example(batch, scores, i)) for i, place in places.items()})
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
@@ -65,26 +76,32 @@ class ExampleMaps(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the first image of each category and label."""
-        if not isinstance(outputs, Scores) or not _logs_images(trainer):
+        if not isinstance(outputs, Scores) or not self._logs or trainer.sanity_checking:
             return
         for i, (category, label) in enumerate(zip(batch.category, batch.label.tolist(), strict=True)):
             key = (label != ANOMALOUS, category, label)
-            if key not in self._held_out and len(self._held_out) < 8 * self.images:
-                self._held_out[key] = example(batch, outputs, i)
+            shown = sorted({*self._held_out, key})[: self.images]
+            if key not in self._held_out and key in shown:
+                self._held_out[key] = (batch_idx, trainer.global_rank, i), example(batch, outputs, i)
+                self._held_out = {key: self._held_out[key] for key in shown}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what was kept."""
-        self._log(trainer, "validation", [self._held_out[key] for key in sorted(self._held_out)[: self.images]])
+        if self._logs and not trainer.sanity_checking:
+            self._log(trainer, "validation", self._held_out)
         self._held_out = {}
 
-    def _log(self, trainer: Trainer, stage: str, examples: list[Example]) -> None:
-        for number, shown in enumerate(examples):
-            writer: Any = getattr(trainer.logger, "experiment", None)
+    def _log(self, trainer: Trainer, stage: str, mine: Found) -> None:
+        """Log the first few of what all processes have found."""
+        found: Found = {}
+        for key, (place, shown) in (pair for theirs in gather(mine) for pair in theirs.items()):
+            if key not in found or place < found[key][0]:
+                found[key] = place, shown
+        if not trainer.is_global_zero:
+            return
+        writer: Any = getattr(trainer.logger, "experiment", None)
+        for number, key in enumerate(sorted(found)[: self.images]):
+            shown = found[key][1]
             writer.add_image(
                 f"examples/{stage}/{number}", panel(shown, *LIKELIER), trainer.current_epoch, dataformats="HWC"
             )
-
-
-def _logs_images(trainer: Trainer) -> bool:
-    writer = getattr(trainer.logger, "experiment", None)
-    return trainer.is_global_zero and not trainer.sanity_checking and hasattr(writer, "add_image")

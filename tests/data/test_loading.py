@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kanoclip.data.images import UnreadableImageError
-from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, EpochSampler, Item, Sample, collate, make_loader
+from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, RankSampler, Sample, collate, make_loader
 from kanoclip.data.transforms import Transform
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
 
@@ -75,7 +75,7 @@ def test_each_epoch_has_all_samples_in_another_order_and_varied_anew():
 
 
 def test_a_later_epoch_does_not_depend_on_earlier_ones():
-    sampler, resumed = EpochSampler(50, 1), EpochSampler(50, 1)
+    sampler, resumed = RankSampler(range(50), 4, seed=1), RankSampler(range(50), 4, seed=1)
     for _ in range(3):
         list(sampler)
     sampler.set_epoch(7)

@@ -103,7 +103,7 @@ def test_the_scale_of_a_run_is_that_of_its_quantiles():
 
 
 def test_the_scale_keeps_bounded_memory_and_its_value():
-    seen = ScoreRange(pixels=1000, limit=4000)
+    seen = ScoreRange(images=100, pixels=1000, limit=4000)
     for _ in range(50):
         seen.update(torch.rand(2, 50, 50, generator=torch.Generator().manual_seed(1)))
     assert sum(part.size for part in seen._kept) <= 4000

@@ -1,11 +1,12 @@
 import json
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from kanoclip import __version__
-from kanoclip.outputs import RunRecord
+from kanoclip.outputs import RunRecord, WholeCheckpoints
 
 PATHS = ["d/ring/good/1.png", "d/ring/hole/2.png", "d/nut/good/3.png"]
 
@@ -72,3 +73,13 @@ def test_a_fit_that_was_stopped_is_not_recorded(kit, fit, how):
 def test_a_fit_without_a_checkpoint_is_not_recorded(kit):
     kit.trainer(RunRecord(), max_epochs=1).fit(kit.model(), kit.data(kit.samples(*PATHS)))
     assert not list(kit.folder.rglob("run.json"))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    file, writer = tmp_path / "deep" / "last.ckpt", WholeCheckpoints()
+    writer.save_checkpoint({"epoch": 1}, file)
+    monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"Cannot write .*last.ckpt: No space left on device. Free the disk"):
+        writer.save_checkpoint({"epoch": 2}, file)
+    assert torch.load(file, weights_only=True) == {"epoch": 1}
+    assert list(file.parent.iterdir()) == [file]
