@@ -104,7 +104,7 @@ def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array]:
 
 
 def jobs(count: int, rng: Rng, invented: float) -> list[tuple[int, str, str]]:
-    """Choose what to draw: a share invented, the rest known categories and patterns (4 : 1); each with a known defect."""
+    """Choose what to draw: a share invented, the rest known categories and patterns, 4 : 1; each has a known defect."""
     share = (0.8 * (1 - invented) / len(CATEGORIES), 0.2 * (1 - invented) / len(PATTERNS), invented)
     odds = np.repeat(share, (len(CATEGORIES), len(PATTERNS), 1))
     kinds, defects = rng.choice([*CATEGORIES, *PATTERNS, INVENTED], count, p=odds), rng.choice(list(DEFECTS), count)
