@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import re
 import traceback
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 
-from kanoclip.registry import NAMES, expand, expand_argv, load_class
+from kanoclip.registry import NAMES, arguments_of, expand, expand_argv
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk, the user's share, a file; read-only
 CONFIG = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "config", "ckpt_path", "seed_everything", "print_config", "help")
+RARE = ("verbose", "weights_only", "return_predictions")  # options of Lightning that no message need mention
 
 
 class UsageError(ValueError):
@@ -59,15 +58,18 @@ def prepare(argv: Sequence[str]) -> list[str]:
 
 
 def check(argv: Sequence[str]) -> None:
-    """Find the mistakes that can be found without torch: names, configs and a data set that is not given.
+    """Find the mistakes that can be found without torch: names, options, configs and a data set that is not given.
 
     Raises:
         UnknownNameError: For a name that is not registered.
-        UsageError: For a config that cannot be read, or no data set.
+        UsageError: For an option that does not exist, a config that cannot be read, or no data set.
     """
-    options = _pairs(prepare(argv)[1:])
-    keys = [key for key, _ in options]
-    sections = [read_config(value) for key, value in options if key in CONFIG and value]
+    prepared = prepare(argv)[1:]
+    pairs = _pairs(prepared)
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        _check_option(key, prepared)
+    sections = [read_config(value) for key, value in pairs if key in CONFIG and value]
     given = any(_parts(key) == ["data"] for key in keys) or any(section.get("data") for section in sections)
     if not given and not any(key in ("-h", "--help") or key.endswith((".help", "print_config")) for key in keys):
         raise UsageError(f"{argv[0]} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
@@ -91,14 +93,13 @@ def shorten(message: str, argv: Sequence[str]) -> str:
         names = ", ".join(NAMES.get(kind, {}))
         return f"Options of {option} are given but not which {kind}. Put --{option} NAME before them: {names}."
     if match := re.search(r"Option '([\w.]+)' is not accepted", text):
-        accepted = _accepted(option, argv)
-        close = get_close_matches(match[1], accepted, 1)
-        hint = f" Did you mean --{option}.{close[0]}?" if close else ""
-        return f"Unknown option --{option}.{match[1]}.{hint} Accepted: {', '.join(accepted) or 'see --help'}."
+        return _unknown(f"{option}.", match[1], _accepted(option, argv))
     if match := re.search(r"Group '(trainer)' does not accept option '([\w.]+)'", text):
-        return _unrecognized(f"{match[1]}.{match[2]}")
+        return _unknown("trainer.", match[2], _accepted("trainer", argv))
     if match := re.match(r"(?i)unrecognized arguments: (--)?([\w.]+)", text):
-        return _unrecognized(match[2]) if match[1] else f"{match[2]!r} is not an option. Options begin with --."
+        if not match[1]:
+            return f"{match[2]!r} is not an option. Options begin with --."
+        return _unknown("", match[2], SECTIONS)
     return f"--{option}: {text}" if option else text
 
 
@@ -122,19 +123,30 @@ def mistake(error: BaseException, argv: Sequence[str]) -> str | None:
     return None
 
 
-def _unrecognized(option: str) -> str:
-    group, _, name = option.rpartition(".")
-    accepted = _accepted(group, ()) if group == "trainer" else [*SECTIONS]
-    close = get_close_matches(name if group == "trainer" else option.partition(".")[0], accepted, 1)
-    prefix = "--trainer." if group == "trainer" else "--"
-    hint = f" Did you mean {prefix}{close[0]}?" if close else ""
-    return f"Unknown option --{option}.{hint} Accepted: {', '.join(accepted)}."
+def _check_option(key: str, argv: Sequence[str]) -> None:
+    """Raise if an option surely does not exist; what is not sure is left to the parser."""
+    parts = [part.removesuffix("+") for part in _parts(key)]
+    if not key.startswith("--"):
+        return
+    if parts[0] not in (*SECTIONS, *RARE):
+        raise UsageError(_unknown("", ".".join(parts), SECTIONS))
+    for depth in range(1, len(parts)):
+        group = ".".join(parts[:depth])
+        accepted = _accepted(group, argv)
+        if accepted and parts[depth] not in (*accepted, "help", "dict_kwargs"):
+            raise UsageError(_unknown(f"{group}.", parts[depth], accepted))
+
+
+def _unknown(group: str, name: str, accepted: Sequence[str]) -> str:
+    close = get_close_matches(name.partition(".")[0], accepted, 1)
+    hint = f" Did you mean --{group}{close[0]}?" if close else ""
+    return f"Unknown option --{group}{name}.{hint} Accepted: {', '.join(accepted) or 'see --help'}."
 
 
 def _accepted(option: str, argv: Sequence[str]) -> list[str]:
     """Return the options of the class that was chosen for ``model``, ``data`` or one of their components."""
     if option == "trainer":
-        return _parameters(import_module("lightning.pytorch").Trainer)
+        return arguments_of("lightning.pytorch.trainer.trainer.Trainer")
     paths = [path for path in _values(argv, f"--{option}") if "." in path]
     for config in map(read_config, _values(argv, *CONFIG)):
         section: Any = config
@@ -145,12 +157,7 @@ def _accepted(option: str, argv: Sequence[str]) -> list[str]:
         paths.insert(0, DEFAULT_MODEL)
     if not paths or not paths[-1]:
         return []
-    return _parameters(load_class(paths[-1]))
-
-
-def _parameters(cls: Any) -> list[str]:
-    names = [key for c in cls.__mro__ if "__init__" in vars(c) for key in inspect.signature(c.__init__).parameters]
-    return [key for key in dict.fromkeys(names) if key not in ("self", "args", "kwargs")]
+    return arguments_of(paths[-1])
 
 
 def read_config(path: str, kind: str | None = None) -> dict[str, Any]:

@@ -227,12 +227,44 @@ def _kind_of(option: str) -> str | None:
 
 def summary(path: str) -> str:
     """Return the first line of a class's docstring, read from the source without importing it."""
-    module, _, name = path.rpartition(".")
-    folder = find_spec(module.partition(".")[0])
-    if folder is None or folder.origin is None:
-        return ""
-    file = Path(folder.origin).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    for node in ast.parse(file.read_text(encoding="utf-8")).body if file.is_file() else []:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return (ast.get_docstring(node) or "").split("\n")[0]
-    return ""
+    found, _ = _source(path)
+    return (ast.get_docstring(found) or "").split("\n")[0] if found else ""
+
+
+def arguments_of(path: str) -> list[str]:
+    """Return what a class's constructor takes, its parents' arguments included where it hands on the rest.
+
+    Read from the source without importing it; empty if that does not tell, as for a parent made by a call.
+    """
+    found, module = _source(path)
+    if found is None or module is None:
+        return []
+    own = [node for node in found.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    names = [one.arg for one in [*own[0].args.args[1:], *own[0].args.kwonlyargs]] if own else []
+    if own and not own[0].args.kwarg:
+        return names
+    for base in map(ast.unparse, found.bases):
+        if base in ("ABC", "object"):
+            continue
+        places = {name.asname or name.name: node.module for node in module.body if isinstance(node, ast.ImportFrom)
+                  for name in node.names}  # fmt: skip
+        inherited = arguments_of(f"{places.get(base, path.rpartition('.')[0])}.{base}")
+        if not inherited:
+            return []
+        names += inherited
+    return list(dict.fromkeys(names))
+
+
+def _source(path: str) -> tuple[ast.ClassDef | None, ast.Module | None]:
+    """Find a class in the source of its module, without importing either; what cannot be read has none."""
+    place, _, name = path.rpartition(".")
+    try:
+        package = find_spec(place.partition(".")[0])
+        if package is None or package.origin is None:
+            return None, None
+        origin = Path(package.origin)
+        file = origin.parent.joinpath(*place.split(".")[1:]).with_suffix(".py") if "." in place else origin
+        module = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):  # the import will say what is wrong with it
+        return None, None
+    return next((node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name), None), module
