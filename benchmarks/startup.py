@@ -1,6 +1,8 @@
 """Measure how soon the command answers, and what is imported meanwhile.
 
-python benchmarks/startup.py --output runs/benchmarks/startup.md
+    python benchmarks/startup.py --output runs/benchmarks/startup.md
+
+Each run is a Python process of its own, in the folder of the repository or with kanoclip installed.
 """
 
 from __future__ import annotations
@@ -14,21 +16,21 @@ from pathlib import Path
 from jsonargparse import auto_cli
 from side_by_side import machine, publish, table, take_turns
 
-COMMAND = "import sys; from kanoclip.__main__ import main; sys.argv[1:] and main(sys.argv[1:])"
+KANOCLIP = ("-m", "kanoclip")
 TYPED = {
-    "python, nothing imported": ["-c", "pass"],
-    "import kanoclip": ["-c", "import kanoclip"],
-    "kanoclip --help": ["-c", COMMAND, "--help"],
-    "kanoclip --version": ["-c", COMMAND, "--version"],
-    "kanoclip list": ["-c", COMMAND, "list"],
-    "kanoclip tset (unknown verb)": ["-c", COMMAND, "tset"],
-    "kanoclip test --data mvtecc (unknown name)": ["-c", COMMAND, "test", "--data", "mvtecc"],
-    "kanoclip fit --data surfaces --trainer.max_epoch 3 (unknown option)": [
-        "-c", COMMAND, "fit", "--data", "surfaces", "--trainer.max_epoch", "3"
-    ],
-    "import torch": ["-c", "import torch"],
-    "import lightning.pytorch": ["-c", "import lightning.pytorch"],
-    "kanoclip fit --help": ["-c", COMMAND, "fit", "--help"],
+    "python, nothing imported": ("-c", "pass"),
+    "import kanoclip": ("-c", "import kanoclip"),
+    "kanoclip --help": (*KANOCLIP, "--help"),
+    "kanoclip --version": (*KANOCLIP, "--version"),
+    "kanoclip list": (*KANOCLIP, "list"),
+    "kanoclip tset (unknown verb)": (*KANOCLIP, "tset"),
+    "kanoclip test --data mvtecc (unknown name)": (*KANOCLIP, "test", "--data", "mvtecc"),
+    "kanoclip fit --data surfaces --trainer.max_epoch 3 (unknown option)": (
+        *KANOCLIP, "fit", "--data", "surfaces", "--trainer.max_epoch", "3"
+    ),
+    "import torch": ("-c", "import torch"),
+    "import lightning.pytorch": ("-c", "import lightning.pytorch"),
+    "kanoclip fit --help": (*KANOCLIP, "fit", "--help"),
 }  # fmt: skip
 
 

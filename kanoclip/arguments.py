@@ -64,13 +64,11 @@ def check(argv: Sequence[str]) -> None:
         UnknownNameError: For a name that is not registered.
         UsageError: For an option that does not exist, a config that cannot be read, or no data set.
     """
-    prepared = prepare(argv)[1:]
-    pairs = _pairs(prepared)
-    keys = [key for key, _ in pairs]
+    options = prepare(argv)[1:]
+    keys, configs = [key for key, _ in _pairs(options)], _configs(options)
     for key in keys:
-        _check_option(key, prepared)
-    sections = [read_config(value) for key, value in pairs if key in CONFIG and value]
-    given = any(_parts(key) == ["data"] for key in keys) or any(section.get("data") for section in sections)
+        _check_option(key, options, configs)
+    given = any(_parts(key) == ["data"] for key in keys) or any(config.get("data") for config in configs)
     if not given and not any(key in ("-h", "--help") or key.endswith((".help", "print_config")) for key in keys):
         raise UsageError(f"{argv[0]} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
 
@@ -93,9 +91,9 @@ def shorten(message: str, argv: Sequence[str]) -> str:
         names = ", ".join(NAMES.get(kind, {}))
         return f"Options of {option} are given but not which {kind}. Put --{option} NAME before them: {names}."
     if match := re.search(r"Option '([\w.]+)' is not accepted", text):
-        return _unknown(f"{option}.", match[1], _accepted(option, argv))
+        return _unknown(f"{option}.", match[1], _accepted(option, argv, _configs(argv)))
     if match := re.search(r"Group '(trainer)' does not accept option '([\w.]+)'", text):
-        return _unknown("trainer.", match[2], _accepted("trainer", argv))
+        return _unknown("trainer.", match[2], _accepted("trainer", argv, []))
     if match := re.match(r"(?i)unrecognized arguments: (--)?([\w.]+)", text):
         if not match[1]:
             return f"{match[2]!r} is not an option. Options begin with --."
@@ -123,16 +121,16 @@ def mistake(error: BaseException, argv: Sequence[str]) -> str | None:
     return None
 
 
-def _check_option(key: str, argv: Sequence[str]) -> None:
+def _check_option(key: str, argv: Sequence[str], configs: Sequence[dict[str, Any]]) -> None:
     """Raise if an option surely does not exist; what is not sure is left to the parser."""
-    parts = [part.removesuffix("+") for part in _parts(key)]
     if not key.startswith("--"):
         return
+    parts = [part.removesuffix("+") for part in _parts(key)]
     if parts[0] not in (*SECTIONS, *RARE):
         raise UsageError(_unknown("", ".".join(parts), SECTIONS))
     for depth in range(1, len(parts)):
         group = ".".join(parts[:depth])
-        accepted = _accepted(group, argv)
+        accepted = _accepted(group, argv, configs)
         if accepted and parts[depth] not in (*accepted, "help", "dict_kwargs"):
             raise UsageError(_unknown(f"{group}.", parts[depth], accepted))
 
@@ -143,12 +141,12 @@ def _unknown(group: str, name: str, accepted: Sequence[str]) -> str:
     return f"Unknown option --{group}{name}.{hint} Accepted: {', '.join(accepted) or 'see --help'}."
 
 
-def _accepted(option: str, argv: Sequence[str]) -> list[str]:
+def _accepted(option: str, argv: Sequence[str], configs: Sequence[dict[str, Any]]) -> list[str]:
     """Return the options of the class that was chosen for ``model``, ``data`` or one of their components."""
     if option == "trainer":
         return arguments_of("lightning.pytorch.trainer.trainer.Trainer")
     paths = [path for path in _values(argv, f"--{option}") if "." in path]
-    for config in map(read_config, _values(argv, *CONFIG)):
+    for config in configs:
         section: Any = config
         for key in option.split("."):
             section = section.get("init_args", section).get(key, {}) if isinstance(section, dict) else {}
@@ -158,6 +156,10 @@ def _accepted(option: str, argv: Sequence[str]) -> list[str]:
     if not paths or not paths[-1]:
         return []
     return arguments_of(paths[-1])
+
+
+def _configs(argv: Sequence[str]) -> list[dict[str, Any]]:
+    return [read_config(path) for path in _values(argv, *CONFIG) if path]
 
 
 def read_config(path: str, kind: str | None = None) -> dict[str, Any]:

@@ -1,10 +1,23 @@
 import importlib
+import inspect
 import subprocess
 import sys
 
 import pytest
+from torch import nn
 
-from kanoclip.registry import NAMES, UnknownNameError, available, expand, expand_argv, name_of, register, summary
+from kanoclip.registry import (
+    NAMES,
+    UnknownNameError,
+    arguments_of,
+    available,
+    expand,
+    expand_argv,
+    load_class,
+    name_of,
+    register,
+    summary,
+)
 
 CONV, MVTEC = "kanoclip.adapter.ConvAdapter", "kanoclip.data.mvtec.MVTecAD"
 
@@ -89,6 +102,10 @@ def test_a_class_of_ones_own_gets_a_name_once(monkeypatch) -> None:
         (["test", "--data.help"], 0, "surfaces_auxiliary"),
         (["test"], 2, "test needs a data set: add --data NAME, one of mvtec"),
         (["fit", "--config", "nowhere.yaml"], 2, "No config at nowhere.yaml"),
+        (["fit", "--data", "surfaces", "--trainer.max_epoch", "3"], 2, "Did you mean --trainer.max_epochs?"),
+        (["test", "--data", "surfaces", "--data.batchsize", "3"], 2, "Did you mean --data.batch_size?"),
+        (["fit", "--data=surfaces", "--model.adapter=conv", "--model.adapter.size=3"], 2, "--model.adapter.size"),
+        (["test", "--dta", "surfaces"], 2, "Did you mean --data?"),
         (["list"], 0, "bi_cmci"),
         (["list", "adaptor"], 2, "Kinds: data, model"),
     ],
@@ -102,3 +119,36 @@ def test_what_needs_no_torch_is_answered_without_importing_it(arguments, code, a
     assert done.returncode == code, done.stderr
     assert answer in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("path", [path for names in NAMES.values() for path in names.values()])
+def test_arguments_read_from_the_source_are_those_of_the_class(path: str) -> None:
+    found, expected = arguments_of(path), []
+    for cls in load_class(path).__mro__:
+        if "__init__" in vars(cls):
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            expected += [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name != "self"]
+            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+                break
+    assert sorted(found) == sorted(set(expected)) or (not found and issubclass(load_class(path), nn.Module))
+
+
+@pytest.mark.parametrize(
+    ("source", "known"),
+    [
+        ("class A(Folder):\n def __init__(self, own: int, **rest):\n  super().__init__(**rest)", True),
+        ("class A(Folder):\n def __init__(self, own: int, **rest):\n  self.inner = Folder(**rest)", False),
+        (
+            "class A(Folder):\n def __init__(self, own: int, **rest):\n  self.seen = rest\n  super().__init__(**rest)",
+            False,
+        ),
+        ("@dataclass\nclass A(Folder):\n own: int = 3", False),
+        ("class A(make()):\n pass", False),
+        ("class A(:\n pass", False),
+    ],
+)
+def test_arguments_that_the_source_does_not_surely_tell_are_left_to_the_parser(source, known, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_data.py").write_text(f"from kanoclip.data.folder import Folder\n{source}\n")
+    found = arguments_of("my_data.A")
+    assert ("own" in found and "root" in found and "batch_size" in found) if known else not found

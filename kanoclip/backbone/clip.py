@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.attention import Attention
+from kanoclip.backbone.loading import SCHEMES, load
 from kanoclip.backbone.text import TextEncoder
 from kanoclip.types import Features
 
@@ -67,8 +68,6 @@ class CLIPBackbone(nn.Module):
         position: Literal["bicubic", "bilinear"] = "bicubic",
         cls_norm: bool = True,
     ) -> None:
-        from kanoclip.backbone.loading import SCHEMES, load  # late: help and a mistyped option do without open_clip
-
         super().__init__()
         model, tokenizer = load(name, pretrained)
         self.visual = visual = model.visual

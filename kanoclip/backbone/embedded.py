@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.loading import FOLDER as SCHEME
 
 # open_clip_config.json, model.safetensors (float16) and bpe.txt.gz; plain open_clip opens the folder as well
 FOLDER = Path(__file__).parent / "embedded"
@@ -41,5 +42,5 @@ class EmbeddedBackbone(CLIPBackbone):
                 f"No weights of the embedded backbone at {FOLDER}: expected model.safetensors, which comes with "
                 f"kanoclip. Reinstall it with: pip install --force-reinstall --no-deps kanoclip"
             )
-        super().__init__(f"local-dir:{FOLDER}", None, image_size, levels, position)
+        super().__init__(f"{SCHEME}{FOLDER}", None, image_size, levels, position)
         self.description = "kanoclip embedded"
