@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} Verbs: {', '.join(VERBS)}.")
     if verb == "list":
         return list_components(options)
-    if options and options[-1] == "--data.help":
-        print("Data sets (their options: --data.help NAME):")
-        return list_components(["data"])
+    which = options[-1] if options and options[-1].endswith(".help") else ""
+    if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
+        return list_components([kind], [f"For the options of one of these: {which} NAME"])
     if verb == "data":
         from kanoclip.datasets import main as run
     elif verb == "knowledge":
@@ -69,15 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(argv)
 
 
-def list_components(kinds: Sequence[str]) -> int:
-    """Print the names of the given kinds, or of all, with a line on each."""
-    lines = []
+def list_components(kinds: Sequence[str], above: Sequence[str] = ()) -> int:
+    """Print the names of the given kinds, or of all, with a line on each, below other lines."""
+    lines = list(above)
     for kind in kinds or NAMES:
         if kind not in NAMES:
             return complain(f"Unknown kind {kind!r}. Kinds: {', '.join(NAMES)}.")
         lines.append(f"{kind}:")
         lines += [f"  {name:<20} {summary(path)}" for name, path in NAMES[kind].items()]
-    print("\n".join(lines))  # at once, so that `| head` does no harm
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

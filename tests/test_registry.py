@@ -100,6 +100,8 @@ def test_a_class_of_ones_own_gets_a_name_once(monkeypatch) -> None:
         (["test", "--data", "mvtecc"], 2, "Did you mean 'mvtec'?"),
         (["fit", "--model.adapter=cnov"], 2, "Did you mean 'conv'?"),
         (["test", "--data.help"], 0, "surfaces_auxiliary"),
+        (["fit", "--data", "surfaces", "--model.help"], 0, "--model.help NAME"),
+        (["fit", "--model.adapter.help"], 0, "conv "),
         (["test"], 2, "test needs a data set: add --data NAME, one of mvtec"),
         (["fit", "--config", "nowhere.yaml"], 2, "No config at nowhere.yaml"),
         (["fit", "--data", "surfaces", "--trainer.max_epoch", "3"], 2, "Did you mean --trainer.max_epochs?"),
