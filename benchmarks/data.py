@@ -28,12 +28,12 @@ CATEGORIES, NORMAL, ANOMALOUS = 30, 3324, 1711  # of Real-IAD: 99,720 and 51,330
 RUNS = 5
 
 
-def draw_index(root: Path) -> int:
-    """Make the empty files and the splits of a Real-IAD; returns the number of images."""
+def draw_index(root: Path, normal: int = NORMAL, anomalous: int = ANOMALOUS) -> int:
+    """Make the empty files and the splits of a Real-IAD, so many a category; returns the number of images."""
     for c in range(CATEGORIES):
         name, rows = f"object{c:02d}", []
-        for i in range(NORMAL + ANOMALOUS):
-            good = i < NORMAL
+        for i in range(normal + anomalous):
+            good = i < normal
             folder = f"{'OK' if good else 'NG/HS'}/S{i // 5:04d}"
             stem = f"{folder}/{name}_{i // 5:04d}_C{i % 5 + 1}_20231018"
             place = root / "real_iad/realiad_1024" / name / folder
@@ -47,13 +47,13 @@ def draw_index(root: Path) -> int:
             )  # fmt: skip
         split = {
             "meta": {"prefix": "", "normal_class": "OK"},
-            "train": rows[: NORMAL // 3],
-            "test": rows[NORMAL // 3 :],
+            "train": rows[: normal // 3],
+            "test": rows[normal // 3 :],
         }
         place = root / "real_iad/realiad_jsons"
         place.mkdir(exist_ok=True)
         (place / f"{name}.json").write_text(json.dumps(split))
-    return CATEGORIES * (NORMAL + ANOMALOUS)
+    return CATEGORIES * (normal + anomalous)
 
 
 def index_once(name: str, root: str) -> None:

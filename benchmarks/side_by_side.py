@@ -22,7 +22,8 @@ class Times:
 
     Args:
         seconds: Of the clock on the wall.
-        processor: Of the processor, for all threads of this process; what others do hardly changes it.
+        processor: Of the processor, for all threads of this process and the children that it waited for; what others do
+            hardly changes it.
     """
 
     def __init__(self, seconds: dict[str, list[float]], processor: dict[str, list[float]]) -> None:
@@ -47,9 +48,9 @@ def take_turns(contenders: Mapping[str, Callable[[], object]], turns: int, warm_
     times = Times({name: [] for name in contenders}, {name: [] for name in contenders})
     for turn in range(turns):
         for name in list(contenders)[:: 1 if turn % 2 == 0 else -1]:
-            start, used = time.perf_counter(), time.process_time()
+            start, used = time.perf_counter(), sum(os.times()[:4])
             contenders[name]()
-            times.processor[name].append(time.process_time() - used)
+            times.processor[name].append(sum(os.times()[:4]) - used)
             times.seconds[name].append(time.perf_counter() - start)
     return times
 

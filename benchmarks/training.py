@@ -1,0 +1,156 @@
+"""Measure a training step by component: time, peak memory, and what is kept for the backward pass.
+
+    python benchmarks/training.py --output runs/benchmarks/training.md
+
+KAnoCLIP on the embedded backbone, and on ViT-L-14-336 at 518 pixels with random weights; then fits of the embedded one
+with Lightning's options for mixed precision and gradient accumulation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from lightning.pytorch import Callback, Trainer
+from side_by_side import machine, peak_memory, publish, table, take_turns
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.embedded import EmbeddedBackbone
+from kanoclip.data.surfaces import SurfacesAuxiliary
+from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.scoring import anomaly_map, level_maps
+from kanoclip.types import Batch, Scores
+
+
+class Stopwatch:
+    """Collects, by component: seconds, peak memory above the start (MB), tensors kept for the backward pass (MB)."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[tuple[float, float, float]]] = {}
+        self._libc = ctypes.CDLL(None)
+
+    @contextmanager
+    def __call__(self, name: str, parameters: frozenset[int] = frozenset()) -> Iterator[None]:
+        """Measure one component; memory at the addresses ``parameters`` is not counted as kept."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self._libc.malloc_trim(0)  # what is free goes back to the system, or the peak would hide in it
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before, start = peak_memory(), time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            yield
+        seconds = time.perf_counter() - start
+        self.seen.setdefault(name, []).append((seconds, peak_memory() - before, sum(kept.values()) / 2**20))
+
+
+def step(model: KAnoCLIP, batch: Batch, optimizer: torch.optim.Optimizer, watch: Stopwatch) -> None:
+    """One training step, as `KAnoCLIP.forward` and Lightning do it, taken apart."""
+    own = frozenset(p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()])
+    with watch("frozen backbone", own):
+        features = model.features(batch)
+    with watch("prompts (text encoder)", own):
+        states = model.prompts(batch.category, model.backbone)
+    with watch("adapter", own):
+        cls = model.adapter(features.cls, features.patches, features.grid)
+        logits = torch.einsum("bd,bsd->bs", cls, states) / model.temperature
+    with watch("interaction", own):
+        patches, level_states = model.interaction(features.patches, states)
+    with watch("maps and losses", own):
+        maps = level_maps(patches, level_states, features.grid, model.image_size, model.temperature)
+        heat = anomaly_map(maps)
+        losses = model.losses(batch, Scores(heat, heat.flatten(1).amax(1), maps, logits, states))
+        total = torch.stack(list(losses.values())).sum()
+    with watch("backward"):
+        total.backward()
+    with watch("optimiser"):
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def measure(backbone: CLIPBackbone, batch_size: int, turns: int) -> list[list[Any]]:
+    """Return the rows of one backbone."""
+    model, size = KAnoCLIP(backbone=backbone).train(), backbone.image_size
+    mask = (torch.rand(batch_size, size, size) > 0.9).to(torch.uint8)
+    batch = Batch(
+        torch.rand(batch_size, 3, size, size), mask, torch.ones(batch_size, dtype=torch.long),
+        torch.ones(batch_size, dtype=torch.bool), torch.full((batch_size, 2), size), ["object"] * batch_size,
+        ["hole"] * batch_size, [""] * batch_size,
+    )  # fmt: skip
+    optimizer, watch = model.configure_optimizers(), Stopwatch()
+    for turn in range(turns + 1):
+        step(model, batch, optimizer, watch)
+        if turn == 0:
+            watch.seen.clear()
+    rows, whole = [], sum(statistics.median(one[0] for one in found) for found in watch.seen.values())
+    for name, found in watch.seen.items():
+        seconds, peak, kept = (statistics.median(values) for values in zip(*found, strict=True))
+        rows.append(
+            [f"{backbone.description}, batch {batch_size}", name, seconds, f"{seconds / whole:.0%}", peak, kept]
+        )
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    return rows
+
+
+class LastLoss(Callback):
+    """Remembers the loss."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Keep the last one that was logged."""
+        self.loss = float(trainer.callback_metrics["train/loss"])
+        self.steps = trainer.global_step
+
+
+def fits(turns: int) -> list[list[Any]]:
+    """Fit the embedded backbone with Lightning's options, in turns."""
+    notes, options = {}, {"32-true": {}, "bf16-mixed": {"precision": "bf16-mixed"},
+                          "accumulate_grad_batches 4": {"accumulate_grad_batches": 4}}  # fmt: skip
+
+    def fit(name: str) -> None:
+        torch.manual_seed(0)
+        notes[name] = LastLoss()
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=notes[name], **quiet, **options[name])
+        trainer.fit(KAnoCLIP(backbone=EmbeddedBackbone()), SurfacesAuxiliary(images=4, num_workers=0))
+
+    times = take_turns({name: lambda name=name: fit(name) for name in options}, turns)
+    return [
+        [name, times.median(name), times.ratio(name, "32-true"), notes[name].steps, notes[name].loss]
+        for name in options
+    ]
+
+
+def main(output: Path = Path("runs/benchmarks/training.md"), turns: int = 5, large: bool = True) -> None:
+    """Measure, print and write tables.
+
+    Args:
+        output: Markdown file to write.
+        turns: Steps, and fits.
+        large: Whether ViT-L-14-336 takes part.
+    """
+    warnings.filterwarnings("ignore")
+    rows = measure(EmbeddedBackbone(), 8, turns)
+    if large:
+        rows += measure(CLIPBackbone("ViT-L-14-336", None), 1, turns)
+    lines = [machine("torch", "lightning"), "", f"Medians of {turns} steps.", ""]
+    head = ["", "component", "s", "share", "peak above its start, MB", "kept for backward, MB"]
+    lines += [*table(head, rows), "", f"Fits of 76 images, batch 8, embedded backbone; medians of {turns} turns.", ""]
+    lines += table(["Trainer option", "s", "x 32-true", "optimiser steps", "last loss"], fits(turns))
+    publish(lines, output)
+
+
+if __name__ == "__main__":
+    auto_cli(main, as_positional=False)
