@@ -17,34 +17,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 BINS = 2**20
-ROWS = 3  # normal, anomalous, region weight
+ROWS = 3  # all, anomalous, region weight
 CHUNK = 2**16  # scores counted at a time, so that what is made of them stays in the processor's cache
 
 Ints = NDArray[np.int64]
-
-
-def _bits(number: float) -> np.int32:
-    return np.float32(number).view(np.int32)
 
 
 def keys(scores: NDArray[np.float32]) -> Ints:
     """Turn finite scores into integers of the same order; -0 and 0 become one.
 
     The key of a magnitude is its bits, of which an octave, from one power of 2 to the next, has ``2**23``. From 0.75
-    to 1, where floats are coarse beside their distance to 1, it counts the 23 octaves of that distance instead.
+    to 1, where floats are coarse beside their distance to 1, it counts the 23 octaves of that distance too.
     """
     size = np.abs(scores)
-    bits, top = size.view(np.int32), size.max(initial=0)
-    if top <= 0.75:
-        key = bits.astype(np.int64)
-    else:
-        distance = np.clip(1 - size, 2**-25, 0.25)  # exact from 0.75 to 1, and 2**-25 is nearer to 1 than any float
-        key = (np.minimum(bits, _bits(0.75)) + (_bits(0.25) - distance.view(np.int32))).astype(np.int64)
-        if top > 1:
-            key += np.maximum(bits, _bits(1)) - _bits(1)
+    key = size.view(np.uint32)  # 33 bits with the sign, so unsigned until all is added
+    if size.max(initial=0) > 0.75:
+        # exact from 0.75 to 1, and 2**-25 is nearer to 1 than any float
+        distance = np.clip(1 - size, np.float32(2**-25), np.float32(0.25))
+        key -= distance.view(np.uint32)
+        key += np.float32(0.25).view(np.uint32)
+    signed = key.astype(np.int64)
     if (negative := scores < 0).any():
-        np.negative(key, out=key, where=negative)
-    return key
+        np.negative(signed, out=signed, where=negative)
+    return signed
 
 
 @dataclass
@@ -54,7 +49,7 @@ class Histogram:
     Attributes:
         shift: A bin holds ``2**shift`` neighbouring floats.
         first: Number of the first bin: the keys of bin i are ``(first + i) << shift`` and up.
-        counts: ``(3, bins)`` int64: normal, anomalous, and summed weights of the anomalous ones; the outer bins are
+        counts: ``(3, bins)`` int64: all, the anomalous among them, and summed weights of these; the outer bins are
             never empty.
     """
 
@@ -108,20 +103,19 @@ class Histogram:
         grown = self
         if not self.counts.shape[1] or (low >> self.shift) < self.first or (high >> self.shift) > last:
             grown = self.covering(low, high)
-        normal, defective, weight = grown.counts
-        seen = 0
+        total, defective, weight = grown.counts
         for start in range(0, scores.size, CHUNK):
-            place = keys(scores[start : start + CHUNK])
-            place >>= grown.shift
-            place -= grown.first
-            np.add.at(normal, place, 1)
-            there = place[np.flatnonzero(anomalous[start : start + CHUNK])]
-            if there.size:  # few: cheaper to take back than to leave out
-                np.subtract.at(normal, there, 1)
-                np.add.at(defective, there, 1)
-                np.add.at(weight, there, weights[seen : seen + there.size])
-                seen += there.size
+            np.add.at(total, grown._bins(scores[start : start + CHUNK]), 1)
+        there = grown._bins(scores[anomalous])
+        np.add.at(defective, there, 1)
+        np.add.at(weight, there, weights)
         return grown
+
+    def _bins(self, scores: NDArray[np.float32]) -> Ints:
+        place = keys(scores)
+        place >>= self.shift
+        place -= self.first
+        return place
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the sum of two histograms."""

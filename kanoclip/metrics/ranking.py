@@ -52,12 +52,17 @@ class RankingMetric(Metric):
 
     def _curves(self) -> tuple[Curve, Curve, Curve]:
         """Sum counts from the highest score down: normal, anomalous and weights, each starting at 0."""
-        histogram = Histogram.unpack(self.histogram)
-        filled = np.flatnonzero(histogram.counts[:2].any(0))[::-1]
-        sums = np.zeros((3, 1 + len(filled)), np.int64)
-        np.cumsum(histogram.counts[:, filled], 1, out=sums[:, 1:])
+        counts = Histogram.unpack(self.histogram).counts[:, ::-1]
+        # curves are straight over bins without anomalous scores, where their ends suffice; the others are few
+        corner = counts[1] > 0
+        corner[:-1] |= corner[1:]
+        corner[-1:] = True
+        sums = np.zeros((3, 1 + np.count_nonzero(corner)))
+        for row, mine in zip(sums, counts, strict=True):
+            row[1:] = np.cumsum(mine)[corner]
+        sums[0] -= sums[1]
         self.counts = (int(sums[0, -1]), int(sums[1, -1]))
-        return sums[0].astype(float), sums[1].astype(float), sums[2].astype(float)
+        return sums[0], sums[1], sums[2]
 
 
 class ImageMetrics(RankingMetric):
@@ -116,7 +121,7 @@ class PixelMetrics(RankingMetric):
             raise ValueError(
                 f"Maps are {tuple(anomaly_map.shape)} but masks {tuple(mask.shape)}; both should be (B, H, W)."
             )
-        anomalous = (mask != 0).cpu().numpy()
+        anomalous = mask.cpu().numpy() != 0  # NumPy compares bytes faster than torch
         weights = [_region_weights(one) for one in anomalous if one.any()]
         self._count(anomaly_map, anomalous.ravel(), np.concatenate([*weights, np.zeros(0, np.int64)]))
 
