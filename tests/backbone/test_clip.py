@@ -1,4 +1,5 @@
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn.functional import normalize
 from kanoclip.backbone import clip
 from kanoclip.backbone.attention import CSA, KK, QKV, QQ, VV
 from kanoclip.backbone.clip import CLIPBackbone, embed_patches, run_blocks
+from kanoclip.backbone.compiling import CompiledBackbone
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vv_attention.safetensors"
 
@@ -161,6 +163,22 @@ def test_the_backbone_stays_frozen_in_eval_mode_and_out_of_the_graph(backbone, i
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     assert not backbone(images.requires_grad_(), VV()).patches.requires_grad
+
+
+def test_a_compiled_backbone_is_one_graph_with_the_same_features_and_weights(tiny, images, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))  # no C++ compiler
+    plain, model = CLIPBackbone(tiny[1], image_size=32), torch.nn.Module()
+    model.backbone = CLIPBackbone(tiny[1], image_size=32)
+    names = list(model.state_dict())
+    CompiledBackbone().setup(None, model, "test")
+    CompiledBackbone().setup(None, torch.nn.Module(), "test")  # a model without a backbone
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for batch in (images, images[:1]):  # the last batch may be smaller
+        features, expected = model.backbone(batch, VV()), plain(batch, VV())
+        torch.testing.assert_close(features.patches, expected.patches, atol=1e-6, rtol=0)
+        torch.testing.assert_close(features.cls, expected.cls, atol=1e-6, rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before
+    assert list(model.state_dict()) == names
 
 
 def test_run_blocks_is_differentiable_for_those_who_train_a_clip(tiny, images, make_clip):
