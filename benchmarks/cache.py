@@ -109,9 +109,9 @@ def steps(batch_size: int, turns: int) -> list[list[object]]:
 
 def main(
     output: Path = Path("runs/benchmarks/cache.md"),
-    images: int = 12,
+    images: int = 8,
     batch_size: int = 8,
-    turns: int = 3,
+    turns: int = 5,
     full: bool = True,
 ) -> None:
     """Measure and write the table.

@@ -1,5 +1,6 @@
 """Measure how time and memory grow: of a test with its images, and of the index with its files.
 
+    pip install ".[notebooks]"  # for the plot
     python benchmarks/growth.py --output runs/benchmarks/growth.md
 
 Every measurement is a process of its own. The test reads drawings from PNG files (200 different ones under many names)
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -69,12 +71,15 @@ def plot(results: dict[str, tuple[list[int], list[float], list[float]]], path: P
     figure.savefig(path, dpi=100)
 
 
-def main(output: Path = Path("runs/benchmarks/growth.md"), images: tuple[int, ...] = (100, 1000, 10000)) -> None:
+def main(
+    output: Path = Path("runs/benchmarks/growth.md"), images: tuple[int, ...] = (100, 1000, 10000), turns: int = 5
+) -> None:
     """Measure, print and write a table and a plot beside it.
 
     Args:
         output: Markdown file to write; the plot gets its name with .png.
-        images: Numbers of images to test.
+        images: Numbers of images to test, each once: the time of many images is an average already.
+        turns: How often each index is built.
     """
     tests: list[list[Any]] = []
     with tempfile.TemporaryDirectory() as place:
@@ -85,15 +90,16 @@ def main(output: Path = Path("runs/benchmarks/growth.md"), images: tuple[int, ..
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             tests.append([count, *json.loads(done.stdout.splitlines()[-1])[1:]])
     indexes: list[list[Any]] = []
-    for parts in ((33, 17), (332, 171), (data.NORMAL, data.ANOMALOUS)):
+    for normal, anomalous in ((33, 17), (332, 171), (data.NORMAL, data.ANOMALOUS)):
         with tempfile.TemporaryDirectory() as place:
             root = Path(place)
-            data.draw_index(root / "data", *parts)
-            seconds, memory, count = data.measure_index(root / "data", root / "cache", "real_iad")
-            indexes.append([count, seconds, memory])
+            data.draw_index(root / "data", normal, anomalous)
+            runs = [data.measure_index(root / "data", root / f"cache{turn}", "real_iad") for turn in range(turns)]
+            indexes.append([runs[0][2], *(statistics.median(run[i] for run in runs) for i in (0, 1))])
     by_column = [list(column) for column in zip(*tests, strict=True)], [list(c) for c in zip(*indexes, strict=True)]
     results = {"test": tuple(by_column[0][:3]), "index": tuple(by_column[1])}
-    lines = [machine("torch", "lightning"), "", "One run each. Slope: 1 grows in proportion, 0 not at all.", ""]
+    lines = [machine("torch", "lightning"), "", "Slope: 1 grows in proportion, 0 not at all."]
+    lines += [f"One run of each test, medians of {turns} of each index.", ""]
     lines += table(["test: images", "loop, s", "peak memory, MB", "of a worker, MB"], tests)
     lines += ["", *table(["index: images", "s", "memory above the start, MB"], indexes), ""]
     for name, (counts, seconds, memory) in results.items():

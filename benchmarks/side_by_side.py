@@ -6,6 +6,7 @@ same turn, and what a table shows is the median over turns.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -59,6 +60,13 @@ def peak_memory() -> float:
     """Most memory that this process has had at once, MB; Linux only (getrusage also counts what started it)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def restart_peak() -> float:
+    """Let the peak start anew from what is in use now; returns that, MB. Linux only."""
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, or the peak would hide in it
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
 
 
 def machine(*packages: str) -> str:

@@ -28,6 +28,8 @@ TYPED = {
     "kanoclip fit --data surfaces --trainer.max_epoch 3 (unknown option)": (
         *KANOCLIP, "fit", "--data", "surfaces", "--trainer.max_epoch", "3"
     ),
+    "kanoclip benchmark --confg x (unknown option)": (*KANOCLIP, "benchmark", "--confg", "x"),
+    "kanoclip data lst (unknown action)": (*KANOCLIP, "data", "lst"),
     "import torch": ("-c", "import torch"),
     "import lightning.pytorch": ("-c", "import lightning.pytorch"),
     "kanoclip fit --help": (*KANOCLIP, "fit", "--help"),
