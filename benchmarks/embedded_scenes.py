@@ -10,7 +10,7 @@ from embedded_captions import DEFECTS, NAMES
 
 from kanoclip.data.drawing import Drawing, draw, laid_down, render
 from kanoclip.data.materials import MATERIALS, SIZE, any_colour, cloud, grey, mix, noise, shade, turned
-from kanoclip.data.parts import Layer, Pose
+from kanoclip.data.parts import Layer, Pose, around, disc
 
 Array, Rng = np.ndarray, np.random.Generator
 PATTERNS = ("stripes", "checks", "dots", "clouds", "speckles")
@@ -35,8 +35,40 @@ def pattern(rng: Rng, kind: str) -> Array:
     return np.clip(shade(image, rng.uniform(0, 0.1) * noise(rng, 1)), 0, 1).astype(np.float32)
 
 
+def wave(rng: Rng) -> Array:
+    """Draw one term of a formula: parallel waves that drift, or noise that may be longer one way; unit deviation."""
+    if rng.random() < 0.5:
+        (u, _), pitch = turned(rng.uniform(0, np.pi)), np.exp(rng.uniform(np.log(0.05), np.log(1.6)))
+        return np.sin(pitch * u + rng.uniform(0, 2) * noise(rng, rng.uniform(8, 50))) * np.float32(np.sqrt(2))
+    lengths = np.exp(rng.uniform(0, np.log(40), 2)) if rng.random() < 0.3 else np.exp(rng.uniform(0, np.log(40)))
+    return noise(rng, *np.broadcast_to(lengths, 2).tolist())
+
+
+def formula(rng: Rng) -> Array:
+    """Draw a texture by a random formula of waves and noise, as a relief or as a blend of colours."""
+    value = wave(rng)
+    for _ in range(rng.integers(1, 4)):
+        kind, other = rng.integers(8), wave(rng) if rng.random() < 0.6 else np.roll(np.rot90(value), 17, 0)
+        value = (
+            value + rng.uniform(0.3, 1) * other, value * other, np.maximum(value, other), np.minimum(value, other),
+            np.abs(value), np.tanh(6 * (value - rng.uniform(-1, 1))), np.sin(rng.uniform(1, 4) * value),
+            np.where(other > rng.uniform(-1, 1), value, -value),
+        )[kind]  # fmt: skip
+        value = (value - value.mean()) / (value.std() + 1e-6)
+    ground = any_colour(rng, 1) if rng.random() < 0.6 else grey(rng, 0.05, 0.95)
+    grain = rng.uniform(0, 0.08) * noise(rng, rng.uniform(1, 3))
+    if rng.random() < 0.5:
+        image = shade(ground, np.clip(rng.uniform(0.03, 0.2) * value, -0.6, 0.6) + grain)
+    else:
+        above = ground + rng.uniform(0.15, 1) * (any_colour(rng, 1) - ground)
+        image = shade(mix(ground, above, 0.5 + rng.uniform(0.3, 3) * value), grain)
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
 def texture(rng: Rng) -> Array:
-    """Draw any known material or pattern, or one modulated by another."""
+    """Draw any known material or pattern, one modulated by another, or one by a random formula."""
+    if rng.random() < 0.5:
+        return formula(rng)
     kind = str(rng.choice(KNOWN_MATERIALS + 2 * PATTERNS))
     image = pattern(rng, kind) if kind in PATTERNS else MATERIALS[kind](rng)
     if rng.random() < 0.3:
@@ -45,8 +77,17 @@ def texture(rng: Rng) -> Array:
 
 
 def outline(rng: Rng) -> Array:
-    """Draw a closed line of random waves or random corners, in radii."""
-    if rng.random() < 0.5:
+    """Draw a closed line in radii: random waves, random corners, one piece repeated around, or a rounded box."""
+    kind = rng.random()
+    if kind < 0.25:
+        count, piece = int(rng.integers(2, 15)), rng.uniform(0.55, 1, rng.choice([2, 3, 4]))
+        steps = np.cumsum(rng.uniform(0.3, 1, len(piece)))
+        turn = ((np.arange(count)[:, None] + steps / steps[-1]) * 2 * np.pi / count).ravel()
+        reach = np.tile(piece, count)
+        return np.stack([reach * np.cos(turn), reach * np.sin(turn)], 1).astype(np.float32)
+    if kind < 0.5:
+        return disc(power=rng.uniform(0.3, 1)) * np.array([1, rng.uniform(0.3, 1)], np.float32)
+    if kind < 0.75:
         turn, reach = np.linspace(0, 2 * np.pi, 64, endpoint=False), np.ones(64)
         for _ in range(rng.integers(1, 4)):
             reach = reach + rng.uniform(0, 0.2) * np.cos(rng.integers(2, 9) * turn + rng.uniform(0, 6))
@@ -82,6 +123,11 @@ def invented(rng: Rng) -> tuple[Array, Array, Array]:
     for _ in range(rng.choice([0, 1, 3])):
         inner = pose.fill(outline(rng) * rng.uniform(0.1, 0.5) + rng.uniform(-0.4, 0.4, 2)) * layers[0][0]
         layers.append((inner, texture(rng)))
+    if rng.random() < 0.4:  # the same motif several times, in a ring or in a row
+        count, motif, look = int(rng.integers(2, 10)), outline(rng) * rng.uniform(0.06, 0.2), texture(rng)
+        row = [(x, rng.uniform(-0.05, 0.05)) for x in np.linspace(-0.7, 0.7, count)]
+        for place in around(count, rng.uniform(0.3, 0.9)) if rng.random() < 0.5 else row:
+            layers.append((pose.fill(motif + np.array(place, np.float32)), look))
     return laid_down(rng, layers)
 
 
@@ -90,8 +136,17 @@ def plain(rng: Rng, kind: str) -> tuple[Array, Array, Array]:
     return pattern(rng, kind), np.ones((SIZE, SIZE), np.float32), np.zeros((SIZE, SIZE, 3), np.float32)
 
 
-def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array]:
-    """Draw one scene intact and damaged, and the outline of its part."""
+def without_part(rng: Rng) -> tuple[Array, Array, Array]:
+    """Draw what lies below an invented part, without it."""
+    _, shape, ground = invented(rng)
+    return ground, shape, ground
+
+
+def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array, Array]:
+    """Draw one scene intact and damaged, the outline of its part, and what lies below an invented part.
+
+    Below a part of a known category nothing is shown: the intact image stands for it.
+    """
     seed, category, defect = job
 
     def drawn(state: str | None) -> Drawing:
@@ -100,7 +155,9 @@ def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array]:
         return render(invented if category == INVENTED else partial(plain, kind=category), state, [1, seed])
 
     intact = drawn(None)
-    return intact.image, drawn(defect).image, intact.part
+    hidden = category == INVENTED and not intact.part.all()
+    below = render(without_part, None, [1, seed]).image if hidden else intact.image
+    return intact.image, drawn(defect).image, intact.part, below
 
 
 def jobs(count: int, rng: Rng, invented: float) -> list[tuple[int, str, str]]:
@@ -118,12 +175,15 @@ def recoloured(rng: Rng, images: list[Array]) -> list[Array]:
     return [np.stack([tables[image[..., c], i] for i, c in enumerate(order)], -1) for image in images]
 
 
-def region(rng: Rng, size: int) -> Array:
-    """Draw the region to be replaced: an ellipse or a box, at times ragged, or a scar 2 to 6 pixels thin."""
+def region(rng: Rng, size: int, centre: Array) -> Array:
+    """Draw the region to be replaced: an ellipse or a box, at times ragged, or a scar 2 to 6 pixels thin.
+
+    ``centre`` is (x, y) in pixels.
+    """
     cover = np.zeros((size, size), np.float32)
     long, shape = size * np.exp(rng.uniform(np.log(0.04), np.log(0.22))), rng.integers(3)
     sides = (2.5 * long, rng.uniform(2, 6)) if shape == 2 else (2 * long, 2 * long * rng.uniform(0.4, 1))
-    box = (tuple(rng.uniform(0, size, 2).tolist()), tuple(map(float, sides)), float(rng.uniform(0, 180)))
+    box = (tuple(map(float, centre)), tuple(map(float, sides)), float(rng.uniform(0, 180)))
     if shape == 0:
         cv2.ellipse(cover, box, 1.0, -1)
     else:
@@ -149,12 +209,20 @@ def filling(rng: Rng, image: Array, other: Array) -> Array:
     return image + 255 * rng.uniform(0.08, 0.25) * noise(rng, rng.uniform(1, 3))[:size, :size, None]
 
 
-def replace(rng: Rng, image: Array, other: Array) -> tuple[Array, Array]:
-    """Replace one to three regions of an image; returns the image and the replaced pixels, float32 in {0, 1}."""
-    image, changed = image.astype(np.float32), np.zeros(image.shape[:2], np.float32)
+def replace(rng: Rng, image: Array, other: Array, part: Array, below: Array) -> tuple[Array, Array]:
+    """Replace one to three regions of an image; returns the image and the replaced pixels, float32 in {0, 1}.
+
+    At the rim of a part what lies below it may come through, as if a piece were cut off.
+    """
+    image, changed, size = image.astype(np.float32), np.zeros(image.shape[:2], np.float32), len(image)
+    rim = np.argwhere(part - cv2.erode(part, np.ones((3, 3), np.uint8)))
     for _ in range(rng.choice([1, 1, 2, 3])):
-        cover = region(rng, len(image))
-        new = np.clip(filling(rng, image, other), 0, 255)
+        if len(rim) and rng.random() < 0.3:
+            cover = region(rng, size, rim[rng.integers(len(rim))][::-1]) * part
+            new = below.astype(np.float32)
+        else:
+            cover = region(rng, size, rng.uniform(0, size, 2))
+            new = np.clip(filling(rng, image, other), 0, 255)
         soft = cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.4, 2)) if rng.random() < 0.6 else cover
         inside = soft >= 0.5
         if inside.sum() < 8 or np.abs(new - image)[inside].max(-1).mean() < 18:

@@ -61,7 +61,7 @@ class Pool:
         self.jobs = jobs(count, rng, invented)
         with ProcessPoolExecutor(workers) as pool:
             scenes = list(pool.map(scene, self.jobs, chunksize=64))
-        self.intact, self.damaged, self.part = (np.stack(column) for column in zip(*scenes, strict=True))
+        self.intact, self.damaged, self.part, self.below = map(np.stack, zip(*scenes, strict=True))
         self.rng = rng
 
     def batch(self, count: int, size: int) -> dict:
@@ -81,9 +81,9 @@ class Pool:
             state = defect if differs[window].sum() >= 8 else None
             corners.append(corner)
             turn, flip, other = int(rng.integers(4)), int(rng.choice([-1, 1])), rng.choice(chosen)
-            views = [self.intact[i], self.damaged[i], self.intact[other], self.part[i]]
-            *views, part = (np.rot90(view[window], turn)[:, ::flip] for view in views)
-            intact, damaged, foreign = recoloured(rng, views) if rng.random() < 0.5 else views
+            views = [self.intact[i], self.damaged[i], self.intact[other], self.below[i], self.part[i]]
+            *views, part = (np.ascontiguousarray(np.rot90(view[window], turn)[:, ::flip]) for view in views)
+            intact, damaged, foreign, below = recoloured(rng, views) if rng.random() < 0.5 else views
             share = cv2.resize(part.astype(np.float32), (size // PATCH,) * 2, interpolation=cv2.INTER_AREA)
             kind = list(NAMES).index(category) if category in NAMES else -100
             word = np.where(share > 0.7, kind, np.where(share < 0.3, len(NAMES), -100))
@@ -93,7 +93,7 @@ class Pool:
                 captions.append(caption(rng, category, colour, seen))
                 facts.append((category, colour, seen))
                 words.append(word)
-            altered, changed = replace(rng, intact, foreign)
+            altered, changed = replace(rng, intact, foreign, part, below)
             images.append(altered)
             share = cv2.resize(changed, (size // PATCH,) * 2, interpolation=cv2.INTER_AREA)
             replaced.append(np.where(share > 0.12, 1, np.where(share > 0.01, -100, 0)))
@@ -133,14 +133,20 @@ def tower(visual: nn.Module, image: Tensor, corner: Tensor) -> tuple[Tensor, Ten
         if number == FIRST:
             vv = x
         if number >= FIRST:
-            vv = vv + attention.out_proj(F.scaled_dot_product_attention(v, v, v).transpose(1, 2).flatten(2))
-        x = x + attention.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            vv = vv + attention.out_proj(attend(v, v, v).transpose(1, 2).flatten(2))
+        x = x + attention.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
         x = x + block.mlp(block.ln_2(x))
         if number in LEVELS:
             levels.append(vv[:, 1:])
     levels.append(x[:, 1:])
-    patches = F.normalize(visual.ln_post(torch.stack(levels)) @ visual.proj, dim=-1)
-    return F.normalize(visual.ln_post(x[:, 0]) @ visual.proj, dim=-1), patches
+    patches = F.normalize((visual.ln_post(torch.stack(levels)) @ visual.proj).float(), dim=-1)
+    return F.normalize((visual.ln_post(x[:, 0]) @ visual.proj).float(), dim=-1), patches
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention in single precision: on a CPU its backward pass in bf16 is several times slower."""
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
 
 
 def init_position(visual: nn.Module) -> None:
@@ -175,6 +181,8 @@ def main(
     batch: int = 16,
     initial: Path | None = None,
     invented: float = 0.375,
+    rate: float = 1e-3,
+    bf16: bool = False,
 ) -> None:
     """Train and write the config, the tokenizer's merges and the weights (fp16).
 
@@ -186,6 +194,8 @@ def main(
         batch: Scenes a step; each gives three images.
         initial: Weights to go on from, of an earlier run; None starts afresh.
         invented: Share of the scenes that show an invented surface or part instead of a known category or pattern.
+        rate: Highest learning rate of AdamW; Muon's is 8 times as high.
+        bf16: Multiply matrices in half precision, where the processor is fast at that.
     """
     torch.manual_seed(seed)
     output.mkdir(parents=True, exist_ok=True)
@@ -210,20 +220,22 @@ def main(
     blocks = (*model.visual.transformer.resblocks, *model.transformer.resblocks)
     hidden = [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    muon = torch.optim.Muon(hidden, lr=0.008, weight_decay=0.01)
+    muon = torch.optim.Muon(hidden, lr=8 * rate, weight_decay=0.01)
     others = [p for p in model.parameters() if all(p is not matrix for matrix in hidden)]
-    optimizer = torch.optim.AdamW([*others, probe], lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
+    optimizer = torch.optim.AdamW([*others, probe], lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     start = time.time()
     pool = Pool(scenes, seed, 2, invented)
     print(f"{scenes} scenes drawn in {time.time() - start:.0f} s, vocabulary {tokenizer.vocab_size}", flush=True)
+    first, second = (0.55, 0.85) if initial is None else (0.0, 0.35)  # shares of the time, when crops grow
     rng, start, step, seen, log = np.random.default_rng(seed), time.time(), 0, 0, {}
     while (progress := (time.time() - start) / (60 * minutes)) < 1:
-        rate = 1e-3 * min(1, step / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-        optimizer.param_groups[0]["lr"] = rate
-        data = pool.batch(batch, 64 if progress < 0.55 else 96 if progress < 0.85 else SIZE)
+        now = rate * min(1, step / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        optimizer.param_groups[0]["lr"] = now
+        data = pool.batch(batch, 64 if progress < first else 96 if progress < second else SIZE)
         image = (data["image"] - mean[:, None, None]) / std[:, None, None]
-        cls, patches = tower(model.visual, image, data["corner"])
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            cls, patches = tower(model.visual, image, data["corner"])
         names = [str(rng.choice(group)) for group in (*NAMES.values(), BACKGROUND)]
         texts = [*data["texts"], *names, *(f"{colour} color" for colour in COLOURS)]
         text = F.normalize(model.encode_text(tokenizer(texts)), dim=-1)
@@ -246,7 +258,7 @@ def main(
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        muon.param_groups[0]["lr"] = 8 * rate
+        muon.param_groups[0]["lr"] = 8 * now
         muon.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
