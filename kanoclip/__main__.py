@@ -19,6 +19,18 @@ VERBS = {
     "knowledge": "ask language and vision models for a knowledge base, and show one",
     "list": "every kind of component and its names",
 }
+ACTIONS = {  # what follows some verbs
+    "data": {
+        "list": "every data set: size, licence, whether it is here",
+        "check": "open every file of a data set and count: kanoclip data check mvtec --root data",
+        "show": "a contact sheet of images with outlined masks: kanoclip data show mvtec --output sheet.png",
+        "download": "fetch a data set that has a public link: kanoclip data download visa --accept-license",
+    },
+    "knowledge": {
+        "build": "ask models: kanoclip knowledge build --data mvtec --model gpt-4o-mini --vqa_model gpt-4o-mini",
+        "show": "what a base says: kanoclip knowledge show mvtec",
+    },
+}
 HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
 
 usage: kanoclip VERB [options]
@@ -35,6 +47,13 @@ More: kanoclip VERB --help, kanoclip test --data.help mvtec, kanoclip list
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted."""
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # also while torch is imported, which takes seconds
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     if arguments is None and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
     argv = list(sys.argv[1:] if arguments is None else arguments)
@@ -45,10 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kanoclip {__version__}")
         return 0
     verb, options = argv[0], argv[1:]
+    if verb.startswith("-"):
+        return complain(f"Before {verb} comes what to do: kanoclip VERB {verb} ... Verbs: {', '.join(VERBS)}.")
     if verb not in VERBS:
         return complain(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} Verbs: {', '.join(VERBS)}.")
     if verb == "list":
         return list_components(options)
+    actions = ACTIONS.get(verb, {})
+    if actions and (not options or options[0] in ("-h", "--help")):
+        print(f"usage: kanoclip {verb} ACTION [NAME] [options]\n")
+        print("\n".join(f"  {action:<10} {text}" for action, text in actions.items()))
+        return 0
+    if actions and options[0] not in actions:
+        hint = did_you_mean(options[0], actions)
+        return complain(f"Unknown action {options[0]!r}.{hint} Actions: {', '.join(actions)}.")
     which = options[-1] if options and options[-1].endswith(".help") else ""
     if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
         return list_components([kind], [f"For the options of one of these: {which} NAME"])
@@ -57,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif verb == "knowledge":
         from kanoclip.knowledge_verb import main as run
     elif verb == "benchmark":
-        from kanoclip.benchmark import main as run
+        from kanoclip.benchmark_verb import main as run
     else:
         from kanoclip.arguments import UsageError, check
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -16,8 +15,7 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse import Namespace
 from rich import box
 from rich.table import Table
 
@@ -35,16 +33,12 @@ from kanoclip.runs import NoFitError
 from kanoclip.specs import Spec
 
 
-def main(argv: Sequence[str]) -> int:
+def run(options: Namespace, argv: Sequence[str]) -> int:
     """Run ``kanoclip benchmark``; returns 0, 1 if a run failed, 2 for a mistake in the config, 130 if interrupted."""
     quiet()
+    output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
     try:
-        options = _parser().parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
-        output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
         plan = read_plan(options.config, output, options.root, options.published)
-    except argparse.ArgumentError as error:
-        said = " ".join(str(error).split())
-        return complain(f"{said}. Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml")
     except ValueError as error:
         return complain(str(error))
     jobs = [job for job in plan.jobs if job.possible]
@@ -67,13 +61,15 @@ def main(argv: Sequence[str]) -> int:
             run_in_processes(processes, [*argv, f"--worker={time.time()}"], gpus)
         else:
             work(jobs, time.time())
+        return _report(plan, output)
+    except OSError as error:  # of the benchmark's own files; what goes wrong in a job is told in its error.txt
+        return complain(mistake(error, argv) or str(error))
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C by leaving
         if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
         if options.worker is None:
             print(f"kanoclip: interrupted. What is done is in {output}; the same command goes on.", file=sys.stderr)
         return 130
-    return _report(plan, output)
 
 
 def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
@@ -124,10 +120,11 @@ def _run(job: Job) -> None:
             report = _test(job, data)
         except Exception as error:
             said = mistake(error, ()) or f"{type(error).__name__}: {error}"
-            failures.setdefault(said, []).append(data.label)
             details.append(traceback.format_exc())
             if (job.folder / "fit").is_dir() and not job.fitted:
-                break  # the fit has failed, and would again
+                failures.setdefault(said, []).append(f"fit on {job.auxiliary.label}")
+                break  # it would fail again
+            failures.setdefault(said, []).append(data.label)
         else:
             write_json(job.place(data), report)
             found = {metric: report["results"]["mean"].get(metric) for metric in ("image_auroc", "pixel_auroc")}
@@ -217,7 +214,7 @@ def _report(plan: Plan, output: Path) -> int:
                 tested[place] = Tested(data.label, name, data.domain, job.label, read_report(place))
         if job.error.is_file():
             said = job.error.read_text(encoding="utf-8").split("\n\n")[0].replace("\n", " ")
-            failures.append(f"{job.name} failed. {said} The whole story: {job.error}")
+            failures.append(f"{job.name} failed. {said.rstrip('.')}. The whole story: {job.error}")
         elif job.possible and not job.finished:
             failures.append(f"{job.name} is not done: its process came to an end. The same command goes on.")
     if tested:
@@ -254,27 +251,3 @@ def _gpus() -> list[str]:
 
 def _known(plan: Plan, data: Data) -> bool:
     return plan.family is not None and bool(published(plan.family, [data.name]))
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="kanoclip benchmark",
-        description="Fit what learns on an auxiliary set, test all models on the other sets, and print one table. What "
-        "is done already is not done again, so the same command goes on after a stop; commands that are started at "
-        "once, also on several machines with the same disk, share the work.",
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", required=True, help="YAML with auxiliary, data, models, seeds and trainer.")
-    parser.add_argument("--output", default=None, help="Folder for runs and table; runs/benchmark/NAME by default.")
-    parser.add_argument("--root", default=None, help="Folder that contains the data sets, for those that name none.")
-    parser.add_argument(
-        "--processes", type=PositiveInt, default=None, help="Runs at a time; one for each GPU, or 1, by default."
-    )
-    parser.add_argument(
-        "--published", default=None, help="Published numbers beside ours: mvtec_to_all, visa_to_all or none."
-    )
-    parser.add_argument(
-        "--dry_run", "--dry-run", type=bool, nargs="?", const=True, default=False, help="Print the plan and stop."
-    )
-    parser.add_argument("--worker", type=float, default=None, help=argparse.SUPPRESS)
-    return parser

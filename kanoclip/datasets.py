@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from kanoclip.__main__ import complain
+from kanoclip.__main__ import ACTIONS, complain
 from kanoclip.data.about import About
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
@@ -26,16 +26,9 @@ from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table
-from kanoclip.registry import NAMES, UnknownNameError, did_you_mean, load_class, resolve
+from kanoclip.registry import NAMES, UnknownNameError, load_class, resolve
 from kanoclip.types import ANOMALOUS, NORMAL
 
-ACTIONS = {
-    "list": "every data set: size, licence, whether it is here",
-    "check": "open every file of a data set and count: kanoclip data check mvtec --root data",
-    "show": "a contact sheet of images with outlined masks: kanoclip data show mvtec --output sheet.png",
-    "download": "fetch a data set that has a public link: kanoclip data download visa --accept-license",
-}
-HELP = "\n".join(["usage: kanoclip data ACTION [NAME] [options]\n", *(f"  {k:<10} {v}" for k, v in ACTIONS.items())])
 NAMED = 5  # files named for each kind of trouble
 
 
@@ -52,21 +45,15 @@ def main(argv: Sequence[str]) -> int:
     """Run ``kanoclip data``; returns 0, 1 if a data set has faults, 2 for a mistake of the caller, 130 interrupted."""
     # the same options as elsewhere, with and without their prefix
     options = [option.replace("--data.", "--", 1) for option in argv[1:]]
-    if not options or options[0] in ("-h", "--help"):
-        print(HELP)
-        return 0
     action, *rest = options
-    if action not in ACTIONS:
-        return complain(f"Unknown action {action!r}.{did_you_mean(action, ACTIONS)} Actions: {', '.join(ACTIONS)}.")
     try:
         if action == "list":
             return _list(_parse(_parser(action), rest).root)
         if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
             return complain(f"Which data set? Type: kanoclip data {action} NAME; names: {', '.join(NAMES['data'])}.")
         if rest[0] in ("-h", "--help"):
-            print(
-                f"kanoclip data {action} NAME: {ACTIONS[action]}\nOptions of one: kanoclip data {action} mvtec --help"
-            )
+            print(f"kanoclip data {action} NAME: {ACTIONS['data'][action]}")
+            print(f"Options of one: kanoclip data {action} mvtec --help")
             return 0
         cls = load_class(resolve("data", rest[0]))
         parser = _parser(action, rest[0])
@@ -85,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser(action: str, name: str = "") -> ArgumentParser:
     parser = ArgumentParser(prog=f"kanoclip data {action} {name}".strip(), exit_on_error=False)
-    parser.description = ACTIONS[action].split(":")[0]
+    parser.description = ACTIONS["data"][action].split(":")[0]
     if action == "list":
         parser.add_argument("--root", default="data", help="Folder that contains all data sets.")
     if action == "show":

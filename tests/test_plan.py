@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from kanoclip.benchmark import main
+from kanoclip.benchmark_verb import main
 from kanoclip.plan import Plan, read_plan
 
 SMALL = {"images": 2, "category": "gear"}
