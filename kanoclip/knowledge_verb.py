@@ -20,30 +20,23 @@ from kanoclip.__main__ import complain
 from kanoclip.knowledge.base import STATES, KnowledgeBase, shipped
 from kanoclip.knowledge.client import ChatClient, ChatError, cut_out
 from kanoclip.outputs.tables import print_table
-from kanoclip.registry import NAMES, UnknownNameError, did_you_mean, load_class, resolve
+from kanoclip.registry import NAMES, UnknownNameError, load_class, resolve
 
 if TYPE_CHECKING:
     from kanoclip.knowledge.questions import Question
 
-ACTIONS = {
-    "build": "ask models: kanoclip knowledge build --data mvtec --model gpt-4o-mini --vqa_model gpt-4o-mini",
-    "show": "what a base says: kanoclip knowledge show mvtec",
-}
-HELP = "\n".join(["usage: kanoclip knowledge ACTION [options]\n", *(f"  {k:<10} {v}" for k, v in ACTIONS.items())])
 SHOWN = 5  # failures that are told one by one
 
 
 def main(argv: Sequence[str]) -> int:
     """Run ``kanoclip knowledge``; returns 0, 1 if something is missing, 2 for the caller's mistake, 130 interrupted."""
     options = [option.replace("--data.", "--", 1) for option in argv[1:]]  # the data set's, with and without prefix
-    if not options or options[0] in ("-h", "--help"):
-        print(HELP)
-        return 0
     action, *rest = options
-    if action not in ACTIONS:
-        return complain(f"Unknown action {action!r}.{did_you_mean(action, ACTIONS)} Actions: {', '.join(ACTIONS)}.")
     try:
         return _show(rest) if action == "show" else _build(rest)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UnknownNameError, ChatError, ValueError, OSError) as error:
         return complain(_without_keys(str(error), rest))
     except KeyboardInterrupt:
@@ -101,7 +94,7 @@ OWN: dict[str, tuple[Any, Any, str]] = {
     "retries": (int, 6, "How often a question is asked again that the server could not answer just now."),
     "timeout": (float, 120.0, "Seconds to wait for an answer."),
     "stream": (bool, False, "Ask for answers in pieces."),
-    "dry_run": (bool, False, "Print the prompts and the number of calls, and ask nothing."),
+    "dry_run": (bool, False, "Print the prompts and the number of calls, and ask nothing. A model need not be named."),
 }
 
 
@@ -140,6 +133,8 @@ def _ask(
     from kanoclip.outputs.files import write_text
 
     path = Path(output or f"runs/knowledge/{data.name}.yaml").expanduser()
+    if dry_run and not (model or vqa_model):
+        model, vqa_model = "MODEL", "VQA_MODEL"  # what any would be asked
     for option, valid, expected in (
         ("model", model or vqa_model, "a name, such as gpt-4o-mini; or --vqa_model"),
         ("output", path.suffix in (".yaml", ".yml"), "a file that ends in .yaml"),
@@ -163,11 +158,12 @@ def _ask(
         return 0
     client = ChatClient(base_url, api_key, retries, timeout, stream)
     outcome = ask_all(pending, ledger, client, data.read, concurrency, lambda all, n: _track(all, "asking", n))
-    incomplete = bool(outcome.failed)
+    incomplete, fit_with = bool(outcome.failed), ""
     if general:
         content, missing = general_yaml(general, ledger, template, data.name)
         write_text(path, content)
         print(f"general knowledge: {path}")
+        fit_with += f" --model.knowledge {path}"
         if missing:
             print(f"Too little usable was said of: {', '.join(missing)}. Generic entries serve them.")
         incomplete |= bool(missing)
@@ -175,10 +171,12 @@ def _ask(
         content, without = image_jsonl(samples, ledger, template)
         write_text(path.with_suffix(".jsonl"), content)
         print(f"image-specific knowledge: {path.with_suffix('.jsonl')}")
+        fit_with += f" --model.image_knowledge {path.with_suffix('.jsonl')}"
         if without:
             print(f"Nothing usable was said of {without} images.")
         incomplete |= bool(without)
     print(f"raw answers: {ledger.path}")
+    print(f"To read it while fitting: kanoclip fit --data {data.name} ...{fit_with}")
     told = f"{outcome.tokens[0]} in questions, {outcome.tokens[1]} in answers"
     if outcome.untold:
         told = "not told" if outcome.untold == outcome.asked else f"{told}, not told for {outcome.untold} answers"

@@ -18,7 +18,8 @@ import torch
 import yaml
 from filelock import FileLock
 
-from kanoclip.benchmark import main, work
+from kanoclip.benchmark import work
+from kanoclip.benchmark_verb import main
 from kanoclip.models.baselines import LocalStats
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.plan import read_plan
@@ -151,7 +152,7 @@ def test_a_fit_that_fails_is_tried_once_and_told_in_its_own_words(tiny_model, mo
     monkeypatch.setattr(KAnoCLIP, "losses", lambda *_: calls.append(1) or {}["missing"])
     data = [{"class_path": name, "init_args": SMALL} for name in ("surfaces", "surfaces_defects")]
     assert run(models=[tiny_model], data=data) == 1
-    assert "kanoclip failed. surfaces: KeyError: 'missing' The whole story" in capsys.readouterr().err
+    assert "kanoclip failed. fit on surfaces_auxiliary: KeyError: 'missing'. The whole story" in capsys.readouterr().err
     assert len(calls) == 1
 
 

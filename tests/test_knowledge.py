@@ -36,6 +36,8 @@ def test_facts_are_those_of_the_categories_each_once_and_generic_ones_for_a_stra
         (GENERIC + "categories: {nut: {normal: [], anomalous: [x]}}", r"categories\.nut\.normal should be a list"),
         (GENERIC + "categories: {nut: {normal: [a], anomalous: [b, 3]}}", r"entry 2 of categories\.nut\.anomalous"),
         ("generic: {normal: [a], anomalous: [{text: b, visible: false}]}", r"no text of generic\.anomalous is visible"),
+        (GENERIC + "provenance: me", "provenance should be a mapping, got 'me'"),
+        (GENERIC + "provenance: {visible: false}", r"no text of generic\.normal is visible"),
         ("generic: {normal: [", "is not YAML"),
     ],
 )

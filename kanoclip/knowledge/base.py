@@ -44,6 +44,7 @@ class KnowledgeBase:
         """Read a base that ships with the package, by name, or any YAML file, by path.
 
         Entries are texts, or mappings ``{text: ..., visible: false}``; what cannot be seen in a picture is left out.
+        Whether a plain text can be seen is said by ``visible`` of the provenance; true if it says nothing.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -61,15 +62,19 @@ class KnowledgeBase:
             raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
         if not isinstance(content, dict) or not isinstance(content.get("categories", {}), dict):
             raise ValueError(f"{path}: expected the keys provenance, generic and categories at the top.")
+        provenance = content.get("provenance") or {}
+        if not isinstance(provenance, dict):
+            raise ValueError(f"{path}: provenance should be a mapping, got {provenance!r}. Mend the file.")
+        visible = bool(provenance.get("visible", True))
         categories = {
-            str(category): _entries(path, f"categories.{category}", entry)
+            str(category): _entries(path, f"categories.{category}", entry, visible)
             for category, entry in content.get("categories", {}).items()
         }
         data_sets = content.get("data_sets") or []
         if not isinstance(data_sets, list) or not all(isinstance(known, str) for known in data_sets):
             raise ValueError(f"{path}: data_sets should be a list of names, got {data_sets!r}. Mend the file.")
-        generic = _entries(path, "generic", content.get("generic"))
-        return cls(path, content.get("provenance") or {}, generic, categories, tuple(data_sets))
+        generic = _entries(path, "generic", content.get("generic"), visible)
+        return cls(path, provenance, generic, categories, tuple(data_sets))
 
     @classmethod
     def for_data(cls, name: str) -> KnowledgeBase:
@@ -93,7 +98,7 @@ def shipped() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != QUESTIONS)
 
 
-def _entries(path: Path, key: str, entry: Any) -> Entries:
+def _entries(path: Path, key: str, entry: Any, visible: bool) -> Entries:
     found: Entries = {}
     for state in STATES:
         texts = entry.get(state) if isinstance(entry, dict) else None
@@ -106,7 +111,7 @@ def _entries(path: Path, key: str, entry: Any) -> Entries:
         found[state] = [
             text["text"] if isinstance(text, dict) else text
             for text in texts
-            if not isinstance(text, dict) or text.get("visible", True)
+            if (text.get("visible", visible) if isinstance(text, dict) else visible)
         ]
         if not found[state]:
             raise ValueError(f"{path}: no text of {key}.{state} is visible in a picture. Add one that is.")

@@ -69,6 +69,7 @@ def test_both_kinds_of_knowledge_are_asked_for_and_kept_with_their_provenance(ca
     assert set(load_image_knowledge(cats.images)) == {x["image"] for x in lines if x["state"] == "anomalous"}
     told = capsys.readouterr().out
     assert "10 answers, 0 questions answered before. Tokens: 100 in questions, 50 in answers." in told
+    assert f"kanoclip fit --data mvtec ... --model.knowledge {cats.base} --model.image_knowledge {cats.images}" in told
 
 
 def test_no_name_of_a_defect_is_told_to_a_model(cats, server) -> None:

@@ -1,6 +1,8 @@
 """`kanoclip knowledge`: help, mistakes, and what `show` prints."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -28,6 +30,16 @@ def test_show_of_a_strange_data_set_prints_generic_entries(capsys) -> None:
     assert "data sets: any" in told
     assert "a hairline crack running across a surface" in told
     assert "0 categories, 0 texts." in told
+
+
+def test_show_ends_quietly_when_its_reader_has_enough() -> None:
+    command = [sys.executable, "-m", "kanoclip", "knowledge", "show", "mvtec"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        shown.stdout.close()
+        assert shown.stderr.read() == b""
+    assert shown.returncode == 0
 
 
 def test_show_prints_a_file_of_ones_own(capsys, tmp_path) -> None:
@@ -73,6 +85,16 @@ def test_a_mistake_is_one_line(capsys, typed, message) -> None:
 def test_help_is_given(capsys, typed) -> None:
     assert main(["knowledge", *typed.split()]) == 0
     assert "kanoclip knowledge" in capsys.readouterr().out
+
+
+def test_a_dry_run_without_a_model_shows_what_both_would_be_asked(capsys) -> None:
+    options = ["--data", "surfaces", "--data.category", "gear", "--data.images", "2"]
+    assert main(["knowledge", "build", *options, "--dry_run", "true"]) == 0
+    told = capsys.readouterr().out
+    assert "[MODEL, 1 call] You look at drawn images of this subject: gear." in told
+    assert "[VQA_MODEL, 1 images] The subject of this drawn image is: gear." in told
+    assert "7 calls; 0 questions are answered already. Nothing was asked." in told
+    assert main(["knowledge", "build", *options]) == 2
 
 
 def test_help_of_a_data_set_names_its_options(capsys) -> None:
