@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 
-from kanoclip.registry import NAMES, arguments_of, expand, expand_argv
+from kanoclip.registry import NAMES, arguments_of, did_you_mean, expand, expand_argv
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk, the user's share, a file; read-only
+DENIED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # the last two: a file where a folder should be
 CONFIG = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "config", "ckpt_path", "seed_everything", "print_config", "help")
 RARE = ("verbose", "weights_only", "return_predictions")  # options of Lightning that no message need mention
@@ -65,11 +66,17 @@ def check(argv: Sequence[str]) -> None:
         UsageError: For an option that does not exist, a config that cannot be read, or no data set.
     """
     options = prepare(argv)[1:]
-    keys, configs = [key for key, _ in _pairs(options)], _configs(options)
-    for key in keys:
+    pairs, configs = _pairs(options), _configs(options)
+    for key, value in pairs:
+        if not key.startswith("-"):
+            raise UsageError(_stray(key))
         _check_option(key, options, configs)
-    given = any(_parts(key) == ["data"] for key in keys) or any(config.get("data") for config in configs)
-    if not given and not any(key in ("-h", "--help") or key.endswith((".help", "print_config")) for key in keys):
+        if value is None and not re.search(r"^-h$|help$|^--print_config$", key):
+            raise UsageError(f"{key} needs a value: {key} VALUE.")
+    for path in _values(options, *CONFIG):
+        _check_config(path)
+    given = any(_parts(key) == ["data"] for key, _ in pairs) or any(config.get("data") for config in configs)
+    if not given and not any(key in ("-h", "--help") or key.endswith((".help", "print_config")) for key, _ in pairs):
         raise UsageError(f"{argv[0]} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
 
 
@@ -86,18 +93,22 @@ def shorten(message: str, argv: Sequence[str]) -> str:
     said = [line for line in lines if line and not line.startswith("Parser key") and not re.match(tried, line)]
     option, text = ".".join(keys), "; ".join(dict.fromkeys(said)).replace(":; ", ": ")
     text = re.sub(r"an? <class '(\w+)'>", r"\1", text)
+    kind = option.rpartition(".")[2]
+    if match := re.search(r"Expected a dot import path string: (\S+)", text):
+        hint = did_you_mean(match[1].lower(), NAMES.get(kind, {}))
+        return f"--{option}: {match[1]!r} is no name and no import path like my_lab.X.{hint}"
     if "is abstract" in text:
-        kind = option.rpartition(".")[2]
         names = ", ".join(NAMES.get(kind, {}))
         return f"Options of {option} are given but not which {kind}. Put --{option} NAME before them: {names}."
+    if match := re.search(r"the following arguments are required: ([\w.]+)", text):
+        needed = f"--{option}.{match[1]}" if option else f"--{match[1]}"
+        return f"{needed} is missing: add {needed} VALUE."
     if match := re.search(r"Option '([\w.]+)' is not accepted", text):
         return _unknown(f"{option}.", match[1], _accepted(option, argv, _configs(argv)))
     if match := re.search(r"Group '(trainer)' does not accept option '([\w.]+)'", text):
         return _unknown("trainer.", match[2], _accepted("trainer", argv, []))
     if match := re.match(r"(?i)unrecognized arguments: (--)?([\w.]+)", text):
-        if not match[1]:
-            return f"{match[2]!r} is not an option. Options begin with --."
-        return _unknown("", match[2], SECTIONS)
+        return _unknown("", match[2], SECTIONS) if match[1] else _stray(match[2])
     return f"--{option}: {text}" if option else text
 
 
@@ -113,10 +124,16 @@ def mistake(error: BaseException, argv: Sequence[str]) -> str | None:
         if isinstance(cause, OSError) and cause.errno in FULL:
             where = cause.filename or "into the folder of the run"
             return f"Cannot write {where}: {cause.strerror}. Free the disk or choose --trainer.default_root_dir."
+        if isinstance(cause, OSError) and cause.errno in DENIED and cause.filename:
+            place = "Allow it, or choose another place; runs are written to --trainer.default_root_dir"
+            return f"Cannot use {cause.filename}: {cause.strerror}. {place}."
         frames = traceback.extract_tb(cause.__traceback__)
-        ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)
-        if ours and isinstance(cause, (ValueError, OSError, RuntimeError)):
+        raiser = Path(frames[-1].filename) if frames else Path()
+        if raiser.is_relative_to(Path(__file__).parent) and isinstance(cause, (ValueError, OSError, RuntimeError)):
             return str(cause)
+        refused = re.search(r"lightning.*/connector", raiser.as_posix())  # where Lightning looks at what it was given
+        if refused or type(cause).__name__ == "MisconfigurationException":
+            return f"--trainer: {' '.join(str(cause).split())}"
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -133,6 +150,37 @@ def _check_option(key: str, argv: Sequence[str], configs: Sequence[dict[str, Any
         accepted = _accepted(group, argv, configs)
         if accepted and parts[depth] not in (*accepted, "help", "dict_kwargs"):
             raise UsageError(_unknown(f"{group}.", parts[depth], accepted))
+
+
+def _check_config(path: str) -> None:
+    """Raise if a config has a key that surely does not exist, and tell the file."""
+    config = read_config(path)
+    for key in _keys(config):
+        try:
+            _check_option(f"--{key}", [], [config])
+        except UsageError as error:
+            raise UsageError(f"{path}: {str(error).replace('option --', 'key ').replace('--', '')}") from error
+    for group in ("data", "model"):
+        section: Any = config.get(group)
+        beside = set(section) - {"class_path", "init_args", "dict_kwargs"} if isinstance(section, dict) else set()
+        if beside and "class_path" in section:
+            raise UsageError(f"{path}: {group}.{min(beside)} stands beside class_path. Put it under {group}.init_args.")
+
+
+def _keys(config: Any, group: str = "") -> list[str]:
+    """List the keys of a config with their settings, dotted as on a command line; of the trainer the first level."""
+    keys: list[str] = []
+    for key, value in config.items():
+        inside = value.get("init_args", {} if "class_path" in value else value) if isinstance(value, dict) else None
+        keys.append(f"{group}{key}")
+        if isinstance(inside, dict) and not group.startswith("trainer."):
+            keys += _keys(inside, f"{group}{key}.")
+    return keys
+
+
+def _stray(word: str) -> str:
+    hint = f" Did you mean --data {word}?" if word in NAMES["data"] else ""
+    return f"{word!r} is not an option. Options begin with --.{hint}"
 
 
 def _unknown(group: str, name: str, accepted: Sequence[str]) -> str:

@@ -133,9 +133,14 @@ class KanoclipCLI(LightningCLI):
             chosen["verbose"] = False  # ResultsWriter prints the table
         if "return_predictions" in chosen:
             chosen["return_predictions"] = False  # PredictionWriter has them on disk; in memory they would add up
+        precision = str(chosen.trainer.precision or "")
+        if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
+            raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
         if chosen.get("data") is None:
             raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
-        identity = build(chosen.data).identity
+        data = build(chosen.data)
+        data.index()  # a wrong path or category is told before gigabytes of backbone are loaded
+        identity = data.identity
         name = model_name(chosen.model.class_path)
         runs = Path(chosen.trainer.default_root_dir or RUNS)
         if verb == "fit" and self.checkpoint == "last":
@@ -206,8 +211,6 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         said, rank = mistake(error, expand_argv(argv)), getattr(rank_zero_only, "rank", 0)
         if re.search(LOST, f"{type(error).__name__}: {error}"):
@@ -226,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
 def model_name(path: str) -> str:
     """Return the name of a model by its import path: the registered one, or the class's ``name``, or the class."""
     name = name_of("model", path)
-    return name if name != path else path.rpartition(".")[2]
+    return name if name != path else getattr(load_class(path), "name", "") or path.rpartition(".")[2]
 
 
 def _about(verb: str) -> str:

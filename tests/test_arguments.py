@@ -1,10 +1,14 @@
 """What is typed, and what the parser makes of it: the traps of LightningCLI that this project stepped around."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
 from kanoclip.__main__ import main
 from kanoclip.arguments import UsageError, check, mistake, prepare, take_checkpoint
@@ -148,6 +152,18 @@ def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
         ("data: [", r"mine\.yaml is not YAML: .*line 2"),
         ("surfaces", r"mine\.yaml should hold keys such as data, model and trainer, got 'surfaces'"),
         ("seed_everything: 3", r"fit needs a data set: add --data NAME, one of mvtec, mpdd"),
+        ("", r"fit needs a data set: add --data NAME"),
+        ("dta: mvtec", r"mine\.yaml: Unknown key dta\. Did you mean data\? Accepted: data, model, trainer"),
+        (
+            "data: {class_path: surfaces, init_args: {imges: 4}}",
+            r"mine\.yaml: Unknown key data\.imges\. Did you mean data\.images\? Accepted: root, category, images",
+        ),
+        (
+            "model: {class_path: clip, init_args: {adapter: {class_path: conv, init_args: {scales: 1}}}}",
+            r"mine\.yaml: Unknown key model\.adapter\.scales\. Did you mean model\.adapter\.scale\?",
+        ),
+        ("{data: mvtec, trainer: {max_epoch: 4}}", r"mine\.yaml: Unknown key trainer\.max_epoch\. Did .*max_epochs\?"),
+        ("data: {class_path: surfaces, images: 4}", r"mine\.yaml: data\.images stands beside .* under data\.init_args"),
     ],
 )
 def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, expected) -> None:
@@ -184,7 +200,13 @@ S = "test --data surfaces "
         (S + "--modle clip", "Unknown option --modle. Did you mean --model? Accepted: data, model, trainer"),
         (S + "--trainer.max_epchs 1", "Did you mean --trainer.max_epochs? Accepted: accelerator, strategy"),
         (S + "junk", "'junk' is not an option"),
-        ("test --data --model clip", "argument --data: expected one argument"),
+        ("test surfaces", "'surfaces' is not an option. Options begin with --. Did you mean --data surfaces?"),
+        ("test --data --model clip", "--data needs a value: --data VALUE"),
+        ("test --data folder --data.root", "--data.root needs a value: --data.root VALUE"),
+        ("test --data manifest", "--data.file is missing: add --data.file VALUE"),
+        ("fit --config", "--config needs a value: --config VALUE"),
+        ("test --data=surfaces,mvtec", "--data: 'surfaces,mvtec' is no name and no import path like my_lab.X"),
+        ("test --data MVTec", "'MVTec' is no name and no import path like my_lab.X. Did you mean 'mvtec'?"),
         ("test --data my_lab.Mine", "--data: Problem with given class_path 'my_lab.Mine': No module named 'my_lab'"),
         ("test --data kanoclip.models.kanoclip.KAnoCLIP", "does not correspond to a subclass of LightningDataModule"),
     ],
@@ -220,6 +242,37 @@ def test_only_our_own_errors_are_put_into_words() -> None:
     assert "fit needs a data set" in str(mistake(caught(wrapped=False, ours=True), ["fit"]))
     assert "fit needs a data set" in str(mistake(caught(wrapped=True, ours=True), ["fit"]))
     assert mistake(caught(wrapped=False, ours=False), ["fit"]) is None
+
+
+def test_a_config_lends_no_mistake_to_what_is_chosen_instead(config) -> None:
+    check(["fit", "--config", config, "--data", "surfaces", "--model", "clip_vv"])
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        (errno.EACCES, "Cannot use /runs/fit: Permission denied. Allow it, or choose another place; runs are"),
+        (errno.ENOTDIR, "Cannot use /runs/fit: Not a directory. Allow it"),
+        (errno.ENOENT, None),  # that is a fault of the program
+    ],
+)
+def test_a_place_that_refuses_is_named_with_what_to_do(code, answer) -> None:
+    said = mistake(OSError(code, os.strerror(code), "/runs/fit"), ["fit"])
+    assert said is None if answer is None else str(said).startswith(answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"accelerator": "foo"}, "--trainer: You selected an invalid accelerator name: `accelerator='foo'`"),
+        ({"accelerator": "cpu", "precision": "9"}, "--trainer: Precision '9' is invalid"),
+        ({"accelerator": "cpu", "max_epochs": -5}, "--trainer: `max_epochs` must be a non-negative integer"),
+    ],
+)
+def test_what_the_trainer_refuses_is_a_mistake_of_the_caller(options, answer) -> None:
+    with pytest.raises((ValueError, MisconfigurationException)) as refused:
+        Trainer(logger=False, **options)
+    assert str(mistake(refused.value, ["fit"])).startswith(answer)
 
 
 def test_the_parser_raises_instead_of_exiting() -> None:

@@ -107,6 +107,37 @@ def test_without_a_fit_the_command_to_type_is_told_before_any_backbone_is_loaded
         assert "under runs/fit. Fit one first, such as: kanoclip fit --data surfaces_auxiliary --model kanoclip" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--data", "mvtec", "--data.root", "nowhere"], "error: No MVTec AD at nowhere/mvtec: expected files such as"),
+        (["--data", "surfaces", "--data.category", "gaer"], "error: Unknown category 'gaer' of surfaces. Did you mean"),
+    ],
+)
+def test_a_wrong_path_or_category_is_told_before_any_backbone_is_loaded(options, answer, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
+    for verb in ("fit", "test", "predict"):
+        assert main([verb, *options]) == 2
+        said = capsys.readouterr().err
+        assert answer in said
+        assert said.count("\n") == 1
+
+
+def test_a_users_model_with_a_name_of_its_own_is_tested_after_its_fit(folder, tiny_options, monkeypatch) -> None:
+    source = 'from kanoclip.models.kanoclip import KAnoCLIP\n\n\nclass Named(KAnoCLIP):\n    name = "mine"\n'
+    (folder / "own_model.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    own = ["--model", "own_model.Named", *tiny_options]
+    assert main(["fit", *SEEN, *own, "--trainer.max_epochs", "1"]) == 0
+    assert main(["test", *UNSEEN, *own]) == 0
+    assert list(Path("runs/test/mine").glob("surfaces/version_*/results.json"))
+
+
+def test_a_precision_that_would_round_the_scores_is_refused(capsys) -> None:
+    assert main(["test", *UNSEEN, "--trainer.precision", "bf16-true"]) == 2
+    assert "precision bf16-true would round the scores too. Use bf16-mixed" in capsys.readouterr().err
+
+
 def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> None:
     assert main(["test", *UNSEEN, "--model", "clip", *tiny_options]) == 0
     assert main(["test", *UNSEEN, "--model", "local_stats", "--model.image_size", "32"]) == 0

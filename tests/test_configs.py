@@ -1,5 +1,6 @@
 """Every YAML that ships is parsed by the real parser and built, with a tiny backbone where it names a large one."""
 
+import re
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_the_whole_without_a_part_differs_from_it_in_that_part_alone(part: str, 
 
 def test_ablations_do_not_share_a_run_folder() -> None:
     roots = [read(path)["trainer"]["default_root_dir"] for path in CONFIGS.glob("ablations/*.yaml")]
-    assert len(set(roots)) == len(roots) == 10
+    assert len(set(roots)) == len(roots) == 29
 
 
 def test_the_full_config_is_the_method_at_its_published_size() -> None:
@@ -247,13 +248,32 @@ def test_the_components_are_compared_with_every_registered_alternative(tmp_path:
                 assert name_of(kind, job.model["init_args"][kind]) == job.label.partition(": ")[2]
 
 
+def test_every_alternative_of_a_component_is_a_config_of_its_own() -> None:
+    registered = {  # as variants of their own
+        "attention_qkv": "kanoclip_no_vv",
+        "prompts_ensemble": "kanoclip_no_knpl",
+        "kd_loss_none": "kanoclip_no_kd",
+        "interaction_none": "kanoclip_no_bicmci",
+        "adapter_none": "kanoclip_no_adapter",
+    }
+    whole = read(CONFIGS / "ablations" / "kanoclip.yaml")["model"]["init_args"]
+    rows = read(CONFIGS / "benchmarks" / "components.yaml")["models"]
+    stems = {re.sub(r"\W+", "_", row["label"]): whole | row["init_args"] for row in rows}
+    for stem, expected in stems.items():
+        config = read(CONFIGS / "ablations" / f"{registered.get(stem, stem)}.yaml")
+        assert config["model"]["init_args"] == expected, stem
+        assert config["trainer"]["default_root_dir"] == f"runs/ablations/{registered.get(stem, stem)}"
+    files = {path.stem for path in CONFIGS.glob("ablations/*.yaml")}
+    assert files == {registered.get(stem, stem) for stem in stems} | set(LADDER)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("trainer/*.yaml")), ids=name)
 def test_a_file_of_trainer_options_goes_with_any_config_and_what_is_typed_wins(path: Path) -> None:
     typed = ["--trainer.min_epochs", "2"]  # before the file
     with pytest.raises(Parsed) as stopped:
         ParseOnly(["fit", *typed, "--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")])
     trainer = stopped.value.args[0].trainer
-    assert {key: trainer[key] for key in read(path)} == read(path)
+    assert {key: trainer.as_dict()[key] for key in read(path)} == read(path)
     assert (trainer.min_epochs, trainer.max_epochs) == (2, 15)
     option, value = ("precision", "32-true") if "precision" in read(path) else ("accelerator", "cpu")
     with pytest.raises(Parsed) as stopped:
