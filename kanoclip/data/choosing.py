@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
@@ -14,13 +15,23 @@ from kanoclip.data.loading import Sample
 
 
 def limited(samples: Iterable[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """Keep at most ``limit`` samples of each category and split, in their order; None keeps all."""
+    """Keep at most ``limit`` samples of each category and split, in their order; None keeps all.
+
+    As many of each label as there are, so that a few images still have both.
+    """
     kept: list[Sample] = []
     for key, group in _groups(samples, "category", "split").items():
         if limit is None or len(group) <= limit:
             kept += group
         else:
-            kept += [group[index] for index in sorted(_order(seed, "limit", *key, size=len(group))[:limit])]
+            seen: Counter[int] = Counter()
+            turns = []
+            for index in _order(seed, "limit", *key, size=len(group)).tolist():
+                label = group[index].label
+                turns.append((seen[label], index))
+                seen[label] += 1
+            turns.sort(key=itemgetter(0))  # the first of each label, the second of each, ...
+            kept += [group[index] for index in sorted(index for _, index in turns[:limit])]
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.pairing import IMAGE_SUFFIXES, list_images, name_of, pair_masks
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+
+log = logging.getLogger(__name__)
 
 
 class Folder(AnomalyDataModule):
@@ -78,6 +81,17 @@ class Folder(AnomalyDataModule):
             return [self._unlabelled(path) for path in images]
 
         found = {folder: list_images(folder) for folder in (*abnormal, *normal)}
+        known = [folder.resolve() for folder in (*normal, *abnormal, *mask_folder, root / "masks")]
+        left = [path for path in list_images(root) if not any(folder in path.resolve().parents for folder in known)]
+        if left:
+            places = sorted({str(root / path.relative_to(root).parts[0]) for path in left})
+            names = f"{' or '.join(self.normal)} or {' or '.join(self.abnormal)}"
+            more = f" and {len(places) - 3} other places" if len(places) > 3 else ""
+            log.warning(
+                "%d images are in no folder named %s, so they are left out: %s%s. To use them: --data.normal, "
+                "--data.abnormal.",
+                len(left), names, ", ".join(places[:3]), more,
+            )  # fmt: skip
         masks = pair_masks(_names(found, abnormal, normal), mask_folder[0]) if mask_folder else {}
         samples = [
             Sample(str(path), (), NORMAL, self.category_name, "good") for folder in normal for path in found[folder]

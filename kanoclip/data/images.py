@@ -161,12 +161,13 @@ def _load_mask(path: str, indices: bool) -> Pixels:
     if suffix not in (".mat", ".npy"):
         return _decode(path, indices)
     try:
-        pixels = _mat_labels(path) if suffix == ".mat" else np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:  # np.load would also open an archive of several arrays
+            pixels = _mat_labels(path) if suffix == ".mat" else np.lib.format.read_array(file, allow_pickle=False)
     except UnreadableImageError:
         raise
     except Exception as error:  # scipy and numpy raise a dozen types for a broken file
         raise UnreadableImageError(path, f"{error}. Save the mask as a PNG instead.") from error
-    if pixels.ndim != 2 or pixels.dtype.kind not in "buif":
+    if pixels.ndim != 2 or pixels.size == 0 or pixels.dtype.kind not in "buif":
         found = f"shape {pixels.shape} and type {pixels.dtype}"
         raise UnreadableImageError(path, f"it holds an array of {found}, expected one number per pixel, (H, W).")
     return pixels
@@ -259,6 +260,8 @@ def _tifffile(path: str) -> Pixels:
             if Image.MAX_IMAGE_PIXELS and np.prod(shape, dtype=float) > 6 * Image.MAX_IMAGE_PIXELS:
                 raise ValueError(_too_large())
             pixels = page.asarray()
+            if not pixels.size:
+                raise ValueError("it holds no pixels")
     except Exception as error:  # tifffile's own types, zlib.error, ValueError, ...
         raise UnreadableImageError(
             path, f"neither Pillow nor tifffile can open it ({error}). Save it as a PNG instead."

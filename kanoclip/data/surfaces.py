@@ -98,6 +98,9 @@ class Surfaces(AnomalyDataModule):
         drawing = draw(sample.category, None if sample.label == NORMAL else sample.defect, seed)
         return drawing.image, drawing.mask
 
+    def _place(self) -> str:
+        return "the drawings"
+
 
 class SurfacesAuxiliary(Surfaces):
     """Drawn categories and kinds of defect to fit on: 19 categories that the embedded backbone has seen undamaged.

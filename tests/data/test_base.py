@@ -110,6 +110,12 @@ def test_a_limit_draws_by_seed_from_each_category_and_split():
         ("ring", "test"): 4,
         ("disc", "train"): 4,
     }
+    assert Counter((s.category, s.label) for s in data.part("test")) == {
+        ("disc", NORMAL): 2,
+        ("disc", ANOMALOUS): 2,
+        ("ring", NORMAL): 2,
+        ("ring", ANOMALOUS): 2,
+    }
     assert data.part("test") == drawn(limit=4).part("test")
     assert paths(data.part("test")) != paths(drawn(limit=4, seed=5).part("test"))
 

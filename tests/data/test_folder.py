@@ -20,6 +20,17 @@ def masks_of(data: Folder) -> dict[str, list[str]]:
     }
 
 
+def test_images_in_folders_of_other_names_are_told(write, tmp_path, caplog):
+    write("normal/1.png")
+    assert len(module(tmp_path).samples()) == 1
+    assert not caplog.text
+    for name in ("bad/1.png", "bad/deep/2.png", "3.png"):
+        write(name)
+    assert len(module(tmp_path).samples()) == 1
+    places = f"{tmp_path / '3.png'}, {tmp_path / 'bad'}"
+    assert f"3 images are in no folder named normal or abnormal, so they are left out: {places}." in caplog.text
+
+
 def test_folders_give_labels_defects_and_masks(write, tmp_path):
     for name in ("normal/1.png", "normal/deep/2.JPG", "abnormal/1.png", "abnormal/scratch/7.jpg", "abnormal/8.bmp"):
         write(name)

@@ -265,6 +265,19 @@ def test_a_numpy_mask_of_another_shape_is_an_error(tmp_path):
         read_mask([tmp_path / "a.npy"])
 
 
+def test_a_numpy_archive_by_the_name_of_an_array_is_an_error(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as file:
+        np.savez_compressed(file, mask=np.zeros((4, 5), np.uint8))
+    with pytest.raises(UnreadableImageError, match=r"a\.npy: .*magic string.*Save the mask as a PNG"):
+        read_mask([tmp_path / "a.npy"])
+
+
+def test_a_numpy_mask_without_pixels_is_an_error(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((0, 5), np.uint8))
+    with pytest.raises(UnreadableImageError, match=r"shape \(0, 5\) and type uint8, expected one number per pixel"):
+        read_mask([tmp_path / "a.npy"])
+
+
 def test_opencv_agrees_on_an_ordinary_photo(picture, tmp_path):
     path: Path = tmp_path / "a.jpg"
     Image.fromarray(cv2.GaussianBlur(picture, (0, 0), 2)).save(path, quality=95)

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -139,6 +139,7 @@ def test_a_file_that_ends_early_is_told(folder, kind, seed, share) -> None:
     seed=SEEDS,
     damage=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
 )
+@example(kind=("tif", "RGB"), seed=0, damage=[(134, 0)])  # newer tifffile returns no pixels in two dimensions
 def test_a_file_with_wrong_bytes_is_read_or_told(folder, kind, seed, damage) -> None:
     suffix, mode = kind
     content = bytearray(encoded(suffix, mode, seed))

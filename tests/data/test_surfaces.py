@@ -55,3 +55,8 @@ def test_another_drawing_seed_and_another_set_draw_other_images() -> None:
 def test_too_few_images_is_an_error_with_a_remedy() -> None:
     with pytest.raises(ValueError, match="images is 1, but a category needs at least 2"):
         Surfaces(images=1)
+
+
+def test_an_unknown_category_is_looked_for_among_the_drawings() -> None:
+    with pytest.raises(ValueError, match=r"Unknown category 'gaer' of surfaces.*In the drawings are: carpet"):
+        Surfaces(category="gaer").index()
