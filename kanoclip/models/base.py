@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class AnomalyModule(LightningModule):
         self.auxiliary: str | None = None
         self.tiles_at_once = 8
         self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
+        self._counter: ThreadPoolExecutor | None = None  # counts a batch while the next one is scored
+        self._counting: Future[None] | None = None
         self._random_state: Tensor | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -156,12 +159,23 @@ class AnomalyModule(LightningModule):
 
     def _start_metrics(self) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        self._metrics = {}
+        self._metrics, self._counting = {}, None  # of a run that was stopped, too
+        self._counter = ThreadPoolExecutor(1)
         for name in getattr(data, "categories", []):
             self._metrics_of(name)
 
     def _scored(self, batch: Batch) -> Scores:
         scores = tiled(self, batch, self.image_size, self.tiles_at_once)
+        self._wait()  # one batch at a time: no more is kept in memory, and an error stops the run
+        assert self._counter is not None  # for the type checker: an epoch has started
+        self._counting = self._counter.submit(self._count, batch, scores)
+        return scores
+
+    def _wait(self) -> None:
+        if self._counting is not None:
+            self._counting.result()  # raises what went wrong
+
+    def _count(self, batch: Batch, scores: Scores) -> None:
         for category in sorted(set(batch.category)):
             image, pixel = self._metrics_of(category)
             mine = torch.tensor([name == category for name in batch.category], device=batch.label.device)
@@ -170,7 +184,6 @@ class AnomalyModule(LightningModule):
             known = known & batch.has_mask
             if known.any():
                 pixel.update(scores.anomaly_map[known], batch.mask[known])
-        return scores
 
     def _metrics_of(self, category: str) -> tuple[ImageMetrics, PixelMetrics]:
         if category not in self._metrics:
@@ -178,6 +191,8 @@ class AnomalyModule(LightningModule):
         return self._metrics[category]
 
     def _finish_metrics(self, stage: str) -> None:
+        self._wait()
+        self._counter = self._counting = None  # neither can be copied or pickled
         self.results = {}
         # every process sums each of them, in one order, with all others
         for category in sorted({name for names in gather(list(self._metrics)) for name in names}):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO, StringIO
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -30,9 +31,10 @@ class PredictionWriter(Callback):
     """Writes each image's anomaly map and overlay at the size of its file, and one csv of all scores.
 
     Below ``maps/`` and ``overlays/`` the folders of the input are kept, from the one that all images share. The
-    overlay's colour begins at 0.5, where "anomalous" becomes likelier than "normal", and is full at 1. Every batch is
-    on disk before the next begins, so an interruption loses nothing that was done. Of several processes each writes
-    the files of its images and a csv of its own, predictions-0.csv and so on, which become one at the end.
+    overlay's colour begins at 0.5, where "anomalous" becomes likelier than "normal", and is full at 1. A batch is
+    written while the next one is scored, and listed when all of it is on disk; an interruption waits for that, and so
+    loses nothing that was done. Of several processes each writes the files of its images and a csv of its own,
+    predictions-0.csv and so on, which become one at the end.
 
     Args:
         map_format: "png" for 16 bit grey, 65535 = 1, or "npy" for float32.
@@ -51,7 +53,8 @@ class PredictionWriter(Callback):
         self._root = PurePosixPath()
         self._names: dict[str, str] = {}  # in the order of the data
         self._taken: set[str] = set()
-        self._count = 0
+        self._count = self._coloured = 0  # images done, and those among them with some colour
+        self._writing: list[Future[tuple[Any, ...]]] = []  # the images of one batch
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder that all images share, name their files, and start the csv."""
@@ -61,7 +64,9 @@ class PredictionWriter(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
         self._root = _common([_place(path).parent for path in paths])
-        self._names, self._taken, self._count = {}, set(), 0
+        self._names, self._taken, self._writing = {}, set(), []
+        self._count = self._coloured = 0
+        self._pool = ThreadPoolExecutor(4)  # encoding releases Python's lock
         for path in paths:
             self._name(path)
         self._file.unlink(missing_ok=True)
@@ -76,30 +81,44 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the files of a batch, then its rows."""
+        """Finish the batch before, and begin to write the files of this one."""
+        self._finish()
         scores: Scores = outputs
         names = [self._name(path) for path in batch.path]
-        with ThreadPoolExecutor(4) as pool:  # encoding releases Python's lock; leaving the block waits for all
-            writing = [pool.submit(self._write, batch, scores, i, name) for i, name in enumerate(names)]
-        rows = [done.result() for done in writing if done.exception() is None]
-        append_text(self._file, _csv(rows))  # a full disk in the middle of a batch: what is written is also listed
-        self._count += len(rows)
-        for done in writing:
-            done.result()  # raises what went wrong
+        self._writing = [self._pool.submit(self._write, batch, scores, i, name) for i, name in enumerate(names)]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Bring together what several processes did, and say where everything is."""
-        self._count = sum(gather(self._count))
+        """Finish, bring together what several processes did, and say where everything is."""
+        self._finish()
+        self._pool.shutdown()
+        self._count, self._coloured = (sum(gather(number)) for number in (self._count, self._coloured))
         if trainer.world_size > 1:
             self._join(trainer)
         if trainer.is_global_zero:
             folders = "maps/, overlays/" if self.overlays else "maps/"
             print(f"{self._count} images: {self._folder}/predictions.csv, {folders}")
+            if self.overlays and self._count and not self._coloured:
+                begin = f"colour begins at {LIKELIER[0]:g}"
+                print(f"No overlay is coloured: {begin} and no map reaches it. The values are in maps/ and in the csv.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say what is there when the run stops early."""
+        """Finish, and say what is there, when the run stops early."""
         if trainer.predicting:
-            print(f"Stopped; {self._count} images are done: {self._file}")
+            with suppress(Exception):  # the first error is the one to tell
+                self._finish()
+            if self._count:
+                print(f"Stopped; {self._count} images are done: {self._file}")
+
+    def _finish(self) -> None:
+        """Wait for the files of a batch, then write its rows."""
+        rows = [done.result() for done in self._writing if done.exception() is None]
+        writing, self._writing = self._writing, []
+        if rows:
+            append_text(self._file, _csv(rows))  # a full disk in the middle of a batch: what is written is also listed
+        self._count += len(rows)
+        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows)
+        for done in writing:
+            done.result()  # raises what went wrong
 
     def _join(self, trainer: Trainer) -> None:
         """Make one csv, and one list of unreadable files, in the order of the data; both are the first process's."""

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -113,9 +114,14 @@ class ResultsWriter(Callback):
     def _write_overlays(self, folder: Path) -> None:
         """Write the kept images on the colour scale of the whole run."""
         low, high = self._range.scale()
-        for turn, shown in sorted(self._examples.items()):
+
+        def write(turn: int) -> None:
+            shown = self._examples[turn]
             name = re.sub(r"[^\w.-]+", "_", f"{turn:02d}_{shown.category}_{shown.defect or 'unknown'}")
             write_image(folder / "overlays" / f"{name}_{shown.score:.3f}.png", panel(shown, low, high))
+
+        with ThreadPoolExecutor(4) as pool:  # drawing and encoding release Python's lock
+            list(pool.map(write, sorted(self._examples)))  # the first error is raised
 
 
 def choose(samples: Sequence[Any]) -> list[str]:

@@ -190,6 +190,16 @@ def test_metrics_are_per_category_and_leave_out_what_is_unknown(make_model, make
     assert (nut["images"], nut["anomalous"]) == (2, 1)
 
 
+@pytest.mark.parametrize("bad", [0, 1])  # the last one has no batch after it
+def test_what_cannot_be_counted_stops_the_test(make_model, make_trainer, synthetic_batch, bad) -> None:
+    model = make_model(Oracle)
+    wrong = synthetic_batch._replace(mask=synthetic_batch.mask.float() * math.nan)  # which are the Oracle's scores
+    batches = [wrong if place == bad else synthetic_batch for place in range(2)]
+    loader = torch.utils.data.DataLoader([0, 1], batch_size=None, collate_fn=batches.__getitem__)
+    with pytest.raises(ValueError, match="scores are NaN or infinite"):
+        make_trainer().test(model, loader, verbose=False)
+
+
 def test_what_is_held_out_is_validated_each_epoch(make_model, make_trainer, make_data) -> None:
     trainer = make_trainer()
     trainer.fit(make_model(), make_data(category="ring", images=8, holdout=0.5))

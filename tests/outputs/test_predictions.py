@@ -125,3 +125,10 @@ def test_folders_are_kept_for_data_without_an_index(kit, monkeypatch):
     monkeypatch.delattr(kit.data, "part")
     predict(kit, kit.data(kit.samples("/in/ring/good/1.png", "/in/nut/good/1.png")))
     assert files(kit, "maps") == ["in/nut/good/1.png", "in/ring/good/1.png"]
+
+
+def test_it_is_told_when_no_overlay_has_colour(kit, photos, capsys):
+    predict(kit, photos)
+    assert "No overlay" not in capsys.readouterr().out
+    predict(kit, kit.data(photos.samples[:1], size=(30, 40)))
+    assert "No overlay is coloured: colour begins at 0.5 and no map reaches it." in capsys.readouterr().out
