@@ -190,6 +190,21 @@ def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, op
     assert whole(tmp_path)
 
 
+def test_a_benchmark_on_a_full_disk_ends_in_one_line(tmp_path) -> None:
+    plan = {
+        "auxiliary": "surfaces_auxiliary",
+        "data": [{"class_path": "surfaces", "init_args": {"images": 2, "category": "gear"}}],
+        "models": ["local_stats"],
+        "seeds": [1],
+        "trainer": {"accelerator": "cpu"},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    codes, _, err = run(1, ["benchmark", "--config", "plan.yaml"], tmp_path, fault=partial(full_disk, 1000))
+    assert codes == [2], err
+    assert "kanoclip: error: Cannot write " in err[0]
+    assert "Traceback" not in err[0]
+
+
 def test_a_csv_takes_all_of_a_batch_or_nothing_when_the_disk_is_full(tmp_path) -> None:
     codes, _, _ = run(1, ["--version"], tmp_path, fault=partial(fill, tmp_path / "x.csv"))
     assert codes == [0]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from itertools import chain
 from pathlib import Path
 
@@ -211,6 +213,22 @@ def test_an_error_of_one_process_ends_all_and_is_told(options, images, tmp_path)
     assert sum("broken.png: it is not an image" in text for text in err) == 1
     assert sum("lost the connection to the other processes" in text for text in err) == 1
     assert "Traceback" not in "".join(err)
+
+
+def kill_the_second() -> None:
+    """Have the second process killed by the system in its first step."""
+    from kanoclip.models.base import AnomalyModule
+
+    if os.environ["RANK"] == "1":
+        AnomalyModule.training_step = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+
+
+def test_a_process_that_is_killed_ends_the_others_in_one_line(options, tmp_path) -> None:
+    codes, _, err = run(2, options("fit", 4, *EPOCHS, "1"), tmp_path, fault=kill_the_second)
+    assert codes == [2, -signal.SIGKILL]
+    assert err[0].splitlines()[-1].startswith("kanoclip: error: lost the connection to the other processes; ")
+    assert "Traceback" not in err[0]
+    assert not list(tmp_path.rglob("run.json"))  # it does not count as finished
 
 
 def shares(monkeypatch, size: int, batch_size: int, world: int, seed: int | None) -> list[list]:
