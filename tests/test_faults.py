@@ -193,7 +193,7 @@ def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, op
 def test_a_benchmark_on_a_full_disk_ends_in_one_line(tmp_path) -> None:
     plan = {
         "auxiliary": "surfaces_auxiliary",
-        "data": [{"class_path": "surfaces", "init_args": {"images": 2, "category": "gear"}}],
+        "data": [{"class_path": "surfaces", "init_args": {"images": 2, "category": "gear", "num_workers": 0}}],
         "models": ["local_stats"],
         "seeds": [1],
         "trainer": {"accelerator": "cpu"},
