@@ -267,7 +267,7 @@ def test_no_private_name_of_a_dependency_is_imported_and_versions_are_bounded() 
                 assert private == [], path
     project = (package.parent / "pyproject.toml").read_text()
     assert '"lightning>=2.6,<2.7"' in project
-    assert '"jsonargparse[signatures]>=4.49,<5"' in project
+    assert '"jsonargparse[signatures]>=4.51,<5"' in project
 
 
 @pytest.mark.parametrize("path", [path for kind in NAMES.values() for path in kind.values()])
