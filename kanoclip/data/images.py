@@ -207,9 +207,15 @@ def _decode(path: str, indices: bool = False, least: int | None = None) -> Pixel
             deep = _deep_colour(path, file)
             if least and Path(path).suffix.lower() in (".jpg", ".jpeg"):
                 file.draft(None, (least, least))  # does nothing to what is not a JPEG
+            form = file.format, file.mode, file.info.get("compression")
+            if ycbcr := form == ("TIFF", "RGB", "raw") and file.getexif().get(262) == 6:  # 262: the meaning of channels
+                # Pillow below 13 expects a fourth one and takes YCbCr for RGB.
+                file.tile = [(*tile[:3], ("RGB", *tile[3][1:])) for tile in file.tile]
             image = ImageOps.exif_transpose(file)
             if deep:
                 return _opencv(path)
+            if ycbcr:
+                image = Image.frombytes("YCbCr", image.size, image.tobytes())
             if image.mode.startswith(("I", "F", "L")) and image.mode not in ("LA", "La", "LAB"):
                 return np.asarray(image)
             if image.mode in ("P", "1") and indices:

@@ -62,6 +62,7 @@ def expected(image: Image.Image, mode: str) -> np.ndarray:
 
 
 @given(kind=st.sampled_from(KINDS), height=SIDES, width=SIDES, seed=SEEDS)
+@example(kind=("tif", "YCbCr"), height=9, width=13, seed=0)  # Pillow below 13 calls it truncated
 def test_every_mode_is_read_as_pillow_shows_it(folder, kind, height, width, seed) -> None:
     suffix, mode = kind
     image = drawn(mode, height, width, seed)
