@@ -73,8 +73,8 @@ def check(argv: Sequence[str]) -> None:
         _check_option(key, options, configs)
         if value is None and not re.search(r"^-h$|help$|^--print_config$", key):
             raise UsageError(f"{key} needs a value: {key} VALUE.")
-    for path in _values(options, *CONFIG):
-        _check_config(path)
+    for path, config in zip(filter(None, _values(options, *CONFIG)), configs, strict=True):
+        _check_config(path, config)
     given = any(_parts(key) == ["data"] for key, _ in pairs) or any(config.get("data") for config in configs)
     if not given and not any(key in ("-h", "--help") or key.endswith((".help", "print_config")) for key, _ in pairs):
         raise UsageError(f"{argv[0]} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
@@ -152,9 +152,8 @@ def _check_option(key: str, argv: Sequence[str], configs: Sequence[dict[str, Any
             raise UsageError(_unknown(f"{group}.", parts[depth], accepted))
 
 
-def _check_config(path: str) -> None:
+def _check_config(path: str, config: dict[str, Any]) -> None:
     """Raise if a config has a key that surely does not exist, and tell the file."""
-    config = read_config(path)
     for key in _keys(config):
         try:
             _check_option(f"--{key}", [], [config])

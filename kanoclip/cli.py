@@ -138,9 +138,9 @@ class KanoclipCLI(LightningCLI):
             raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
         if chosen.get("data") is None:
             raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
-        data = build(chosen.data)
-        data.index()  # a wrong path or category is told before gigabytes of backbone are loaded
-        identity = data.identity
+        self._early = build(chosen.data)
+        self._early.index()  # a wrong path or category is told before gigabytes of backbone are loaded
+        identity = self._early.identity
         name = model_name(chosen.model.class_path)
         runs = Path(chosen.trainer.default_root_dir or RUNS)
         if verb == "fit" and self.checkpoint == "last":
@@ -185,6 +185,7 @@ class KanoclipCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse to test what was never fitted, and say what a reader of the numbers must know."""
+        self.datamodule.adopt(self._early)
         if self.subcommand != "fit" and self.checkpoint is None and self.model.needs_training:
             raise self._no_fit(self.model.name, self.datamodule.identity)
         for kind, built in self.model.describe_components().items():

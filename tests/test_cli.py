@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 import kanoclip
 from kanoclip.__main__ import main
 from kanoclip.cli import learns
+from kanoclip.data.surfaces import Surfaces
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.registry import NAMES, expand
 
@@ -121,6 +122,13 @@ def test_a_wrong_path_or_category_is_told_before_any_backbone_is_loaded(options,
         said = capsys.readouterr().err
         assert answer in said
         assert said.count("\n") == 1
+
+
+def test_the_index_is_read_once_by_a_command(monkeypatch) -> None:
+    read, samples = [], Surfaces.samples
+    monkeypatch.setattr(Surfaces, "samples", lambda self: read.append(self) or samples(self))
+    assert main(["test", *UNSEEN, "--model", "local_stats", "--model.image_size", "32"]) == 0
+    assert len(read) == 1
 
 
 def test_a_users_model_with_a_name_of_its_own_is_tested_after_its_fit(folder, tiny_options, monkeypatch) -> None:

@@ -242,6 +242,10 @@ class AnomalyDataModule(LightningDataModule, ABC):
             )
         return self._samples
 
+    def adopt(self, other: AnomalyDataModule) -> None:
+        """Take the index that another one of the same options has read, not to read it again."""
+        self._samples = other.index()
+
     def _chosen(self, found: set[str]) -> set[str]:
         if self.category in (None, "all"):
             return found

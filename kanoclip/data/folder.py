@@ -71,8 +71,7 @@ class Folder(AnomalyDataModule):
         normal, abnormal = self._folders(root, self.normal, "normal"), self._folders(root, self.abnormal, "abnormal")
         mask_folder = self._folders(root, [self.masks], "masks") if self.masks else []
         if not normal and not abnormal:
-            inside = [folder.resolve() for folder in mask_folder]
-            images = [path for path in list_images(root) if not any(f in path.resolve().parents for f in inside)]
+            images = _outside(root, mask_folder)
             if not images:
                 raise FileNotFoundError(
                     f"No images in {root}: looked for {', '.join(IMAGE_SUFFIXES)}, sub-folders included. "
@@ -81,17 +80,7 @@ class Folder(AnomalyDataModule):
             return [self._unlabelled(path) for path in images]
 
         found = {folder: list_images(folder) for folder in (*abnormal, *normal)}
-        known = [folder.resolve() for folder in (*normal, *abnormal, *mask_folder, root / "masks")]
-        left = [path for path in list_images(root) if not any(folder in path.resolve().parents for folder in known)]
-        if left:
-            places = sorted({str(root / path.relative_to(root).parts[0]) for path in left})
-            names = f"{' or '.join(self.normal)} or {' or '.join(self.abnormal)}"
-            more = f" and {len(places) - 3} other places" if len(places) > 3 else ""
-            log.warning(
-                "%d images are in no folder named %s, so they are left out: %s%s. To use them: --data.normal, "
-                "--data.abnormal.",
-                len(left), names, ", ".join(places[:3]), more,
-            )  # fmt: skip
+        self._tell_left(root, _outside(root, [*normal, *abnormal, *mask_folder, root / "masks"]))
         masks = pair_masks(_names(found, abnormal, normal), mask_folder[0]) if mask_folder else {}
         samples = [
             Sample(str(path), (), NORMAL, self.category_name, "good") for folder in normal for path in found[folder]
@@ -102,6 +91,18 @@ class Folder(AnomalyDataModule):
                 defect = below[0] if len(below) > 1 else folder.name
                 samples.append(Sample(str(path), masks.get(path, ()), ANOMALOUS, self.category_name, defect))
         return samples
+
+    def _tell_left(self, root: Path, images: list[Path]) -> None:
+        """Tell of images that are used as neither normal nor anomalous."""
+        if not images:
+            return
+        places = sorted({str(root / path.relative_to(root).parts[0]) for path in images})
+        more = f" and {len(places) - 3} other places" if len(places) > 3 else ""
+        log.warning(
+            "%d images are in no folder named %s, so they are left out: %s%s. To use them: --data.normal, "
+            "--data.abnormal.",
+            len(images), " or ".join([*self.normal, *self.abnormal]), ", ".join(places[:3]), more,
+        )  # fmt: skip
 
     def _unlabelled(self, path: Path) -> Sample:
         return Sample(str(path), (), UNKNOWN, self.category_name)
@@ -119,6 +120,12 @@ class Folder(AnomalyDataModule):
             f"Sort the images into {folder / 'normal'} and {folder / 'abnormal'}, or name such folders with "
             f"--data.normal and --data.abnormal; predict needs no labels."
         )
+
+
+def _outside(root: Path, folders: list[Path]) -> list[Path]:
+    """Images below root that are in none of the folders."""
+    inside = [folder.resolve() for folder in folders]
+    return [path for path in list_images(root) if not any(folder in path.resolve().parents for folder in inside)]
 
 
 def _names(found: dict[Path, list[Path]], abnormal: list[Path], normal: list[Path]) -> dict[str, list[Path]]:
