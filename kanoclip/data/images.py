@@ -170,6 +170,8 @@ def _load_mask(path: str, indices: bool) -> Pixels:
     if pixels.ndim != 2 or pixels.size == 0 or pixels.dtype.kind not in "buif":
         found = f"shape {pixels.shape} and type {pixels.dtype}"
         raise UnreadableImageError(path, f"it holds an array of {found}, expected one number per pixel, (H, W).")
+    if Image.MAX_IMAGE_PIXELS and pixels.size > 2 * Image.MAX_IMAGE_PIXELS:  # a small .mat may unpack to gigabytes
+        raise UnreadableImageError(path, f"{_too_large()} Cut it into tiles or shrink it.")
     return pixels
 
 

@@ -30,8 +30,10 @@ def list_tree(root: Path) -> list[str]:
     """
     root = root.resolve()
     cached = _read("lists", root)
-    if cached and all(_changed(root / folder) == when for folder, when in cached["folders"].items()):
-        return list(cached["files"])
+    known, listed = cached.get("folders"), cached.get("files")
+    told = known and isinstance(known, dict) and isinstance(listed, list)
+    if told and all(_changed(root / folder) == when for folder, when in known.items()):
+        return list(listed)
     started = time.time_ns()
     folders, files = _walk(root)
     if len(files) >= WORTH_CACHING and all(when < started - SETTLED for when in folders.values()):
@@ -50,7 +52,8 @@ def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable
         paths: Files, relative to it.
         compute: Path -> fact, something that JSON can hold. What it raises passes through, and nothing is kept.
     """
-    root, known = root.resolve(), _read(purpose, root.resolve()) or {}
+    root, known = root.resolve(), _read(purpose, root.resolve())
+    known = {path: fact for path, fact in known.items() if isinstance(fact, list) and fact}
     states = {path: list(_state(root / path)) for path in paths}
     missing = [path for path, state in states.items() if known.get(path, [None])[:-1] != state]
     with ThreadPoolExecutor() as pool:
@@ -100,11 +103,12 @@ def _file(purpose: str, root: Path) -> Path:
     return cache_folder() / purpose / f"{hashlib.sha256(str(root).encode()).hexdigest()[:24]}.json"
 
 
-def _read(purpose: str, root: Path) -> Any:
+def _read(purpose: str, root: Path) -> dict[str, Any]:
     try:
-        return json.loads(_file(purpose, root).read_text(encoding="utf-8"))
+        content = json.loads(_file(purpose, root).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # none yet, or written by a run that was killed: made anew
+        content = None  # none yet, or damaged: made anew
+    return content if isinstance(content, dict) else {}
 
 
 def _write(purpose: str, root: Path, content: Any) -> None:

@@ -237,6 +237,13 @@ def test_the_only_array_of_a_mat_file_is_its_label_map(tmp_path):
     assert read_mask([tmp_path / "a.mat"]).tolist() == [[0, 1], [1, 0]]
 
 
+def test_a_mat_file_that_unpacks_to_too_many_pixels_is_an_error(tmp_path, monkeypatch):
+    scipy.io.savemat(tmp_path / "a.mat", {"label": np.zeros((20, 20), np.uint8)}, do_compression=True)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImageError, match=r"a\.mat: it has more than .* million pixels.*tiles"):
+        read_mask([tmp_path / "a.mat"])
+
+
 def test_a_mat_file_of_two_arrays_is_an_error_that_names_them(tmp_path):
     scipy.io.savemat(tmp_path / "a.mat", {"one": np.zeros((2, 2)), "two": np.zeros((2, 2))})
     with pytest.raises(

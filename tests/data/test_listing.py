@@ -54,11 +54,17 @@ def test_a_folder_that_has_just_changed_is_not_trusted_yet(tree):
     assert cached(tree) == []
 
 
-def test_a_cache_cut_short_is_made_anew(tree):
+@pytest.mark.parametrize("content", ['{"folders": {"', "[1]", '{"folders": 3}', '{"folders": {".": 0}, "files": 3}'])
+def test_a_damaged_cache_is_made_anew(tree, content):
     list_tree(tree)
     (file,) = cached(tree)
-    file.write_text(file.read_text()[:20])
+    file.write_text(content)
     assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+    file.unlink()
+    remembered("facts", tree, ["b.txt"], os.path.getsize)
+    (file,) = cached(tree)
+    file.write_text(content.replace("folders", "b.txt"))
+    assert remembered("facts", tree, ["b.txt"], os.path.getsize) == {"b.txt": 0}
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tree, monkeypatch):
