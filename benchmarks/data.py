@@ -21,8 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jsonargparse import auto_cli
-
-import kanoclip
+from side_by_side import machine, publish, table
 
 CATEGORIES, NORMAL, ANOMALOUS = 30, 3324, 1711  # of Real-IAD: 99,720 and 51,330 images in all
 RUNS = 5
@@ -124,22 +123,16 @@ def main(output: Path = Path("runs/benchmarks/data.md"), size: int = 518) -> Non
         output: Markdown file to write.
         size: Side that pictures are resized to, pixels.
     """
-    lines = [f"kanoclip {kanoclip.__version__}, {os.cpu_count()} cores, medians of {RUNS} runs", ""]
+    indexes, readings = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         draw_index(root / "data")
-        lines += [
-            "| index of Real-IAD's size | images | first time, s | again, s | memory, MB |",
-            "|---|---|---|---|---|",
-        ]
         time.sleep(2.5)  # folders that have just changed are not cached
         for name in ("real_iad", "patterns"):
             first = [measure_index(root / "data", root / f"cache{name}{i}", name) for i in range(RUNS)]
             again = [measure_index(root / "data", root / f"cache{name}{i}", name) for i in range(RUNS)]
             cold, warm = (statistics.median(run[0] for run in runs) for runs in (first, again))
-            memory = max(run[1] for run in [*first, *again])
-            lines.append(f"| {name} | {first[0][2]:,} | {cold:.2f} | {warm:.2f} | {memory:.0f} |")
-        lines += ["", f"| reading, to {size} px | pictures a second, one process |", "|---|---|"]
+            indexes.append([name, f"{first[0][2]:,}", cold, warm, max(run[1] for run in [*first, *again])])
         for height, width, suffix in (
             (512, 512, ".png"),
             (1024, 1024, ".png"),
@@ -149,11 +142,11 @@ def main(output: Path = Path("runs/benchmarks/data.md"), size: int = 518) -> Non
             place = root / f"{height}{suffix[1:]}"
             place.mkdir()
             rate = measure_reading(draw_pictures(place, height, width, suffix), size)
-            lines.append(f"| {width} x {height} {suffix[1:].upper()} | {rate:.1f} |")
-    text = "\n".join(lines)
-    print(text)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text + "\n")
+            readings.append([f"{width} x {height} {suffix[1:].upper()}", rate])
+    lines = [machine("numpy", "opencv-python-headless", "pillow"), "", f"Medians of {RUNS} runs.", ""]
+    lines += table(["index of Real-IAD's size", "images", "first time, s", "again, s", "memory, MB"], indexes)
+    lines += ["", *table([f"reading, to {size} px", "pictures a second, one process"], readings)]
+    publish(lines, output)
 
 
 if __name__ == "__main__":
