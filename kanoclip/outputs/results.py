@@ -54,7 +54,13 @@ class ResultsWriter(Callback):
         samples = samples[: int(min(reached, len(samples)))]
         self._chosen = {path: turn for turn, path in enumerate(choose(samples)[: self.overlays])}
         self._range = ScoreRange(len(samples) or int(min(reached, sys.maxsize)))
-        self._start = time.monotonic()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start the clock with the first batch: what an image takes does not depend on how workers are started."""
+        if batch_idx == 0:
+            self._start = time.monotonic()
 
     def on_test_batch_end(
         self,

@@ -62,26 +62,27 @@ def results_table(results: Results, title: str | None = None) -> Table:
         title: A line above the table.
 
     Returns:
-        Categories as rows, the mean last, image metrics left of pixel metrics; a dash where a value is not defined,
-        and behind a mean the number of categories it is over, unless it is over all.
+        Categories as rows, the mean of several last, image metrics left of pixel metrics; a dash where a value is not
+        defined, and behind a mean the number of categories it is over, unless it is over all.
     """
     *rows, mean = results_rows(results)
     undefined = any(row[metric] is None for row in rows for metric in METRICS)
+    notes = [f"{UNDEFINED} not defined: needs normal and anomalous images (image), masks of defects (pixel)."]
+    notes += ["n: mean over n categories, those where it is defined."] * (len(rows) > 1)
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
-        caption=f"{UNDEFINED} not defined: needs normal and anomalous images (image), masks of defects (pixel).\n"
-        "n: mean over n categories, those where it is defined."
-        if undefined
-        else None,
+        caption="\n".join(notes) if undefined else None,
     )
     table.add_column("category", no_wrap=True)
     for name in ("normal", "anomalous", *METRICS):
         table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["category"], str(row["normal"]), str(row["anomalous"]), *(_cell(row[m]) for m in METRICS))
+    if len(rows) == 1:
+        return table  # its mean is itself
     table.add_section()
     means = []
     for metric in METRICS:
