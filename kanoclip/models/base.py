@@ -65,6 +65,10 @@ class AnomalyModule(LightningModule):
         if "name" not in vars(cls):  # or a user's subclass would pass for its parent in run folders
             cls.name = cls.__name__
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the thread that counts can be neither copied nor pickled; an epoch that was stopped leaves it behind
+        return {**super().__getstate__(), "_counter": None, "_counting": None}
+
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the terms of the training loss by name, weighted; their sum is minimised."""
         raise NotImplementedError(f"{type(self).__name__} learns nothing: it has no losses.")
@@ -192,7 +196,7 @@ class AnomalyModule(LightningModule):
 
     def _finish_metrics(self, stage: str) -> None:
         self._wait()
-        self._counter = self._counting = None  # neither can be copied or pickled
+        self._counter = self._counting = None
         self.results = {}
         # every process sums each of them, in one order, with all others
         for category in sorted({name for names in gather(list(self._metrics)) for name in names}):
