@@ -46,16 +46,21 @@ def prepare(argv: Sequence[str]) -> list[str]:
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
     configs = [read_config(value) for key, value in options if key in CONFIG and value]
     options = [(key, _expand_value(key, value)) for key, value in options]
-    named = [config["model"] for config in configs if config.get("model")]
-    chosen = [value for key, value in options if _parts(key) == ["model"]] or [
-        model for model in named if isinstance(model, str) or "class_path" in model
-    ]
-    prepared = [] if chosen else [f"--model={DEFAULT_MODEL}"]
+    prepared = [] if names_model(argv) else [f"--model={DEFAULT_MODEL}"]
     for key, value in sorted(options, key=lambda option: _rank(option[0])):
         if configs and _parts(key) in (["model"], ["data"]):
             prepared.append(f"--{_parts(key)[0]}=null")
         prepared.append(key if value is None else f"{key}={value}")
     return [verb, *prepared]
+
+
+def names_model(argv: Sequence[str]) -> bool:
+    """Whether a command line or one of its configs says which model."""
+    options = _pairs(argv[1:])
+    named = [config["model"] for config in _configs(argv[1:]) if config.get("model")]
+    return any(_parts(key) == ["model"] for key, _ in options) or any(
+        isinstance(model, str) or "class_path" in model for model in named
+    )
 
 
 def check(argv: Sequence[str]) -> None:
@@ -220,8 +225,8 @@ def read_config(path: str, kind: str | None = None) -> dict[str, Any]:
         content = get_loader("yaml")(Path(path).read_text(encoding="utf-8")) or {}  # 1e-3 is a number, as when parsed
     except OSError as error:
         raise UsageError(f"No config at {path} ({error.strerror}). Configs that ship are in configs/.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} should hold keys such as data, model and trainer, got {str(content)[:40]!r}.")
     return dict(expand(content, f" in {path}", kind))

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from kanoclip.__main__ import VERBS, complain
-from kanoclip.arguments import UsageError, mistake, prepare, take_checkpoint
+from kanoclip.arguments import UsageError, mistake, names_model, prepare, take_checkpoint
 from kanoclip.outputs import ExampleMaps, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.registry import NAMES, available, expand_argv, load_class, name_of
 from kanoclip.runs import (
@@ -86,6 +86,7 @@ class KanoclipCLI(LightningCLI):
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv, given = take_checkpoint(prepare(argv))
+        self.names_model = names_model(argv)
         self.checkpoint: str | Path | None = given
         self.about: dict[str, Any] = {}
         super().__init__(
@@ -130,7 +131,7 @@ class KanoclipCLI(LightningCLI):
         verb = str(self.subcommand)
         chosen = self.config[verb]
         if "verbose" in chosen:
-            chosen["verbose"] = False  # ResultsWriter prints the table
+            chosen["verbose"] = False  # ResultsWriter prints a table
         if "return_predictions" in chosen:
             chosen["return_predictions"] = False  # PredictionWriter has them on disk; in memory they would add up
         precision = str(chosen.trainer.precision or "")
@@ -148,7 +149,7 @@ class KanoclipCLI(LightningCLI):
             if self.checkpoint is None:
                 raise NoFitError(f"No fit of {name} on {identity} in {runs}/fit to go on with. Leave out --ckpt_path.")
         elif verb != "fit" and self.checkpoint in (None, "last"):
-            self.checkpoint = newest_fit(runs, name, but_not=identity)
+            self.checkpoint = newest_fit(runs, name, but_not=None if verb == "validate" else identity)
             if self.checkpoint is None and learns(chosen.model):  # told before gigabytes of backbone are loaded
                 raise self._no_fit(name, identity)
         if self.checkpoint is None:
@@ -157,9 +158,16 @@ class KanoclipCLI(LightningCLI):
         note(f"checkpoint {self.checkpoint}: {about['model']}, fitted on {about['auxiliary']}.")
         if verb != "fit" and about["auxiliary"] == identity:
             note(f"this is NOT zero-shot: {identity} was the auxiliary set of the fit.")
+        if verb == "fit" and about["auxiliary"] != identity:
+            raise ContradictionError(
+                f"The checkpoint {self.checkpoint} was fitted on {about['auxiliary']}; a fit on {identity} cannot go "
+                f"on with it: it would pass for one on {identity} alone. Leave out --ckpt_path to fit anew."
+            )
         if stored:
-            asked = self.parser.parse_args(self.argv, defaults=False)[verb].get("model")
-            check_agreement(asked.as_dict(), stored, about["components"], Path(self.checkpoint), "model")
+            asked = self.parser.parse_args(self.argv, defaults=False)[verb].get("model").as_dict()
+            if not self.names_model:  # the default is nobody's wish
+                asked = {**stored, "init_args": asked.get("init_args")}
+            check_agreement(asked, stored, about["components"], Path(self.checkpoint), "model")
             chosen["model"] = None  # or settings that were not asked for would stay
             self.config = self.parser.parse_object({verb: {"model": stored}}, self.config)
         self.about = about

@@ -29,16 +29,17 @@ def newest_fit(folder: Path, model: str, auxiliary: str | None = None, but_not: 
         auxiliary: Only fits on this data set, finished or not; else only finished ones.
         but_not: Not those that were fitted on this data set.
     """
-    found: list[tuple[float, Path]] = []
     if auxiliary is not None:
-        checkpoints = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
-        found = [(path.stat().st_mtime, path) for path in checkpoints]
-    else:
-        for record in (folder / "fit").glob("**/run.json"):
-            content = json.loads(record.read_text(encoding="utf-8"))
-            path = record.parent / content["ckpt"]
-            if content["model"] == model and content["auxiliary"] != but_not and path.is_file():
-                found.append((record.stat().st_mtime, path))
+        begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
+        newest = sorted(begun, key=lambda path: path.stat().st_mtime, reverse=True)
+        # sets of one name share a folder, wherever they are
+        return next((path for path in newest if read_checkpoint(path)[0]["auxiliary"] == auxiliary), None)
+    found: list[tuple[float, Path]] = []
+    for record in (*(folder / "fit").glob("**/run.json"), *folder.glob("run.json")):  # the last: without a logger
+        content = json.loads(record.read_text(encoding="utf-8"))
+        path = record.parent / content["ckpt"]
+        if content["model"] == model and content["auxiliary"] != but_not and path.is_file():
+            found.append((record.stat().st_mtime, path))
     return max(found)[1] if found else None
 
 

@@ -100,6 +100,33 @@ def test_a_model_is_not_tested_on_its_own_auxiliary_set_unless_told_to(fit, caps
     assert read("runs/test/kanoclip/surfaces_auxiliary/version_0/results.json")["zero_shot"] is False
 
 
+def test_what_is_held_out_of_a_fit_is_validated_with_it_and_the_metrics_are_printed(fit, capsys) -> None:
+    fit("--data.images", "4", "--data.holdout", "0.5")
+    capsys.readouterr()
+    assert main(["validate", *SEEN, "--data.images", "4", "--data.holdout", "0.5"]) == 0
+    printed = capsys.readouterr()
+    assert f"checkpoint {FIT}/version_0/checkpoints/last.ckpt" in printed.err
+    (row,) = [line.split() for line in printed.out.splitlines() if line.strip().startswith("wood")]
+    assert row[1:3] == ["1", "1"]  # normal and anomalous
+
+
+def test_a_checkpoint_alone_says_which_model_it_is_of(tiny_options, capsys) -> None:
+    assert main(["fit", *SEEN, "--model", "clip_vv_knpl", *tiny_options, "--trainer.max_epochs", "1"]) == 0
+    checkpoint = "runs/fit/clip_vv_knpl/surfaces_auxiliary/version_0/checkpoints/last.ckpt"
+    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint]) == 0
+    assert "clip_vv_knpl: surfaces_auxiliary -> surfaces" in capsys.readouterr().out
+    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint, "--model", "kanoclip"]) == 2
+    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint, "--model.adapter", "linear"]) == 2
+    assert "was fitted with model.adapter" in capsys.readouterr().err
+
+
+def test_a_fit_does_not_go_on_from_one_on_other_data(fit, tiny_options, capsys) -> None:
+    fit()
+    checkpoint = f"{FIT}/version_0/checkpoints/last.ckpt"
+    assert main(["fit", *UNSEEN, *tiny_options, "--ckpt_path", checkpoint]) == 2
+    assert "was fitted on surfaces_auxiliary; a fit on surfaces cannot go on with it" in capsys.readouterr().err
+
+
 def test_without_a_fit_the_command_to_type_is_told_before_any_backbone_is_loaded(monkeypatch, capsys) -> None:
     monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
     for verb in ("test", "predict", "validate"):

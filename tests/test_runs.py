@@ -16,7 +16,7 @@ def fitted(root: Path, version: str, age: float, model="kanoclip", auxiliary="mv
     run = root / "fit" / model / folder_name(auxiliary) / version
     (run / "checkpoints").mkdir(parents=True)
     checkpoint = run / "checkpoints" / "last.ckpt"
-    checkpoint.touch()
+    torch.save({"kanoclip": {"auxiliary": auxiliary}}, checkpoint)
     files = [checkpoint]
     if finished:
         files.append(run / "run.json")
@@ -37,6 +37,13 @@ def test_a_test_takes_the_newest_finished_fit_of_its_model_on_another_set(tmp_pa
     assert newest_fit(tmp_path, "kanoclip", auxiliary="mvtec") == unfinished  # to resume
     assert newest_fit(tmp_path, "kanoclip", auxiliary="surfaces") is None
     assert newest_fit(tmp_path / "empty", "kanoclip", but_not="visa") is None
+
+
+def test_a_fit_is_resumed_on_its_own_data_though_others_of_that_name_share_its_folder(tmp_path) -> None:
+    wanted = fitted(tmp_path, "version_0", age=2, auxiliary="folder /a/images")
+    fitted(tmp_path, "version_1", age=1, auxiliary="folder /b/images")
+    assert newest_fit(tmp_path, "kanoclip", auxiliary="folder /a/images") == wanted
+    assert newest_fit(tmp_path, "kanoclip", auxiliary="folder /c/images") is None
 
 
 def test_a_fit_whose_checkpoint_was_deleted_is_passed_over(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What a test leaves behind: a table, results.json, results.csv and a few overlays."""
+"""What a test leaves behind: a table, results.json, results.csv and a few overlays; of a validation the table."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from kanoclip import __version__
 from kanoclip.outputs.files import plain, sha256, write_image, write_json, write_text
@@ -29,6 +30,8 @@ LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumenta
 
 class ResultsWriter(Callback):
     """Prints the metrics of a test and writes them, with all that is needed to get the same numbers again.
+
+    Those of ``validate`` are printed alone; in a fit they are in its log.
 
     Args:
         overlays: How many panels to write, spread over categories, labels and kinds of defect; 0 for none.
@@ -92,8 +95,13 @@ class ResultsWriter(Callback):
         write_text(folder / "results.csv", results_csv(results))
         write_json(folder / "results.json", report)  # last: where it is, the rest is too
         print(f"\n{headline(report)}")
-        print(table_text(results_table(results), colour=False))
+        print(table_text(results_table(results)))
         print(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the metrics of what is held out."""
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            print(table_text(results_table(getattr(pl_module, "results", {}))))
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
