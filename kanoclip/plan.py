@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,7 +185,7 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
         key: (label, spec, learns(parse_spec("model", spec, file)))
         for key, (label, spec) in name_each("model", (one for *_, models in specs for one in models), file).items()
     }
-    jobs: list[tuple[int, Job]] = []
+    jobs: dict[Path, tuple[int, Job]] = {}
     for part, (first, tested, chosen) in zip(parts, specs, strict=True):
         auxiliary, data = sets[text(first)], tuple(sets[text(one)] for one in tested)
         if same := [one.label for one in data if one.identity == auxiliary.identity]:
@@ -200,11 +200,17 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
             seeds = part["seeds"][:1] if does_learn is False else part["seeds"]
             folders = [output / f"{stem}-seed{seed}" for seed in seeds]
             for turn, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
-                name = label + f" on {auxiliary.label}" * (len(parts) > 1) + f", seed {seed}" * (len(seeds) > 1)
+                if folder in jobs:  # what learns nothing is the same in every protocol
+                    known = jobs[folder][1]
+                    more = tuple(one for one in data if one not in known.data)
+                    jobs[folder] = turn, replace(known, data=(*known.data, *more))
+                    continue
+                fitted_on = f" on {auxiliary.label}" * (len(parts) > 1 and does_learn is not False)
+                name = f"{label}{fitted_on}" + f", seed {seed}" * (len(seeds) > 1)
                 about = (label, name, model, does_learn, auxiliary, data, seed, part["trainer"], folder, folders[0])
-                jobs.append((turn, Job(*about)))
-    ordered = [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
-    usual = usual_family(job.auxiliary.name for job in ordered for _ in job.data)
+                jobs[folder] = turn, Job(*about)
+    ordered = [job for _, job in sorted(jobs.values(), key=lambda pair: pair[0])]
+    usual = usual_family(sets[text(first)].name for first, tested, _ in specs for _ in tested)
     return Plan(ordered, None if family == "none" else family or usual)
 
 

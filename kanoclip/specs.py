@@ -47,7 +47,10 @@ def name_each(kind: str, specs: Iterable[Spec], file: str) -> dict[str, tuple[st
         PlanError: If two that differ would go by the same name.
     """
     each = {text(spec): spec for spec in specs}
-    short = {k: spec.get("label") or name_of(kind, spec["class_path"]).rpartition(".")[2] for k, spec in each.items()}
+    short = {
+        k: str(spec.get("label", "")) or name_of(kind, spec["class_path"]).rpartition(".")[2]
+        for k, spec in each.items()
+    }
     options = {key: _options(spec.get("init_args") or {}) for key, spec in each.items()}
     names = {}
     for key, spec in each.items():
@@ -84,14 +87,16 @@ def parse_spec(kind: str, spec: Spec, file: str) -> Any:
 
 
 def check_trainer(options: dict[str, Any], file: str) -> None:
-    """Check the options of the trainer, and that they ask for one device.
+    """Check the options of the trainer, and that they ask for one device and no logger.
 
     Raises:
-        PlanError: For an option that is not there, or for several devices.
+        PlanError: For an option that is not there, or one that is the benchmark's own: several devices, a logger.
     """
     parser = Parser()
     parser.add_lightning_class_args(Trainer, "trainer")
     _parse(parser, {"trainer": options}, [], file)
+    if "logger" in options:
+        raise PlanError(f"{file}: a benchmark finds its runs by their logger. Leave out trainer.logger.")
     if options.get("devices", 1) not in (1, "1") or options.get("num_nodes", 1) != 1:
         raise PlanError(
             f"{file} asks for several devices a run, but a benchmark gives each run one. Leave out trainer.devices and "

@@ -59,6 +59,16 @@ def test_a_protocol_takes_from_beside_it_what_it_does_not_say() -> None:
     ]
 
 
+def test_what_learns_nothing_is_one_job_for_all_protocols() -> None:
+    protocols = [{}, {"auxiliary": "surfaces_defects", "data": ["surfaces_auxiliary", CONTENT["data"][0]]}]
+    found = [(job.name, [one.name for one in job.data]) for job in plan(protocols=protocols, seeds=[1]).jobs]
+    assert found == [
+        ("local_stats", ["surfaces", "surfaces_auxiliary"]),
+        ("kanoclip on surfaces_auxiliary images=2", ["surfaces"]),
+        ("kanoclip on surfaces_defects", ["surfaces_auxiliary", "surfaces"]),
+    ]
+
+
 def test_a_simple_config_is_one_protocol() -> None:
     beside = {key: value for key, value in CONTENT.items() if key not in ("auxiliary", "data")}
     inside = {key: CONTENT[key] for key in ("auxiliary", "data")}
@@ -161,6 +171,7 @@ def test_a_job_is_finished_by_its_reports_or_if_the_first_seed_learned_nothing()
             {"models": [{"class_path": "kanoclip", "init_args": {"adaptor": "conv"}}]},
             "mine.yaml: Unknown option --model.adaptor. Did you mean --model.adapter?",
         ),
+        ({"trainer": {"logger": False}}, "mine.yaml: a benchmark finds its runs by their logger"),
         ({"models": [{"class_path": "nowhere.Model"}]}, "No module named 'nowhere'"),
         ({"models": [{"class_path": "clip", "label": "a"}, {"class_path": "local_stats", "label": "a"}]}, "called 'a'"),
         (

@@ -49,6 +49,7 @@ class Row(NamedTuple):
         model: Model, or method with the number of its source.
         auxiliary: What it was fitted on.
         values: Metric -> one value a seed; none where it is not defined.
+        by_seed: Metric -> seed -> the same; the seed None of what learned nothing stands for any.
         sets: Of an average: metric -> number of sets behind it, those where it is defined.
         of: Of an average: number of sets in all.
         domain: Domain of the data.
@@ -62,6 +63,7 @@ class Row(NamedTuple):
     model: str
     auxiliary: str
     values: dict[str, list[float]]
+    by_seed: Mapping[str, dict[int | None, float]] = MappingProxyType({})
     sets: Mapping[str, int] = MappingProxyType({})
     of: int = 0
     domain: str = ""
@@ -164,14 +166,21 @@ def _rows(tested: Sequence[Tested]) -> list[Row]:
         groups.setdefault((one.data, one.model, one.report["auxiliary"] or "nothing"), []).append(one)
     rows = []
     for (data, model, auxiliary), found in groups.items():
-        if all(one.report["checkpoint"] is None for one in found):
-            found = found[:1]  # nothing was learned: every seed gives the same
-        reports = [one.report for one in found]
-        values = {m: [v for r in reports if (v := r["results"]["mean"].get(m)) is not None] for m in METRICS}
+        free = all(one.report["checkpoint"] is None for one in found)
+        reports = [one.report for one in (found[:1] if free else found)]  # nothing was learned: seeds give the same
+        by_seed: dict[str, dict[int | None, float]] = {
+            metric: {
+                None if free else report["seed"]: value
+                for report in reports
+                if (value := report["results"]["mean"].get(metric)) is not None
+            }
+            for metric in METRICS
+        }
+        values = {metric: list(each.values()) for metric, each in by_seed.items()}
         cached = any(report["options"]["data"].get("cache") for report in reports)  # what is left out takes the time
         milliseconds = None if cached else 1000 * statistics.median(r["seconds_per_image"] for r in reports)
         about = {"domain": found[0].domain, "images": reports[0]["images"], "seeds": len(reports)}
-        rows.append(Row(data, model, auxiliary, values, milliseconds=milliseconds, **about))
+        rows.append(Row(data, model, auxiliary, values, by_seed, milliseconds=milliseconds, **about))
     return rows
 
 
@@ -192,14 +201,18 @@ def _averages(rows: Sequence[Row]) -> list[list[Row]]:
         for (model, _), mine in groups.items():
             values, sets = {}, {}
             for metric in METRICS:
-                defined = [row.values[metric] for row in mine if row.values[metric]]
-                seeds = min(map(len, defined), default=0)  # fewer than planned where a run failed
-                values[metric] = [statistics.fmean(found[seed] for found in defined) for seed in range(seeds)]
+                defined = [row.by_seed[metric] for row in mine if row.by_seed[metric]]
+                learned = [found for found in defined if None not in found]
+                every = learned[0] if learned else dict.fromkeys([None] * bool(defined), 0.0)
+                seeds = [seed for seed in every if all(seed in found for found in learned)]  # those that all sets have
+                values[metric] = [
+                    statistics.fmean(found.get(seed, found.get(None, math.nan)) for found in defined) for seed in seeds
+                ]
                 sets[metric] = len(defined)
             fitted = ", ".join(dict.fromkeys(row.auxiliary for row in mine))
-            seeds = min(row.seeds or 0 for row in mine)
+            behind = max(map(len, values.values()))
             name = f"mean of {count} {domain} sets"
-            section.append(Row(name, model, fitted, values, sets, count, domain, seeds=seeds))
+            section.append(Row(name, model, fitted, values, sets=sets, of=count, domain=domain, seeds=behind))
         sections.append(section)
     return sections
 

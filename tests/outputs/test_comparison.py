@@ -46,6 +46,14 @@ def test_seeds_are_averaged_with_their_deviation_and_what_learns_nothing_counts_
     assert (learned["pixel_auroc"], learned["source"]) == ("", "measured here")
 
 
+def test_the_average_over_sets_pairs_the_same_seeds() -> None:
+    found = [outcome("visa", seed=seed, image_auroc=0.1 * seed) for seed in (2, 3)]  # seed 1 failed
+    found += [outcome("btad", seed=seed, image_auroc=0.2 * seed) for seed in (1, 2, 3)]
+    mean = rows(Comparison(found))[-1]
+    assert float(mean["image_auroc"]) == pytest.approx((0.3 + 0.45) / 2)
+    assert (mean["seeds"], float(mean["image_auroc_std"])) == ("2", pytest.approx(0.15 / 2**0.5))
+
+
 def test_the_average_of_a_domain_is_over_sets_then_seeds_and_says_over_how_many_sets() -> None:
     found = [
         outcome("visa", seed=1, image_auroc=0.6, pixel_auroc=0.5),
