@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -24,6 +24,7 @@ from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.tree import Tree
+from kanoclip.outputs.files import write_image
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table
 from kanoclip.registry import NAMES, UnknownNameError, load_class, resolve
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if action == "check":
             return _check(data)
         return _show(data, **own) if action == "show" else _download(data, **own)
-    except (UnknownNameError, DownloadError, FileNotFoundError, ValueError) as error:
+    except (UnknownNameError, DownloadError, OSError, ValueError) as error:
         return complain(str(error))
     except KeyboardInterrupt:
         return 130
@@ -77,7 +78,7 @@ def _parser(action: str, name: str = "") -> ArgumentParser:
         parser.add_argument("--root", default="data", help="Folder that contains all data sets.")
     if action == "show":
         parser.add_argument("--output", default=None, help="PNG to write; runs/data/NAME.png by default.")
-        parser.add_argument("--count", type=int, default=24, help="How many images.")
+        parser.add_argument("--count", type=PositiveInt, default=24, help="How many images.")
     if action == "download":
         parser.add_argument("--accept_license", "--accept-license", action="store_true", help="Accept the licence.")
     return parser
@@ -206,8 +207,9 @@ def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
     chosen = varied(samples, count)
     sheet, skipped = contact_sheet(chosen, data.read)
     path = Path(output or f"runs/data/{data.name}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), sheet[..., ::-1])
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--output is {path}, expected a .png or .jpg file.")
+    write_image(path, sheet)
     print(f"{len(chosen) - len(skipped)} of {len(samples)} images of {data.name}: {path}")
     for text in skipped:
         print(f"kanoclip: {text}", file=sys.stderr)

@@ -167,9 +167,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def load_class(path: str) -> Any:
-    """Import the class of an import path."""
+    """Import the class of an import path.
+
+    Raises:
+        UnknownNameError: If there is none.
+    """
     module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UnknownNameError(f"Cannot import {path}: {error}.") from error
 
 
 def expand(config: Any, where: str = "", kind: str | None = None) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from rich.progress import track
@@ -185,7 +186,7 @@ def _whole(path: Path) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid4().hex}.part")  # machines that share a disk may share process numbers
     try:
         part.write_bytes(content)
         part.replace(path)

@@ -124,8 +124,9 @@ class Folder(AnomalyDataModule):
 
 def _outside(root: Path, folders: list[Path]) -> list[Path]:
     """Images below root that are in none of the folders."""
-    inside = [folder.resolve() for folder in folders]
-    return [path for path in list_images(root) if not any(folder in path.resolve().parents for folder in inside)]
+    inside = {folder.resolve() for folder in folders}
+    # of the folder that holds a file: the file itself may be a link to anywhere
+    return [path for path in list_images(root) if not inside & {(at := path.parent.resolve()), *at.parents}]
 
 
 def _names(found: dict[Path, list[Path]], abnormal: list[Path], normal: list[Path]) -> dict[str, list[Path]]:

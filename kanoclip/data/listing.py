@@ -30,10 +30,10 @@ def list_tree(root: Path) -> list[str]:
     """
     root = root.resolve()
     cached = _read("lists", root)
-    known, listed = cached.get("folders"), cached.get("files")
-    told = known and isinstance(known, dict) and isinstance(listed, list)
-    if told and all(_changed(root / folder) == when for folder, when in known.items()):
-        return list(listed)
+    match cached:
+        case {"folders": {**known}, "files": [*listed]} if known:
+            if all(_changed(root / str(folder)) == when for folder, when in known.items()):
+                return listed
     started = time.time_ns()
     folders, files = _walk(root)
     if len(files) >= WORTH_CACHING and all(when < started - SETTLED for when in folders.values()):

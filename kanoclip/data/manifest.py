@@ -62,7 +62,10 @@ class Manifest(AnomalyDataModule):
         if path.suffix.lower() not in (".csv", ".json", ".jsonl"):
             raise ValueError(f"Manifest {path} is neither .csv, .json nor .jsonl. Rename or convert it.")
         rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
-        return [self._sample(path, number, row) for number, row in rows]
+        try:
+            return [self._sample(path, number, row) for number, row in rows]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Manifest {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
     def _sample(self, manifest: Path, number: int, row: dict[str, Any]) -> Sample:
         def wrong(column: str, problem: str) -> str:

@@ -27,10 +27,13 @@ class MVTecTree(Tree):
 
     def find(self) -> tuple[Path, list[str]]:
         """Find the folder of the categories, or of one category."""
-        root = Path(self.root).expanduser().resolve()
-        if (root / "test").is_dir() and not (root / self.name).is_dir():
+        try:
+            return super().find()
+        except FileNotFoundError:
+            root = Path(self.root).expanduser().resolve()
+            if not (root / "test").is_dir():
+                raise
             return root.parent, [f"{root.name}/{path}" for path in list_tree(root)]
-        return super().find()
 
 
 class MVTecAD(MVTecTree):

@@ -7,10 +7,10 @@ import hashlib
 import json
 import math
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -27,8 +27,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         OSError: If the file cannot be written (disk full, no permission); names the file. The older one is kept.
     """
-    # One name per process and thread: two writers of the same file must not share the unfinished one.
-    unfinished = path.with_name(f".{path.name[:100]}.{os.getpid()}-{threading.get_ident()}.tmp")
+    # Two writers of the same file, maybe on two machines, must not share the unfinished one.
+    unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(data)

@@ -31,6 +31,19 @@ def test_images_in_folders_of_other_names_are_told(write, tmp_path, caplog):
     assert f"3 images are in no folder named normal or abnormal, so they are left out: {places}." in caplog.text
 
 
+def test_images_and_masks_may_be_links(write, tmp_path, caplog):
+    root = tmp_path / "data"
+    for name in ("normal/1.png", "abnormal/2.png", "masks/2.png"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).symlink_to(write(f"store/{name}"))
+    assert masks_of(module(root)) == {"normal/1.png": [], "abnormal/2.png": ["masks/2.png"]}
+    assert not caplog.text
+    for name in ("normal/1.png", "abnormal/2.png"):
+        (root / name).rename(root / Path(name).name)
+        (root / name).parent.rmdir()
+    assert masks_of(module(root)) == {"1.png": [], "2.png": []}
+
+
 def test_folders_give_labels_defects_and_masks(write, tmp_path):
     for name in ("normal/1.png", "normal/deep/2.JPG", "abnormal/1.png", "abnormal/scratch/7.jpg", "abnormal/8.bmp"):
         write(name)

@@ -155,5 +155,11 @@ def test_a_missing_manifest_or_one_of_another_kind_is_an_error(tmp_path):
         manifest(tmp_path, "", "list.xlsx").samples()
 
 
+def test_a_manifest_that_is_not_utf_8_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_bytes("image\nTür.png\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"a\.csv is not UTF-8 text.*Save it as UTF-8"):
+        Manifest(file=str(tmp_path / "a.csv")).samples()
+
+
 def test_the_identity_tells_manifests_apart(tmp_path):
     assert manifest(tmp_path, "").identity == f"manifest {(tmp_path / 'list.csv').resolve()}"

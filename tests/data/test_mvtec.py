@@ -72,6 +72,12 @@ def test_the_root_may_be_a_single_category(tree, monkeypatch):
     assert module(Path(".")).categories == ["cable"]
 
 
+def test_another_folder_called_test_is_not_in_the_way(tree, write):
+    (tree / "mvtec").rename(tree / "mvtec_anomaly_detection")
+    write("test/scratch/1.png")
+    assert {sample.category for sample in module(tree).samples()} == {"bottle", "cable"}
+
+
 def test_an_unknown_category_is_an_error(tree):
     with pytest.raises(ValueError, match=r"Unknown category 'botle' of mvtec\. Did you mean 'bottle'\?"):
         module(tree, category="botle").setup("test")
