@@ -10,6 +10,7 @@ from kanoclip.backbone.loading import FOLDER as SCHEME
 
 # open_clip_config.json, model.safetensors (float16) and bpe.txt.gz; plain open_clip opens the folder as well
 FOLDER = Path(__file__).parent / "embedded"
+LEVELS = [3, 5]
 
 
 class EmbeddedBackbone(CLIPBackbone):
@@ -19,7 +20,7 @@ class EmbeddedBackbone(CLIPBackbone):
 
     Args:
         image_size: Side of the square image in pixels, a multiple of the patch size.
-        levels: Blocks after which patches are read, counted from 1. null: the four quarters of the depth.
+        levels: Blocks after which patches are read, counted from 1, of 5. null: 3 and 5; see its model card.
         position: How the position embedding is resized for another image size than that of the pretraining: bicubic
             with antialias, or plain bilinear.
 
@@ -42,5 +43,5 @@ class EmbeddedBackbone(CLIPBackbone):
                 f"No weights of the embedded backbone at {FOLDER}: expected model.safetensors, which comes with "
                 f"kanoclip. Reinstall it with: pip install --force-reinstall --no-deps kanoclip"
             )
-        super().__init__(f"{SCHEME}{FOLDER}", None, image_size, levels, position)
+        super().__init__(f"{SCHEME}{FOLDER}", None, image_size, levels or LEVELS, position)
         self.description = "kanoclip embedded"
