@@ -225,8 +225,10 @@ def read_config(path: str, kind: str | None = None) -> dict[str, Any]:
         content = get_loader("yaml")(Path(path).read_text(encoding="utf-8")) or {}  # 1e-3 is a number, as when parsed
     except OSError as error:
         raise UsageError(f"No config at {path} ({error.strerror}). Configs that ship are in configs/.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} should hold keys such as data, model and trainer, got {str(content)[:40]!r}.")
     return dict(expand(content, f" in {path}", kind))

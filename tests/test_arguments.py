@@ -172,6 +172,12 @@ def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, e
         check(["fit", "--config", str(tmp_path / "mine.yaml")])
 
 
+def test_a_config_that_is_not_utf_8_is_named(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("data: Tür".encode("cp1252"))
+    with pytest.raises(UsageError, match=r"mine\.yaml is not UTF-8 text: .*Save it as UTF-8"):
+        check(["fit", "--config", str(tmp_path / "mine.yaml")])
+
+
 def test_a_config_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match=r"No config at nope\.yaml \(No such file or directory\)"):
         check(["fit", "--config=nope.yaml"])

@@ -100,7 +100,7 @@ def test_a_file_holds_half_precision_features_the_resized_image_and_the_size_of_
 ) -> None:
     check(backbone, photos(tmp_path / "photos"))
     found = load_file(files(place)[0])
-    assert found["patches"].shape == (4, 256, 128)
+    assert found["patches"].shape == (2, 256, 128)
     assert found["patches"].dtype == torch.float16
     assert found["image"].shape == (3, 128, 128)
     assert found["image"].dtype == torch.uint8
@@ -202,7 +202,7 @@ def test_another_level_size_or_norm_is_another_key(backbone) -> None:
 
 def test_no_room_on_the_disk_is_told_before_it_is_filled(backbone, place, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
-    with pytest.raises(CacheError, match=r"features of 6 images need 2 MB .*KANOCLIP_CACHE"):
+    with pytest.raises(CacheError, match=r"features of 6 images need 1 MB .*KANOCLIP_CACHE"):
         check(backbone, photos(tmp_path / "photos"))
     assert files(place) == []
 
