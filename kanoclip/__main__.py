@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     which = options[-1] if options and options[-1].endswith(".help") else ""
     if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
         return list_components([kind], [f"For the options of one of these: {which} NAME"])
+    # a torch without CUDA says on every import that it has no triton
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)
     if verb == "data":
         from kanoclip.datasets import main as run
     elif verb == "knowledge":
