@@ -46,7 +46,7 @@ def prepare(argv: Sequence[str]) -> list[str]:
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
     configs = [read_config(value) for key, value in options if key in CONFIG and value]
     options = [(key, _expand_value(key, value)) for key, value in options]
-    prepared = [] if names_model(argv) else [f"--model={DEFAULT_MODEL}"]
+    prepared = [] if _names_model(options, configs) else [f"--model={DEFAULT_MODEL}"]
     for key, value in sorted(options, key=lambda option: _rank(option[0])):
         if configs and _parts(key) in (["model"], ["data"]):
             prepared.append(f"--{_parts(key)[0]}=null")
@@ -56,8 +56,11 @@ def prepare(argv: Sequence[str]) -> list[str]:
 
 def names_model(argv: Sequence[str]) -> bool:
     """Whether a command line or one of its configs says which model."""
-    options = _pairs(argv[1:])
-    named = [config["model"] for config in _configs(argv[1:]) if config.get("model")]
+    return _names_model(_pairs(argv[1:]), _configs(argv[1:]))
+
+
+def _names_model(options: Sequence[tuple[str, str | None]], configs: Sequence[dict[str, Any]]) -> bool:
+    named = [config["model"] for config in configs if config.get("model")]
     return any(_parts(key) == ["model"] for key, _ in options) or any(
         isinstance(model, str) or "class_path" in model for model in named
     )

@@ -27,7 +27,7 @@ from kanoclip.data.tree import Tree
 from kanoclip.outputs.files import write_image
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table
-from kanoclip.registry import NAMES, UnknownNameError, load_class, resolve
+from kanoclip.registry import NAMES, load_class, resolve
 from kanoclip.types import ANOMALOUS, NORMAL
 
 NAMED = 5  # files named for each kind of trouble
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if action == "check":
             return _check(data)
         return _show(data, **own) if action == "show" else _download(data, **own)
-    except (UnknownNameError, DownloadError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return complain(str(error))
     except KeyboardInterrupt:
         return 130
@@ -203,12 +203,12 @@ def _troubles(
 
 
 def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
-    samples = data.index()
-    chosen = varied(samples, count)
-    sheet, skipped = contact_sheet(chosen, data.read)
     path = Path(output or f"runs/data/{data.name}.png")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--output is {path}, expected a .png or .jpg file.")
+    samples = data.index()
+    chosen = varied(samples, count)
+    sheet, skipped = contact_sheet(chosen, data.read)
     write_image(path, sheet)
     print(f"{len(chosen) - len(skipped)} of {len(samples)} images of {data.name}: {path}")
     for text in skipped:

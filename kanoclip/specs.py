@@ -48,8 +48,7 @@ def name_each(kind: str, specs: Iterable[Spec], file: str) -> dict[str, tuple[st
     """
     each = {text(spec): spec for spec in specs}
     short = {
-        k: str(spec.get("label", "")) or name_of(kind, spec["class_path"]).rpartition(".")[2]
-        for k, spec in each.items()
+        k: str(spec.get("label") or name_of(kind, spec["class_path"]).rpartition(".")[2]) for k, spec in each.items()
     }
     options = {key: _options(spec.get("init_args") or {}) for key, spec in each.items()}
     names = {}

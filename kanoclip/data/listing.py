@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
 Fact = TypeVar("Fact")
@@ -31,9 +32,10 @@ def list_tree(root: Path) -> list[str]:
     root = root.resolve()
     cached = _read("lists", root)
     match cached:
-        case {"folders": {**known}, "files": [*listed]} if known:
-            if all(_changed(root / str(folder)) == when for folder, when in known.items()):
-                return listed
+        case {"folders": {**known}, "files": [*listed]} if known and all(
+            _changed(root / str(folder)) == when for folder, when in known.items()
+        ):
+            return listed
     started = time.time_ns()
     folders, files = _walk(root)
     if len(files) >= WORTH_CACHING and all(when < started - SETTLED for when in folders.values()):
@@ -115,7 +117,7 @@ def _write(purpose: str, root: Path, content: Any) -> None:
     path = _file(purpose, root)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{uuid4().hex}.part")  # machines that share a disk may share process numbers
         part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(path)
     except OSError:

@@ -21,6 +21,7 @@ PAGE = 50  # rows of a LaTeX table that fit on a page
 TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
 }
+Values = dict[str, dict[int | None, float]]  # metric -> seed -> value
 
 
 class Tested(NamedTuple):
@@ -48,8 +49,8 @@ class Row(NamedTuple):
         data: Data set, or what is averaged.
         model: Model, or method with the number of its source.
         auxiliary: What it was fitted on.
-        values: Metric -> one value a seed; none where it is not defined.
-        by_seed: Metric -> seed -> the same; the seed None of what learned nothing stands for any.
+        by_seed: Metric -> seed -> value; none where it is not defined. The seed None stands for any: nothing was
+            learned, or it is not known.
         sets: Of an average: metric -> number of sets behind it, those where it is defined.
         of: Of an average: number of sets in all.
         domain: Domain of the data.
@@ -62,8 +63,7 @@ class Row(NamedTuple):
     data: str
     model: str
     auxiliary: str
-    values: dict[str, list[float]]
-    by_seed: Mapping[str, dict[int | None, float]] = MappingProxyType({})
+    by_seed: Values
     sets: Mapping[str, int] = MappingProxyType({})
     of: int = 0
     domain: str = ""
@@ -71,6 +71,11 @@ class Row(NamedTuple):
     images: int | None = None
     seeds: int | None = None
     source: str = ""
+
+    @property
+    def values(self) -> dict[str, list[float]]:
+        """Metric -> one value a seed."""
+        return {metric: list(found.values()) for metric, found in self.by_seed.items()}
 
 
 class Comparison:
@@ -168,7 +173,7 @@ def _rows(tested: Sequence[Tested]) -> list[Row]:
     for (data, model, auxiliary), found in groups.items():
         free = all(one.report["checkpoint"] is None for one in found)
         reports = [one.report for one in (found[:1] if free else found)]  # nothing was learned: seeds give the same
-        by_seed: dict[str, dict[int | None, float]] = {
+        values: Values = {
             metric: {
                 None if free else report["seed"]: value
                 for report in reports
@@ -176,11 +181,10 @@ def _rows(tested: Sequence[Tested]) -> list[Row]:
             }
             for metric in METRICS
         }
-        values = {metric: list(each.values()) for metric, each in by_seed.items()}
         cached = any(report["options"]["data"].get("cache") for report in reports)  # what is left out takes the time
         milliseconds = None if cached else 1000 * statistics.median(r["seconds_per_image"] for r in reports)
         about = {"domain": found[0].domain, "images": reports[0]["images"], "seeds": len(reports)}
-        rows.append(Row(data, model, auxiliary, values, by_seed, milliseconds=milliseconds, **about))
+        rows.append(Row(data, model, auxiliary, values, milliseconds=milliseconds, **about))
     return rows
 
 
@@ -203,16 +207,17 @@ def _averages(rows: Sequence[Row]) -> list[list[Row]]:
             for metric in METRICS:
                 defined = [row.by_seed[metric] for row in mine if row.by_seed[metric]]
                 learned = [found for found in defined if None not in found]
-                every = learned[0] if learned else dict.fromkeys([None] * bool(defined), 0.0)
-                seeds = [seed for seed in every if all(seed in found for found in learned)]  # those that all sets have
-                values[metric] = [
-                    statistics.fmean(found.get(seed, found.get(None, math.nan)) for found in defined) for seed in seeds
-                ]
+                first = (learned or defined or [{}])[0]
+                seeds = [seed for seed in first if all(seed in found for found in learned)]  # those that all sets have
+                values[metric] = {
+                    seed: statistics.fmean(found[None if None in found else seed] for found in defined)
+                    for seed in seeds
+                }
                 sets[metric] = len(defined)
             fitted = ", ".join(dict.fromkeys(row.auxiliary for row in mine))
             behind = max(map(len, values.values()))
             name = f"mean of {count} {domain} sets"
-            section.append(Row(name, model, fitted, values, sets=sets, of=count, domain=domain, seeds=behind))
+            section.append(Row(name, model, fitted, values, sets, count, domain, seeds=behind))
         sections.append(section)
     return sections
 
@@ -228,7 +233,7 @@ def _published(tested: Sequence[Tested], family: str) -> tuple[list[Row], list[s
             f"[{number}] {one.method}, as published: {one.source}{FLAGS[one.flag]}. Family {family}. Maps and scores: "
             f"{one.post_processing or 'not known'}."
         )
-        values = {metric: [one.values[metric]] if metric in one.values else [] for metric in METRICS}
+        values: Values = {metric: {None: one.values[metric]} if metric in one.values else {} for metric in METRICS}
         data, domain = shown[one.data].data, shown[one.data].domain
         auxiliary = one.auxiliary or "nothing"
         rows.append(
