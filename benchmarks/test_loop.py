@@ -88,26 +88,20 @@ def main(
         common += ["--trainer.enable_progress_bar", "false"]
         command("fit", "--data", "surfaces_auxiliary", "--data.images", 2, "--trainer.max_epochs", 1, *common)
         options = ["--data.root", root / "files", "--data.batch_size", batch_size, *common]
-        times = take_turns(
-            {"bare forward pass": bare(root / "files", batch_size)}
-            | {
-                f"kanoclip test, {count} workers": lambda count=count: command(
-                    "test", "--data", "folder", "--data.num_workers", count, *options
-                )
-                for count in num_workers
-            },
-            turns,
-        )
+        names = {count: f"kanoclip test, {count} workers" for count in num_workers}
+        contenders = {
+            name: lambda count=count: command("test", "--data", "folder", "--data.num_workers", count, *options)
+            for count, name in names.items()
+        }
+        times = take_turns({"bare forward pass": bare(root / "files", batch_size), **contenders}, turns)
         loops: dict[int, list[float]] = {count: [] for count in num_workers}
         for path in sorted(root.glob("runs/test/**/results.json"), key=lambda path: path.stat().st_mtime):
             report = json.loads(path.read_text())
             loops[report["options"]["data"]["num_workers"]].append(report["seconds"])
-    rows: list[list[object]] = []
-    for name in times.seconds.copy():
-        if name == "bare forward pass":
-            rows.append([name, "model(batch) over batches in memory", images / times.median(name), "100%", "100%"])
-            continue
-        times.seconds["loop"] = loops[int(name.split()[-2])][-turns:]  # the first one was to warm up
+    bare_pass = ["bare forward pass", "model(batch) over batches in memory", images / times.median("bare forward pass")]
+    rows: list[list[object]] = [[*bare_pass, "100%", "100%"]]
+    for count, name in names.items():
+        times.seconds["loop"] = loops[count][-turns:]  # the first one was to warm up
         whole = "whole command, imports apart: options, model, index, workers, loop, metrics, files"
         work = f"{times.ratio('bare forward pass', name, processor=True):.0%}"
         for what, key, share in (("its loop, from the first batch to the last", "loop", ""), (whole, name, work)):
