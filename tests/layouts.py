@@ -106,7 +106,7 @@ def real_iad() -> dict[str, str]:
         "test": [row("OK", ok), row("HS", bad, mask)],
     }
     files = {f"{base}/{path}": IMAGE for path in (ok, bad, train)} | {f"{base}/{mask}": MASK}
-    return files | {"real_iad/realiad_jsons/audiojack.json": json.dumps(splits)}
+    return files | {"real_iad/realiad_jsons/realiad_jsons/audiojack.json": json.dumps(splits)}
 
 
 META = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+SAME_IMAGES = {"ksdd_anomalyclip": "ksdd", "ksdd_adaclip": "ksdd"}
+"""Data sets that are pieces of another one's images."""
+
 
 class Archive(NamedTuple):
     """A file that can be downloaded by a direct public link.
@@ -12,12 +15,10 @@ class Archive(NamedTuple):
     Attributes:
         url: http(s) address.
         sha256: Its checksum, lower-case hexadecimal; None where none is known.
-        folder: Where it is unpacked to, below the data set's own folder ``root/<name>``; "" for that folder itself.
     """
 
     url: str
     sha256: str | None = None
-    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,8 @@ class About:
     archives: tuple[Archive, ...] = ()
     paper: bool = False
     note: str = ""
+
+
+def same_images(one: str | None, other: str | None) -> bool:
+    """Whether two data sets, by their identity, show the same images, so that neither is zero-shot for the other."""
+    return one is not None and SAME_IMAGES.get(one, one) == SAME_IMAGES.get(other or "", other)

@@ -107,7 +107,10 @@ class CachedDataset(AnomalyDataset):
                 _write(next(files), content)
 
     def _check_room(self, count: int, size: int, tell: bool) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
         need, free = count * size, shutil.disk_usage(self.folder).free
         if need + SPARE > free:
             raise CacheError(
@@ -149,7 +152,7 @@ def _contents(data: AnomalyDataset) -> list[str]:
     root = Path(os.path.commonpath(where.values())) if where else Path()
     hashes = remembered("hashes", root, where.values(), _file_hash)
     known = {path: hashes[where[path]] if path in where else path for path in (*paths, *drawn)}
-    # the category and label change nothing that is kept, so that data sets may share files
+    # the label says whether no mask means no anomaly; the category changes nothing that is kept, so sets share files
     return [_hash(*(known[path] for path in (sample.image, *sample.masks)), sample.label) for sample in data.samples]
 
 
@@ -191,12 +194,16 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        raise CacheError(
-            f"Cannot write features to {path.parent}: {error.strerror}. Set the environment variable KANOCLIP_CACHE "
-            f"to another folder, or use --data.cache false."
-        ) from error
+        raise _unwritable(path.parent, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> CacheError:
+    return CacheError(
+        f"Cannot write features to {folder}: {error.strerror}. Set the environment variable KANOCLIP_CACHE to another "
+        f"folder, or use --data.cache false."
+    )
 
 
 def _bytes(count: int) -> str:

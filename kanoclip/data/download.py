@@ -1,49 +1,33 @@
 """Fetches a data set's archives by their public links and unpacks them below the root, whole or not at all.
 
 HTTP is done by httpx2, which comes with open_clip anyway, is typed, knows proxies and the system's certificates, and
-raises when a connection ends before its body does; pooch has checksums but cannot resume. Archives are strangers'
-files: every member's name, kind and size is checked here, and no link, mode or owner of theirs is ever made.
+raises when a connection ends before its body does; pooch has checksums but cannot resume.
 """
 
 from __future__ import annotations
 
-import filecmp
-import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-import stat
-import tarfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import httpx2
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress
+from filelock import FileLock, Timeout
+from rich.progress import Progress
 
 from kanoclip import __version__
 from kanoclip.data.about import About, Archive
+from kanoclip.data.archives import CHUNK, WORK, DownloadError, NoRoomError, progress, size_of, unpack
 
-WORK = ".download"  # below the data set's folder; hidden, so that no data set reads it
-MAX_FILES = 2_000_000  # files and folders in one archive; Real-IAD, the largest set, has 0.3 million
 RETRIES, BACKOFF = 4, 1.0  # attempts after the first that bring nothing new; seconds before the first, then doubled
-CHUNK = 1 << 20  # bytes
 FINAL = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects, httpx2.InvalidURL)  # another attempt would end the same
-Member = tuple[str, int, str, Callable[[], IO[bytes] | None]]  # name, bytes, "file" or "folder" or what else, open
 Records = dict[str, dict[str, Any]]  # by URL: sha256, entries (names below the data set's folder), placed
-
-
-class DownloadError(ValueError):
-    """A data set that could not be fetched or unpacked; the message says what a person can do."""
-
-
-class NoRoomError(DownloadError):
-    """An archive that does not fit: a full disk, more in it than is allowed, or a file in its way. It is kept."""
 
 
 def download(
@@ -52,11 +36,10 @@ def download(
     root: Path | str,
     accept_license: bool = False,
     confirm: Callable[[str], bool] | None = None,
-    *,
-    keep_archive: bool = False,
-    max_bytes: int = 200_000_000_000,
 ) -> Path:
     """Fetch a data set into ``root/name``; do nothing where it is there, go on where an earlier call was interrupted.
+
+    A call waits for another one that is at the same folder.
 
     Args:
         name: Registered name: the data set's folder below ``root``.
@@ -64,8 +47,6 @@ def download(
         root: Parent folder of all data sets.
         accept_license: Whether the person has agreed to the licence beforehand.
         confirm: Asks the person a question with yes or no; not called with ``accept_license``.
-        keep_archive: Keep the archives in ``root/name/.download`` after unpacking.
-        max_bytes: Most that one archive may unpack to; the free space of the disk is a limit too.
 
     Returns:
         The data set's folder.
@@ -80,29 +61,54 @@ def download(
         remedy = f"Get it from {about.homepage} and unpack it to {home}. {about.note}".rstrip()
         raise DownloadError(f"{about.title} has no direct public link. {remedy}")
     try:
-        records = _recorded(name, about, home)
-        missing = [archive for archive in about.archives if archive.url not in records]
-        if not missing:
-            print(f"{about.title} is already in {home}.")
-            return home
-        print(f"{about.title}\nLicence: {about.licence}\n{about.homepage}", flush=True)
-        if not accept_license and not (confirm and confirm(f"Do you accept the licence of {about.title}?")):
-            again = f"If you agree to it: kanoclip data download {name} --accept-license"
-            raise DownloadError(f"The licence ({about.licence}) was not accepted. {again}")
-        for archive in missing:
-            filename = re.sub(r"[^\w.-]", "_", re.split("[?#]", archive.url)[0].rpartition("/")[2])[-100:]
-            path = home / WORK / f"{about.archives.index(archive) + 1}-{filename or 'archive'}"
-            digest, entries = _fetch(archive, path, about), _unpack(path, home, archive.folder, max_bytes)
-            records[archive.url] = {"sha256": digest, "entries": entries, "placed": False}
-            _write_json(home / WORK / "done.json", records)
-            if not keep_archive:
+        with _alone(home):
+            records = _recorded(name, about, home)
+            missing = [archive for archive in about.archives if archive.url not in records]
+            if not missing:
+                print(f"{about.title} is already in {home}.")
+                return home
+            print(f"{about.title}\nLicence: {about.licence}\n{about.homepage}", flush=True)
+            if not accept_license and not (confirm and confirm(f"Do you accept the licence of {about.title}?")):
+                again = f"If you agree to it: kanoclip data download {name} --accept-license"
+                raise DownloadError(f"The licence ({about.licence}) was not accepted. {again}")
+            for archive in missing:
+                filename = re.sub(r"[^\w.-]", "_", re.split("[?#]", archive.url)[0].rpartition("/")[2])[-100:]
+                path = home / WORK / f"{about.archives.index(archive) + 1}-{filename or 'archive'}"
+                digest, entries = _fetch(archive, path, about), unpack(path, home)
+                records[archive.url] = {"sha256": digest, "entries": entries, "placed": False}
+                _write_json(home / WORK / "done.json", records)
                 path.unlink()
-            _place(home, archive.url, records)
+                _place(home, archive.url, records)
     except OSError as error:
         why = f"{error.filename or home}: {error.strerror or error}"
         raise DownloadError(f"Cannot use {why}. Mend that, then give the same command again.") from error
     print(f"{about.title} is in {home}.")
     return home
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Keep other calls from the same ``.part`` files and ``unpacking``; leaves neither the lock nor an empty folder."""
+    work = home / WORK
+    if work.is_dir() and not os.access(work, os.W_OK):  # somebody else's download, which can only be looked at
+        yield
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Waiting for another download to {home}.", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # some systems delete no open file
+            os.remove(lock.lock_file)
+        lock.release()
+        with suppress(OSError):  # not empty
+            work.rmdir()
+            home.rmdir()
 
 
 def _recorded(name: str, about: About, home: Path) -> Records:
@@ -132,9 +138,9 @@ def _recorded(name: str, about: About, home: Path) -> Records:
 def _fetch(archive: Archive, path: Path, about: About) -> str:
     """Bring an archive to a path, and return its sha256, verified where one is known."""
     part = path.with_name(f"{path.name}.part")
-    most, failures = _size(part), 0
+    most, failures = size_of(part), 0
     headers = {"Accept-Encoding": "identity", "User-Agent": f"kanoclip/{__version__}"}  # identity: or no resuming
-    with httpx2.Client(follow_redirects=True, timeout=30, headers=headers) as client, _bar(path.name) as bar:
+    with httpx2.Client(follow_redirects=True, timeout=30, headers=headers) as client, progress(path.name) as bar:
         while not path.exists():
             try:
                 _transfer(client, archive.url, part, bar)
@@ -143,10 +149,11 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 status = error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else 0
                 why = f"the server answered {status}" if status else str(error) or type(error).__name__
-                most, failures = max(most, _size(part)), failures + 1 if _size(part) <= most else 1
+                kept = size_of(part)
+                most, failures = max(most, kept), failures + 1 if kept <= most else 1
                 dead = isinstance(error, FINAL) or (300 <= status < 500 and status not in (408, 429))
                 if dead or failures > RETRIES:
-                    remedy = f"check the connection, then give the same command again ({_size(part):,} bytes are kept)"
+                    remedy = f"check the connection, then give the same command again ({kept:,} bytes are kept)"
                     remedy = f"look for a new link at {about.homepage}" if dead else remedy
                     raise DownloadError(f"Cannot download {archive.url}: {why}. Remedy: {remedy}.") from error
                 time.sleep(BACKOFF * 2 ** (failures - 1))
@@ -168,7 +175,7 @@ def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> Non
     """Go on with a download, or begin again where the server cannot or its file is not the one that was begun."""
     note = part.with_suffix(".json")
     begun = _read_json(note)
-    start = _size(part) if begun.get("url") == url else 0
+    start = size_of(part) if begun.get("url") == url else 0
     if start and start == begun["size"]:
         return
     headers = {"Range": f"bytes={start}-", "If-Range": begun["validator"]} if start else {}
@@ -186,7 +193,6 @@ def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> Non
                 raise httpx2.RemoteProtocolError(f"the server answered {response.status_code}")
             start, length = 0, response.headers.get("Content-Length")
             begun = {"url": url, "validator": validator, "size": int(length) if length else None}
-            part.parent.mkdir(parents=True, exist_ok=True)
             part.unlink(missing_ok=True)  # before the note, which must never speak of another file's beginning
             _write_json(note, begun)
         free = shutil.disk_usage(part.parent).free
@@ -197,73 +203,6 @@ def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> Non
             for chunk in response.iter_raw():
                 file.write(chunk)
                 bar.advance(bar.task_ids[0], len(chunk))
-
-
-def _unpack(path: Path, home: Path, folder: str, max_bytes: int) -> list[str]:
-    """Unpack into a folder beside the archive, which is left only if all is well; returns what it adds to ``home``."""
-    unpacking, free = path.parent / "unpacking", shutil.disk_usage(path.parent).free
-
-    def allow(count: int, size: int) -> None:
-        if count > MAX_FILES or size > min(max_bytes, free):
-            limits = f"{MAX_FILES:,} and {max_bytes:,} are allowed, {free:,} bytes are free"
-            remedy = f"Make room, or if you trust it, unpack it to {home / folder} yourself"
-            raise NoRoomError(f"{path} has {count:,} files of {size:,} bytes or more; {limits}. {remedy}.")
-
-    shutil.rmtree(unpacking, ignore_errors=True)  # left by a call that was killed
-    try:
-        (unpacking / folder).mkdir(parents=True)
-        with _bar(f"unpacking {path.name}") as bar:
-            for name, size, what, open_member in _members(path, allow):
-                if {"..", WORK} & set(name.split("/")) or re.search(r"^/|\\|(^|/)\w:", name):
-                    what = "path that leads elsewhere"
-                if what not in ("file", "folder"):
-                    raise DownloadError(f"{path} was not unpacked, for {name!r} is a {what}. It is deleted.")
-                target = unpacking / folder / name
-                (target if what == "folder" else target.parent).mkdir(parents=True, exist_ok=True)
-                if what == "file" and (source := open_member()):
-                    with source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file, CHUNK)  # zip and tar both stop at the size that they declare
-                    if _size(target) != size:
-                        raise EOFError(f"{name} has {_size(target):,} bytes instead of {size:,}")
-                    bar.advance(bar.task_ids[0], size)
-        for new in unpacking.rglob("*"):
-            old = home / new.relative_to(unpacking)
-            if old.exists() and not (old.is_dir() and new.is_dir()) and not filecmp.cmp(old, new, shallow=False):
-                raise NoRoomError(f"{path} would overwrite {old}. Move that away, then give the same command again.")
-        return sorted(new.relative_to(unpacking).as_posix() for new in (unpacking / folder).iterdir())
-    except BaseException as error:
-        shutil.rmtree(unpacking, ignore_errors=True)
-        if isinstance(error, NoRoomError) or not isinstance(error, Exception) or getattr(error, "errno", None):
-            raise
-        path.unlink()  # or the next call would begin with it
-        if isinstance(error, DownloadError):
-            raise  # else one of the many kinds that zipfile, tarfile and the decompressors raise on damaged bytes
-        raise DownloadError(f"{path} is damaged: {error or type(error).__name__}. It is deleted; try again.") from error
-
-
-def _members(path: Path, allow: Callable[[int, int], None]) -> Iterator[Member]:
-    """Go through a tar, once, as a compressed one has no list; or through a zip, whose sizes are added up first."""
-    if tarfile.is_tarfile(path):
-        with tarfile.open(path) as tar:
-            size = 0
-            for count, item in enumerate(tar, 1):
-                size += item.size
-                allow(count, size)
-                what = "file" if item.isreg() else "folder" if item.isdir() else "link" if item.linkname else "device"
-                yield item.name, item.size, what, functools.partial(tar.extractfile, item)
-            if tar.fileobj is None or tar.fileobj.seek(tar.offset) is None or tar.fileobj.read(512) != bytes(512):
-                raise EOFError("it ends before its end mark")  # tarfile takes that for an end
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            allow(len(infos), sum(info.file_size for info in infos))
-            for info in infos:
-                plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-                what = "file with a password" if info.flag_bits & 1 else "folder" if info.is_dir() else "file"
-                yield info.filename, info.file_size, what if plain else "link", functools.partial(archive.open, info)
-    else:
-        with path.open("rb") as file:
-            raise DownloadError(f"{path} is neither zip nor tar: it began with {file.read(40)!r}. It is deleted.")
 
 
 def _place(home: Path, url: str, records: Records) -> None:
@@ -277,10 +216,6 @@ def _place(home: Path, url: str, records: Records) -> None:
     _write_json(home / WORK / "done.json", records)
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -292,9 +227,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.new")
     temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _bar(text: str) -> Progress:
-    bar = Progress(*Progress.get_default_columns(), DownloadColumn(), console=Console(stderr=True))
-    bar.add_task(text, total=None)
-    return bar

@@ -115,7 +115,7 @@ class KolektorSDDAdaCLIP(_CutKolektorSDD):
     """
 
     name: str = "ksdd_adaclip"
-    folders = ("SDD_adaclip", "SDD")
+    folders = ("SDD_adaclip",)
     about = About(
         title="KolektorSDD, AdaCLIP's split",
         reference="Y. Cao et al., ECCV 2024",

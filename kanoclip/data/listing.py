@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -16,16 +18,19 @@ WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
 Fact = TypeVar("Fact")
 SETTLED = 2 * 10**9  # ns; a younger folder may change again without a new time
 
+log = logging.getLogger(__name__)
+
 
 def cache_folder() -> Path:
     """Where lists are kept: ``$KANOCLIP_CACHE``, or ``kanoclip`` in the user's cache folder."""
     own = os.environ.get("KANOCLIP_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "kanoclip"
+    return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/kanoclip").expanduser()
 
 
 def list_tree(root: Path) -> list[str]:
     """All files below a folder as sorted paths relative to it, ``a/b.png``; hidden ones are left out, links followed.
 
+    A folder is listed once, by its own name if links lead to it too. One that may not be read is told and left out.
     The list of a large tree is cached with the time of each folder's last change; adding, removing or renaming a file
     changes its folder's time, and then the tree is listed again.
     """
@@ -72,21 +77,32 @@ def _walk(root: Path) -> tuple[dict[str, int], list[str]]:
     pending, seen = [("", str(root))], set()
     while pending:
         below, folder = pending.pop()
-        status = os.stat(folder)
+        try:
+            status, entries = os.stat(folder), list(os.scandir(folder))
+        except PermissionError:
+            if not below:
+                raise
+            _tell_left_out(folder)
+            folders[below] = time.time_ns()  # not to keep the list: a right to read changes no folder's time
+            continue
         if (status.st_dev, status.st_ino) in seen:
             continue  # a link back to where we are
         seen.add((status.st_dev, status.st_ino))
         folders[below or "."] = status.st_mtime_ns
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    name = f"{below}/{entry.name}" if below else entry.name
-                    if entry.is_dir():
-                        pending.append((name, entry.path))
-                    else:
-                        files.append(name)
+        for entry in entries:
+            if not entry.name.startswith("."):
+                name, link = f"{below}/{entry.name}" if below else entry.name, entry.is_symlink()
+                if os.path.isdir(entry.path) if link else entry.is_dir():  # a link may lead where nobody may look
+                    pending.insert(0 if link else len(pending), (name, entry.path))  # links last
+                else:
+                    files.append(name)
     files.sort()
     return folders, files
+
+
+@cache  # once, though a root is listed for each set that is not below it
+def _tell_left_out(folder: str) -> None:
+    log.warning("%s may not be read, so it is left out.", folder)
 
 
 def _changed(folder: Path) -> int:

@@ -62,8 +62,14 @@ class MetaJson(AnomalyDataModule):
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {error.lineno}: {error.msg}. Write it again with its script.") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error}. Write it again with its script.") from error
         if not isinstance(content, dict) or not {"train", "test"} & {key.lower() for key in content}:
             raise ValueError(f"{path}: expected the keys train and test at the top. Is it a meta.json of a data set?")
+        for split, categories in content.items():
+            lists = categories.values() if isinstance(categories, dict) else [None]
+            if not all(isinstance(entries, list) for entries in lists):
+                raise ValueError(f"{path}, {split}: expected a list of entries for each category. Is it a meta.json?")
         return [
             self._sample(f"{path}, {split}, {category}, entry {number}", entry, category, split.lower())
             for split, categories in content.items()

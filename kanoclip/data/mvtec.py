@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,10 @@ from kanoclip.types import UNKNOWN
 _NC = "CC BY-NC-SA 4.0"
 _MVTEC = "https://www.mvtec.com/company/research/datasets"
 _SHARES = "https://www.mydrive.ch/shares"
+_CATEGORIES = {
+    "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
+    "toothbrush", "transistor", "wood", "zipper",
+}  # fmt: skip
 
 
 class MVTecTree(Tree):
@@ -74,6 +79,18 @@ class MVTecAD(MVTecTree):
         ),
         paper=True,
     )
+
+    @property
+    def identity(self) -> str:
+        """The name; with the folder if most of its categories are not the publisher's: then it is a set of its own."""
+        try:
+            folder, files = self.find()
+        except FileNotFoundError:
+            return self.name
+        matches = (re.fullmatch(self.images, path, re.IGNORECASE) for path in files)
+        found = {match["category"].lower() for match in matches if match}
+        # not if any is not: a category of one's own beside the publisher's makes no zero-shot test of theirs
+        return self.name if 2 * len(found & _CATEGORIES) > len(found) else f"{self.name} {folder.resolve()}"
 
 
 class MPDD(MVTecTree):

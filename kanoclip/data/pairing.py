@@ -6,24 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kanoclip.data.listing import list_tree
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """All images below a folder, sorted; suffixes in any case, hidden files left out.
+    """All images below a folder, sorted; suffixes in any case, hidden files left out, links followed.
 
     Args:
         folder: Where to look, sub-folders included.
         suffixes: Lower-case file suffixes with their dot.
     """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    paths = [folder / name for name in list_tree(folder)] if folder.is_dir() else []
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
 
 
 def name_of(path: Path, folder: Path) -> str:

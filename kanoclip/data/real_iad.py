@@ -17,9 +17,9 @@ class RealIAD(Tree):
     """Real-IAD: 30 objects seen from five sides in 151,050 photos, with masks.
 
     Layout: ``real_iad/realiad_1024/<category>/{OK,NG/<defect>}/S0001/*.jpg`` with ``*_mask.png``, and
-    ``realiad_jsons/<category>.json`` for the splits. Kinds of defect are the publisher's codes: AK pit, BX
-    deformation, CH abrasion, HS scratch, PS damage, QS missing parts, YW foreign objects, ZW contamination.
-    Masks are 0/255: > 127.
+    ``realiad_jsons/realiad_jsons/<category>.json`` for the splits, as published, or ``realiad_jsons/<category>.json``.
+    Kinds of defect are the publisher's codes: AK pit, BX deformation, CH abrasion, HS scratch, PS damage, QS missing
+    parts, YW foreign objects, ZW contamination. Masks are 0/255: > 127.
 
     Args:
         root: Folder that contains all data sets, or the data set's own.
@@ -41,7 +41,7 @@ class RealIAD(Tree):
     domain: ClassVar[str] = "industrial"
     folders = ("Real-IAD", "realiad")
     images = rf"realiad_\w+/(?P<category>[^/]+)/(?:OK|NG/(?P<defect>[^/]+))/.+?(?<!_mask){IMAGE}"
-    expected = "realiad_1024/audiojack/OK/S0001/*.jpg and realiad_jsons/audiojack.json"
+    expected = "realiad_1024/audiojack/OK/S0001/*.jpg and realiad_jsons/realiad_jsons/audiojack.json"
     about = About(
         title="Real-IAD",
         reference="C. Wang et al., CVPR 2024",
@@ -62,17 +62,17 @@ class RealIAD(Tree):
     def samples(self) -> list[Sample]:
         """Index the entries of the json files; every file of a split must be there."""
         below = f"realiad_{self.resolution}"
-        folder = next((f for f in self.places() if (f / self.splits).is_dir() and (f / below).is_dir()), None)
-        if folder is None:
-            raise FileNotFoundError(
-                f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected the folders {below} and "
-                f"{self.splits}. Set --data.root, --data.resolution or --data.splits; get it: {self.about.homepage}"
-            )
-        listed = set(list_tree(folder / below))
-        samples = []
-        for path in sorted((folder / self.splits).glob("*.json")):
-            samples += self._read_category(path, folder / below, listed)
-        return samples
+        for place in self.places():
+            for splits in (place / "realiad_jsons" / self.splits, place / self.splits):  # as published, or moved up
+                files = sorted(splits.glob("*.json"))
+                if files and (place / below).is_dir():
+                    listed = set(list_tree(place / below))
+                    return [sample for file in files for sample in self._read_category(file, place / below, listed)]
+        raise FileNotFoundError(
+            f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected {below}/ and "
+            f"realiad_jsons/{self.splits}/*.json. Set --data.root, --data.resolution or --data.splits; get it: "
+            f"{self.about.homepage}"
+        )
 
     def _read_category(self, path: Path, images: Path, listed: set[str]) -> list[Sample]:
         try:
@@ -92,6 +92,6 @@ class RealIAD(Tree):
                 image, *masks = (f"{images}/{category}/{file}" for file in files)
                 label, defect = (NORMAL, "good") if normal else (ANOMALOUS, row["anomaly_class"])
                 samples.append(Sample(image, tuple(masks), label, category, defect, split))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:  # among them: no json, not UTF-8
             raise ValueError(f"{path} is not a split of Real-IAD ({error!r}). Copy the publisher's again.") from error
         return samples

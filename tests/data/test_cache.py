@@ -216,6 +216,13 @@ def test_a_folder_that_cannot_be_written_is_told(backbone, place, tmp_path, monk
         check(backbone, photos(tmp_path / "photos"))
 
 
+def test_a_cache_folder_that_cannot_be_made_is_told(backbone, place, tmp_path) -> None:
+    data = photos(tmp_path / "photos")
+    place.parent.write_text("a file where a folder should be")
+    with pytest.raises(CacheError, match=r"Cannot write features to \S+/cache/features/.*KANOCLIP_CACHE to another"):
+        check(backbone, data)
+
+
 @pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b"no picture"), Path.unlink])
 def test_an_unreadable_file_is_the_error_that_it_is_without_a_cache(backbone, tmp_path, harm) -> None:
     errors = []

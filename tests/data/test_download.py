@@ -10,15 +10,19 @@ import shutil
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from kanoclip.data import archives
 from kanoclip.data import download as module
 from kanoclip.data.about import About, Archive
 from kanoclip.data.download import DownloadError, NoRoomError, download
@@ -142,9 +146,9 @@ def sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def serve(server: Server, content: bytes, name: str = "/mvtec.zip", folder: str = "") -> Archive:
+def serve(server: Server, content: bytes, name: str = "/mvtec.zip") -> Archive:
     server.files[name] = content
-    return Archive(server.url + name, sha(content), folder)
+    return Archive(server.url + name, sha(content))
 
 
 def tree(home: Path) -> dict[str, bytes]:
@@ -195,15 +199,45 @@ def test_a_second_call_does_nothing(server: Server, tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out == f"MVTec AD is already in {tmp_path / 'mvtec'}.\n"
 
 
-def test_archives_go_to_their_folders_and_may_share_them(server: Server, tmp_path: Path) -> None:
-    images = serve(server, make_zip({"train/1.png": b"1", "license.txt": b"same"}), "/1/content", "a/b")
-    masks = serve(server, make_zip({"train/1_mask.png": b"2", "license.txt": b"same"}), "/2/content", "a/b")
+def test_archives_may_share_folders(server: Server, tmp_path: Path) -> None:
+    images = serve(server, make_zip({"a/b/train/1.png": b"1", "a/b/license.txt": b"same"}), "/1/content")
+    masks = serve(server, make_zip({"a/b/train/1_mask.png": b"2", "a/b/license.txt": b"same"}), "/2/content")
     rest = serve(server, make_zip({"readme.txt": b"3"}), "/3/content")
-    home = download("set", about(images, masks, rest), tmp_path, True, keep_archive=True)
+    home = download("set", about(images, masks, rest), tmp_path, True)
     assert tree(home) == {
         "a/b/train/1.png": b"1", "a/b/train/1_mask.png": b"2", "a/b/license.txt": b"same", "readme.txt": b"3",
     }  # fmt: skip
-    assert kept(home) == ["1-content", "2-content", "3-content", "done.json"]
+    assert kept(home) == ["done.json"]
+
+
+def test_a_call_waits_for_another_one_at_the_same_folder(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mvtec, work = about(serve(server, make_zip(FILES))), tmp_path / "mvtec" / ".download"
+    work.mkdir(parents=True)
+    with ThreadPoolExecutor() as pool, FileLock(work / "lock"):
+        calls = [pool.submit(download, "mvtec", mvtec, tmp_path, True) for _ in range(3)]
+        said, end = "", time.monotonic() + 60
+        while said.count("Waiting for another download to") < 3 and time.monotonic() < end:
+            assert not wait(calls, 0.05).done
+            said += capsys.readouterr().out
+        assert server.asked == []
+    assert [tree(call.result()) for call in calls] == [FILES] * 3
+    assert server.asked == [("/mvtec.zip", None)]
+    assert said.count(f"Waiting for another download to {tmp_path / 'mvtec'}.") == 3
+    assert capsys.readouterr().out.count("MVTec AD is already in") == 2
+    assert kept(tmp_path / "mvtec") == ["done.json"]
+
+
+def test_what_is_there_may_be_in_a_folder_of_somebody_else(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mvtec = about(serve(server, make_zip(FILES)))
+    download("mvtec", mvtec, tmp_path, True)
+    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(module, "FileLock", lambda path: pytest.fail("a file was written"))
+    assert download("mvtec", mvtec, tmp_path) == tmp_path / "mvtec"
+    assert "is already in" in capsys.readouterr().out
 
 
 def test_only_archives_that_are_missing_are_fetched(server: Server, tmp_path: Path) -> None:
@@ -424,10 +458,11 @@ def test_a_disk_too_small_for_the_files_keeps_the_archive(
 def test_an_archive_that_holds_too_much_is_refused(
     make: Callable[..., bytes], limit: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_FILES", 2 if limit == "files" else 99)
+    monkeypatch.setattr(archives, "MAX_FILES", 2 if limit == "files" else 99)
+    monkeypatch.setattr(archives, "MAX_BYTES", 2 if limit == "bytes" else 99)
     archive = serve(server, make({str(i): b"x" for i in range(3)}))
     with pytest.raises(NoRoomError, match=rf"3 files of 3 bytes .*unpack it to {re.escape(str(tmp_path / 'mvtec'))}"):
-        download("mvtec", about(archive), tmp_path, True, max_bytes=2 if limit == "bytes" else 99)
+        download("mvtec", about(archive), tmp_path, True)
     assert tree(tmp_path / "mvtec") == {}
 
 
@@ -436,9 +471,10 @@ def test_a_zip_bomb_is_refused_before_a_byte_is_written(
 ) -> None:
     bomb = make_zip({f"{i}.png": bytes(2_000_000) for i in range(5)})
     assert len(bomb) < 20_000
+    monkeypatch.setattr(archives, "MAX_BYTES", 9_999_999)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *args: pytest.fail("a member was opened"))
     with pytest.raises(NoRoomError, match="10,000,000 bytes"):
-        download("mvtec", about(serve(server, bomb)), tmp_path, True, max_bytes=9_999_999)
+        download("mvtec", about(serve(server, bomb)), tmp_path, True)
 
 
 @pytest.mark.parametrize("claimed", [10, 3_000_000])
@@ -448,10 +484,12 @@ def test_a_zip_that_lies_about_its_sizes_is_stopped_at_what_it_said(
     true = (2_000_000).to_bytes(4, "little")
     lie = make_zip({"1.png": b"1" * 2_000_000}).replace(true, claimed.to_bytes(4, "little"))
     written: list[int] = []
-    size = module._size
-    monkeypatch.setattr(module, "_size", lambda path: written.append(size(path)) or size(path))  # type: ignore[func-returns-value]
+    size = archives.size_of
+    monkeypatch.setattr(archives, "MAX_BYTES", claimed)
+    for place in (archives, module):
+        monkeypatch.setattr(place, "size_of", lambda path: written.append(size(path)) or size(path))  # type: ignore[func-returns-value]
     with pytest.raises(DownloadError, match=r"is damaged: .*1\.png.* It is deleted"):
-        download("mvtec", about(serve(server, lie)), tmp_path, True, max_bytes=claimed)
+        download("mvtec", about(serve(server, lie)), tmp_path, True)
     assert max(written) <= max(2_000_000, len(lie))
     assert tree(tmp_path / "mvtec") == {}
     assert kept(tmp_path / "mvtec") == []

@@ -44,6 +44,15 @@ def test_images_and_masks_may_be_links(write, tmp_path, caplog):
     assert masks_of(module(root)) == {"1.png": [], "2.png": []}
 
 
+def test_whole_folders_below_may_be_links(write, tmp_path):
+    for name in ("normal/1.png", "store/scratch/2.png", "store/gt/2.png"):
+        write(name)
+    for link, target in (("abnormal/scratch", "scratch"), ("masks/scratch", "gt")):
+        (tmp_path / link).parent.mkdir()
+        (tmp_path / link).symlink_to(tmp_path / "store" / target)
+    assert masks_of(module(tmp_path)) == {"normal/1.png": [], "abnormal/scratch/2.png": ["masks/scratch/2.png"]}
+
+
 def test_folders_give_labels_defects_and_masks(write, tmp_path):
     for name in ("normal/1.png", "normal/deep/2.JPG", "abnormal/1.png", "abnormal/scratch/7.jpg", "abnormal/8.bmp"):
         write(name)

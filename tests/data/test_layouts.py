@@ -148,6 +148,21 @@ def test_meta_json_refuses_pairs_that_a_stray_file_has_shifted(tmp_path):
         make("meta_json", tmp_path).samples()
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"train": [{"img_path": "1.png", "anomaly": 0}]}', "train: expected a list of entries for each category"),
+        (b'{"test": {"bottle": {"img_path": "1.png"}}}', "test: expected a list of entries for each category"),
+        (b'{"test": {"caf\xe9": []}}', "is not UTF-8 text"),
+        (b'{"test": ', "line 1: Expecting value"),
+    ],
+)
+def test_a_meta_json_of_another_form_is_told_in_a_line(content, told, tmp_path):
+    (tmp_path / "meta.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^\S+meta\.json,? {told}[^\n]*$"):
+        make("meta_json", tmp_path).samples()
+
+
 def test_visa_is_read_as_its_publishers_script_prepares_it(tmp_path):
     base = "VisA_pytorch/1cls/candle"
     write(
@@ -165,6 +180,24 @@ def test_visa_is_read_as_its_publishers_script_prepares_it(tmp_path):
         ("test", ANOMALOUS, 1), ("test", NORMAL, 0), ("train", NORMAL, 0),
     ]  # fmt: skip
     assert len(make("visa", tmp_path, protocol="2cls_fewshot").samples()) == 1
+
+
+@pytest.mark.parametrize("splits", ["realiad_jsons", "realiad_jsons_sv"])
+@pytest.mark.parametrize("above", ["realiad_jsons/", ""])
+def test_real_iads_splits_are_read_as_published_and_moved_up(above, splits, tmp_path):
+    files = LAYOUTS["real_iad"].files
+    write(tmp_path, {name.replace("realiad_jsons/realiad_jsons", above + splits): files[name] for name in files})
+    assert len(make("real_iad", tmp_path, splits=splits).samples()) == 3
+    other = "realiad_jsons_fuiad_0.1"
+    with pytest.raises(FileNotFoundError, match=rf"expected realiad_1024/ and realiad_jsons/{other}/\*\.json"):
+        make("real_iad", tmp_path, splits=other).samples()
+
+
+def test_a_split_of_real_iad_that_is_no_text_is_an_error(tmp_path):
+    write(tmp_path, LAYOUTS["real_iad"].files)
+    (tmp_path / "real_iad/realiad_jsons/realiad_jsons/audiojack.json").write_bytes(b'{"meta": "\xe9"}')
+    with pytest.raises(ValueError, match=r"audiojack\.json is not a split of Real-IAD"):
+        make("real_iad", tmp_path).samples()
 
 
 def test_mvtec_ad2_predicts_its_private_images(tmp_path):

@@ -77,6 +77,59 @@ def test_a_link_back_to_the_tree_is_followed_once(tree):
     assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
 
 
+def test_the_own_name_of_a_folder_goes_before_that_of_a_link(tree):
+    for name in ("0", "z"):
+        (tree / name).symlink_to(tree / "a")
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+
+
+def deny(monkeypatch, name: str, folder: str) -> None:
+    plain = getattr(os, name)
+
+    def denied(path, *args, **options):
+        if str(path).endswith(f"/{folder}"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, *args, **options)
+
+    monkeypatch.setattr(listing.os, name, denied)
+
+
+@pytest.mark.parametrize("what", ["stat", "scandir"])
+def test_a_folder_that_may_not_be_read_is_told_once_and_left_out(tree, monkeypatch, caplog, what):
+    (tree / "lost+found").mkdir()
+    age(tree)
+    deny(monkeypatch, what, "lost+found")
+    for _ in range(2):
+        assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
+    assert caplog.messages == [f"{tree / 'lost+found'} may not be read, so it is left out."]
+    assert cached(tree) == []  # it may be read tomorrow, and no time tells
+
+
+def test_a_root_that_may_not_be_read_is_an_error(tree, monkeypatch):
+    deny(monkeypatch, "scandir", "tree")
+    with pytest.raises(PermissionError):
+        list_tree(tree)
+
+
+def test_a_link_to_nowhere_or_to_itself_is_a_file(tree):
+    (tree / "loop").symlink_to("loop")
+    (tree / "gone").symlink_to("nowhere")
+    assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt", "gone", "loop"]
+
+
+def test_the_place_of_the_cache(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for own, shared, place in (
+        ("~/x", "", "/home/me/x"),
+        ("/fast", "/c", "/fast"),
+        ("", "/c", "/c/kanoclip"),
+        ("", "", "/home/me/.cache/kanoclip"),
+    ):
+        monkeypatch.setenv("KANOCLIP_CACHE", own)
+        monkeypatch.setenv("XDG_CACHE_HOME", shared)
+        assert listing.cache_folder() == Path(place)
+
+
 def test_a_fact_is_computed_again_only_for_changed_files(tree):
     asked = []
 

@@ -117,5 +117,18 @@ def test_an_empty_test_split_is_an_error(tree):
         module(tree, category="cable").setup("test")
 
 
-def test_the_identity_is_the_name():
+def test_the_identity_is_the_name(tree):
     assert MVTecAD().identity == "mvtec"
+    assert module(tree).identity == "mvtec"
+    assert module(tree / "mvtec" / "cable").identity == "mvtec"
+
+
+def test_another_set_in_this_layout_has_an_identity_of_its_own(tree, write):
+    write("mvtec/my_bolt/test/good/000.png")
+    assert module(tree).identity == "mvtec"  # with a category more it is still the publisher's
+    for category in ("screw", "gasket", "hinge"):
+        write(f"my_parts/{category}/test/good/000.png")
+    data = module(tree / "my_parts")
+    assert data.identity == f"mvtec {(tree / 'my_parts').resolve()}"
+    assert module(tree / "my_parts", category="screw").identity == data.identity
+    assert module(tree / "my_parts" / "hinge").identity == data.identity

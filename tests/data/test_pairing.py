@@ -28,6 +28,16 @@ def test_a_folder_that_is_not_there_has_no_images(tmp_path):
     assert list_images(tmp_path / "missing") == []
 
 
+def test_images_below_linked_folders_are_found_once_and_links_in_a_circle_end(tmp_path):
+    touch(tmp_path / "elsewhere", "2.png", "deep/3.png")
+    touch(tmp_path / "root", "1.png")
+    (tmp_path / "root" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "gone.png").symlink_to("nowhere.png")
+    found = [path.relative_to(tmp_path / "root").as_posix() for path in list_images(tmp_path / "root")]
+    assert found == ["1.png", "linked/2.png", "linked/deep/3.png"]
+
+
 def test_only_the_suffix_is_taken_off_a_name():
     assert name_of(Path("/r/scratch/img.v2.png"), Path("/r")) == "scratch/img.v2"
 

@@ -1,0 +1,113 @@
+"""Unpacks archives, which are strangers' files.
+
+Every member's name, kind and size is checked here, and no link, mode or owner of theirs is ever made.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import functools
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress
+
+WORK = ".download"  # below the data set's folder; hidden, so that no data set reads it
+MAX_FILES = 2_000_000  # files and folders in one archive; Real-IAD, the largest set, has 0.3 million
+MAX_BYTES = 200_000_000_000  # that one archive may unpack to; the free space of the disk is a limit too
+CHUNK = 1 << 20  # bytes
+Member = tuple[str, int, str, Callable[[], IO[bytes] | None]]  # name, bytes, "file" or "folder" or what else, open
+
+
+class DownloadError(ValueError):
+    """A data set that could not be fetched or unpacked; the message says what a person can do."""
+
+
+class NoRoomError(DownloadError):
+    """An archive that does not fit: a full disk, more in it than is allowed, or a file in its way. It is kept."""
+
+
+def unpack(path: Path, home: Path) -> list[str]:
+    """Unpack into a folder beside the archive, which is left only if all is well; returns what it adds to ``home``."""
+    unpacking, free = path.parent / "unpacking", shutil.disk_usage(path.parent).free
+
+    def allow(count: int, size: int) -> None:
+        if count > MAX_FILES or size > min(MAX_BYTES, free):
+            limits = f"{MAX_FILES:,} and {MAX_BYTES:,} are allowed, {free:,} bytes are free"
+            remedy = f"Make room, or if you trust it, unpack it to {home} yourself"
+            raise NoRoomError(f"{path} has {count:,} files of {size:,} bytes or more; {limits}. {remedy}.")
+
+    shutil.rmtree(unpacking, ignore_errors=True)  # left by a call that was killed
+    try:
+        unpacking.mkdir()
+        with progress(f"unpacking {path.name}") as bar:
+            for name, size, what, open_member in _members(path, allow):
+                if {"..", WORK} & set(name.split("/")) or re.search(r"^/|\\|(^|/)\w:", name):
+                    what = "path that leads elsewhere"
+                if what not in ("file", "folder"):
+                    raise DownloadError(f"{path} was not unpacked, for {name!r} is a {what}. It is deleted.")
+                target = unpacking / name
+                (target if what == "folder" else target.parent).mkdir(parents=True, exist_ok=True)
+                if what == "file" and (source := open_member()):
+                    with source, target.open("wb") as file:
+                        shutil.copyfileobj(source, file, CHUNK)  # zip and tar both stop at the size that they declare
+                    if size_of(target) != size:
+                        raise EOFError(f"{name} has {size_of(target):,} bytes instead of {size:,}")
+                    bar.advance(bar.task_ids[0], size)
+        for new in unpacking.rglob("*"):
+            old = home / new.relative_to(unpacking)
+            if old.exists() and not (old.is_dir() and new.is_dir()) and not filecmp.cmp(old, new, shallow=False):
+                raise NoRoomError(f"{path} would overwrite {old}. Move that away, then give the same command again.")
+        return sorted(new.name for new in unpacking.iterdir())
+    except BaseException as error:
+        shutil.rmtree(unpacking, ignore_errors=True)
+        if isinstance(error, NoRoomError) or not isinstance(error, Exception) or getattr(error, "errno", None):
+            raise
+        path.unlink()  # or the next call would begin with it
+        if isinstance(error, DownloadError):
+            raise  # else one of the many kinds that zipfile, tarfile and the decompressors raise on damaged bytes
+        raise DownloadError(f"{path} is damaged: {error or type(error).__name__}. It is deleted; try again.") from error
+
+
+def _members(path: Path, allow: Callable[[int, int], None]) -> Iterator[Member]:
+    """Go through a tar, once, as a compressed one has no list; or through a zip, whose sizes are added up first."""
+    if tarfile.is_tarfile(path):
+        with tarfile.open(path) as tar:
+            size = 0
+            for count, item in enumerate(tar, 1):
+                size += item.size
+                allow(count, size)
+                what = "file" if item.isreg() else "folder" if item.isdir() else "link" if item.linkname else "device"
+                yield item.name, item.size, what, functools.partial(tar.extractfile, item)
+            if tar.fileobj is None or tar.fileobj.seek(tar.offset) is None or tar.fileobj.read(512) != bytes(512):
+                raise EOFError("it ends before its end mark")  # tarfile takes that for an end
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            allow(len(infos), sum(info.file_size for info in infos))
+            for info in infos:
+                plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+                what = "file with a password" if info.flag_bits & 1 else "folder" if info.is_dir() else "file"
+                yield info.filename, info.file_size, what if plain else "link", functools.partial(archive.open, info)
+    else:
+        with path.open("rb") as file:
+            raise DownloadError(f"{path} is neither zip nor tar: it began with {file.read(40)!r}. It is deleted.")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def progress(text: str) -> Progress:
+    """A bar on stderr, of bytes."""
+    bar = Progress(*Progress.get_default_columns(), DownloadColumn(), console=Console(stderr=True))
+    bar.add_task(text, total=None)
+    return bar
