@@ -59,7 +59,7 @@ class LinearAdapter(Adapter):
 class ConvAdapter(Adapter):
     """Let the patches of the last level, seen through a convolution, correct the global feature (Conv-Adapter).
 
-    1x1 down to D / ``reduction``, 3x3 depthwise, GELU, 1x1 up, pooled over the grid and added to the class feature.
+    1x1 down to D / ``reduction``, 3x3 depthwise, GELU, pooled over the grid, 1x1 up and added to the class feature.
 
     Args:
         reduction: Divisor of D for the width of the bottleneck.

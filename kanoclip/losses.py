@@ -1,6 +1,7 @@
 """Losses: knowledge (KD), global and local (focal and Dice).
 
 In a run of several processes they are the losses of all images of a step, whichever process has them; see ``ranks``.
+A ``KDLoss`` takes the states of one image; the model averages it over all.
 """
 
 from __future__ import annotations

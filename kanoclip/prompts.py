@@ -90,23 +90,21 @@ class EnsemblePrompts(Prompts):
     ) -> None:
         super().__init__()
         self.class_name = class_name
-        *self.phrases, self.templates = WORDINGS[wording]
-        self._known: dict[str, Tensor] = {}
-
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Forget what another backbone made of the phrases."""
-        self._known = {}
+        self.wording = wording
+        *self._phrases, self._templates = WORDINGS[wording]
+        self._known: dict[tuple[str, torch.dtype | None], dict[str, Tensor]] = {}  # backbone, precision -> category
 
     def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
         """Return ``(B, 2, D)``."""
         names = [readable(name) if self.class_name else "object" for name in category]
-        for name in set(names) - set(self._known):
+        known = self._known.setdefault((backbone.fingerprint, _precision(backbone.mean)), {})
+        for name in set(names) - set(known):
             states = [
-                backbone.encode_text([t.format(one.format(name)) for one in phrases for t in self.templates]).mean(0)
-                for phrases in self.phrases
+                backbone.encode_text([t.format(one.format(name)) for one in phrases for t in self._templates]).mean(0)
+                for phrases in self._phrases
             ]
-            self._known[name] = F.normalize(torch.stack(states), dim=-1)  # (2, D)
-        return torch.stack([self._known[name].to(backbone.mean.device) for name in names])
+            known[name] = F.normalize(torch.stack(states), dim=-1)  # (2, D)
+        return torch.stack([known[name].to(backbone.mean.device) for name in names])
 
 
 class LearnedPrompts(Prompts):
@@ -148,16 +146,18 @@ class LearnedPrompts(Prompts):
         self.context = context
         self.deep_tokens = deep_tokens
         self.deep_depth = deep_depth
-        self.words = (normal, anomalous)
-        self._kept: tuple[list[Tensor], Tensor] | None = None  # the weights, and the states they gave
+        self.normal = normal
+        self.anomalous = anomalous
+        self._kept: tuple[list[Tensor], torch.dtype | None, Tensor] | None = None  # weights, precision -> states
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create context vectors from N(0, 0.02) and place the words behind them."""
-        embeddings, eot = backbone.token_embeddings(list(self.words))  # (2, M, W), (2,)
+        words = [self.normal, self.anomalous]
+        embeddings, eot = backbone.token_embeddings(words)  # (2, M, W), (2,)
         longest = int(eot.max()) + 1 + self.context
         if longest > backbone.context_length:
             raise ValueError(
-                f"A prompt of {self.context} learned vectors and the words {self.words} takes {longest} tokens, but "
+                f"A prompt of {self.context} learned vectors and the words {words} takes {longest} tokens, but "
                 f"{backbone.description} reads {backbone.context_length}. Use a smaller --model.prompts.context."
             )
         keep = backbone.context_length - self.context
@@ -171,14 +171,15 @@ class LearnedPrompts(Prompts):
 
     def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
         """Return ``(B, 2, D)``: the same states for each image; without gradients, encoded once."""
-        weights = list(self.parameters())
-        if self._kept is None or torch.is_grad_enabled() or not _equal(self._kept[0], weights):
+        weights, precision, kept = list(self.parameters()), _precision(self.begin), self._kept
+        if kept is None or torch.is_grad_enabled() or kept[1] != precision or not _equal(kept[0], weights):
             prompts = torch.cat([self.begin, self.vectors, self.end], 1)  # (2, M, W)
             states = backbone.encode_embeddings(prompts, self.eot, self.deep)  # (2, D)
             # a copy of the weights tells whether they changed, by whatever way: a few kB beside a pass of the encoder
-            self._kept = None if states.requires_grad else ([weight.detach().clone() for weight in weights], states)
+            copies = [] if states.requires_grad else [weight.detach().clone() for weight in weights]
+            self._kept = None if states.requires_grad else (copies, precision, states)
         else:
-            states = self._kept[1]
+            states = kept[2]
         return states.expand(len(category), -1, -1)
 
 
@@ -196,6 +197,12 @@ class ObjectAgnosticPrompts(LearnedPrompts):
 
     def __init__(self, deep_tokens: int = 4, **options: Any) -> None:
         super().__init__(deep_tokens=deep_tokens, **options)
+
+
+def _precision(tensor: Tensor) -> torch.dtype | None:
+    """Type that autocast computes in where a tensor is; None without autocast."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

@@ -25,8 +25,10 @@ def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int
     Returns:
         Probability of anomalous ``(L, B, size, size)``, bilinear between patch centres.
     """
-    nearer = torch.einsum("lbnd,lbd->lbn", patches, states[:, :, ANOMALOUS] - states[:, :, NORMAL])
-    small = (nearer.float() / temperature).sigmoid()  # the softmax over the two states
+    difference = states[:, :, ANOMALOUS] - states[:, :, NORMAL]
+    with torch.autocast(patches.device.type, enabled=False):  # it would round until pixels tie, here and below
+        nearer = torch.einsum("lbnd,lbd->lbn", patches.float(), difference.float())
+    small = (nearer / temperature).sigmoid()  # the softmax over the two states
     return F.interpolate(small.unflatten(-1, grid), size=(size, size), mode="bilinear", align_corners=False)
 
 
@@ -49,8 +51,9 @@ def window_map(probability: Tensor, grid: tuple[int, int], size: int) -> Tensor:
     h, w = grid
     inverse = (1 / probability.float().clamp_min(1e-12)).unflatten(1, (h - size + 1, w - size + 1))[:, None]
     cover = inverse.new_ones(1, 1, size, size)
-    count = F.conv_transpose2d(torch.ones_like(inverse[:1]), cover)  # (1, 1, h, w)
-    return (count / F.conv_transpose2d(inverse, cover))[:, 0]
+    with torch.autocast(inverse.device.type, enabled=False):
+        count = F.conv_transpose2d(torch.ones_like(inverse[:1]), cover)  # (1, 1, h, w)
+        return (count / F.conv_transpose2d(inverse, cover))[:, 0]
 
 
 def harmonic_mean(maps: Tensor) -> Tensor:
@@ -67,7 +70,8 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-(offset**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     blurred = F.pad(maps[:, None].float(), (radius,) * 4, mode="reflect")
-    blurred = F.conv2d(F.conv2d(blurred, kernel[None, None, None]), kernel[None, None, :, None])
+    with torch.autocast(maps.device.type, enabled=False):
+        blurred = F.conv2d(F.conv2d(blurred, kernel[None, None, None]), kernel[None, None, :, None])
     return blurred[:, 0].clamp(0, 1)
 
 

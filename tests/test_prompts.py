@@ -29,6 +29,20 @@ def test_hand_written_states_are_those_of_the_backbone_at_hand(tiny_clip, make_c
     first = prompts(["nut"], tiny_clip)
     prompts.build(second)
     assert (prompts(["nut"], second) - first).abs().max() > 1e-3
+    torch.testing.assert_close(prompts(["nut"], tiny_clip), first, rtol=0, atol=0)  # one object may serve both
+
+
+@pytest.mark.parametrize("kind", [EnsemblePrompts, LearnedPrompts])
+@torch.no_grad()
+def test_states_that_were_encoded_at_half_precision_are_not_kept_for_full(tiny_clip, kind) -> None:
+    prompts, fresh = kind(), kind()
+    prompts.build(tiny_clip)
+    fresh.build(tiny_clip)
+    fresh.load_state_dict(prompts.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = prompts(["nut"], tiny_clip)
+    torch.testing.assert_close(prompts(["nut"], tiny_clip), fresh(["nut"], tiny_clip), rtol=0, atol=0)
+    assert not torch.equal(rough, prompts(["nut"], tiny_clip))
 
 
 def test_without_class_names_all_categories_share_their_states(tiny_clip) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -14,6 +17,18 @@ from kanoclip.backbone.attention import Attention
 from kanoclip.backbone.loading import SCHEMES, load
 from kanoclip.backbone.text import TextEncoder
 from kanoclip.types import Features
+
+_uncopied = ContextVar("uncopied", default=False)
+
+
+@contextmanager
+def uncopied() -> Iterator[None]:
+    """Have ``copy.deepcopy`` return a backbone itself: what a model was made with need not be in memory twice."""
+    token = _uncopied.set(True)
+    try:
+        yield
+    finally:
+        _uncopied.reset(token)
 
 
 class CLIPBackbone(nn.Module):
@@ -27,8 +42,8 @@ class CLIPBackbone(nn.Module):
     Args:
         name: open_clip's name of the model, such as ViT-L-14-336; or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``,
             which bring their own weights.
-        pretrained: open_clip's tag of the weights, or the path of a local .safetensors or .pt file. null: random
-            weights, for tests and timing.
+        pretrained: open_clip's tag of the weights, or the path of a local .safetensors or .pt file, best with the
+            tag in its name, which tells its activation and colours. null: random weights, for tests and timing.
         image_size: Side of the square image in pixels, a multiple of the patch size.
         levels: Blocks after which patches are read, counted from 1. null: the four quarters of the depth
             (6, 12, 18, 24 of 24).
@@ -77,6 +92,7 @@ class CLIPBackbone(nn.Module):
         self.image_size = image_size
         self.levels = _check_levels(levels, self.depth, name)
         self.cls_norm = cls_norm
+        self._resizing = position
         self.description = name if name.startswith(SCHEMES) else f"{name} {pretrained or 'random weights'}"
         _check_image_size(image_size, self.patch_size, name)
 
@@ -99,14 +115,26 @@ class CLIPBackbone(nn.Module):
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CLIPBackbone:
-        """Return itself: it never changes, and Lightning copies the arguments of a model that was built in Python."""
-        return self
+        """Copy it, as every module is copied; within ``uncopied`` return itself."""
+        if _uncopied.get():
+            return self
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the features depend on besides the weights and the size of the image."""
+        return {"levels": self.levels, "position": self._resizing, "cls_norm": self.cls_norm}
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of names, types, shapes and values of all weights, as hexadecimal digits; computed once."""
+        """sha256 of all weights (names, types, shapes, values) and of activations but GELU, in hexadecimal digits."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
+            for name, module in self.named_modules():
+                if name.endswith(".gelu") and repr(module) != repr(nn.GELU()):  # open_clip calls any activation so
+                    digest.update(f"{name} {module!r}".encode())
             for name, weight in sorted(self.named_parameters()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
                 digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ PATIENCE = 6.0  # seconds to wait for the first answer of a server before saying
 FOLDER = "local-dir:"  # open_clip's prefix for a folder with open_clip_config.json and the weights
 HUB = "hf-hub:"  # its prefix for a repository with the same content
 SCHEMES = (FOLDER, HUB)
+OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # colours, unless told others
 
 _log = logging.getLogger(__name__)
 
@@ -82,18 +84,31 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
                 f"Give its path as --model.backbone.pretrained, or try --model.backbone embedded, which needs no file."
             )
         raise ValueError(f"{name} has no weights called {pretrained!r}.{_nearest(pretrained, tags)}")
-    gelus = {open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False) for tag in tags}
-    quick_gelu = config.get("quick_gelu", False)
-    if len(gelus) == 1:  # a file does not say its activation; all published weights of this name agree on one
-        quick_gelu = gelus.pop()
-    elif gelus and not quick_gelu:
+    # A file does not say its activation and colours: those of the tag in its name, or what all published weights share.
+    named = [tag for tag in tags if tag in re.sub(r"\W", "_", path.stem.lower())]
+    recipes = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in (named if len(named) == 1 else tags)}
+    colours = {tag: {k: tuple(recipe.get(k, own)) for k, own in OPENAI.items()} for tag, recipe in recipes.items()}
+    gelus = {recipe.get("quick_gelu", False) for recipe in recipes.values()}
+    options: dict[str, Any] = {"quick_gelu": config.get("quick_gelu", False)}
+    others = [tag for tag, pair in colours.items() if pair != OPENAI]
+    if others and all(pair == colours[others[0]] for pair in colours.values()):
+        options["force_preprocess_cfg"] = colours[others[0]]
+    elif others:
+        _log.warning(
+            "%s is read with OpenAI's mean and std of colours. If it is %s, put that tag into the name of the file.",
+            path,
+            " or ".join(others),
+        )
+    if len(gelus) == 1:
+        options["quick_gelu"] = gelus.pop()
+    elif gelus and not options["quick_gelu"]:
         _log.warning(
             "%s is read as weights trained with GELU. For OpenAI's own weights use --model.backbone.name %s-quickgelu.",
             path,
             name,
         )
     try:
-        return open_clip.create_model(name, str(path), quick_gelu=quick_gelu)
+        return open_clip.create_model(name, str(path), **options)
     except Exception as error:  # safetensors, pickle, zip and load_state_dict each raise their own
         remedy = "Give the file of this very model, or the model of this file with --model.backbone.name."
         if "TorchScript" in str(error):  # as OpenAI published its weights

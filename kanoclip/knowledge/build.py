@@ -17,7 +17,7 @@ import yaml
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.knowledge.answers import parse, usable, without_common
 from kanoclip.knowledge.base import STATES
-from kanoclip.knowledge.client import ChatClient, ChatError, QuestionError
+from kanoclip.knowledge.client import ChatClient, ChatError, QuestionError, RefusedError
 from kanoclip.knowledge.images import Read, data_url
 from kanoclip.knowledge.ledger import Ledger, Told
 from kanoclip.knowledge.questions import GENERIC, Question, Template
@@ -25,7 +25,7 @@ from kanoclip.knowledge.questions import GENERIC, Question, Template
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # times that a question without usable answer is asked
-PATIENCE = 5  # questions that fail one after another before all is given up
+PATIENCE = 5  # questions at which the server fails one after another before all is given up
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
@@ -108,7 +108,7 @@ def ask_all(
             outcome.failed.append(str(error))
         except QuestionError as error:
             with lock:
-                row[0] += 1
+                row[0] += not isinstance(error, RefusedError)  # or these would stop every run at the same place
                 outcome.failed.append(f"{_about(question)}: {error}")
                 if row[0] >= PATIENCE:
                     raise ChatError(f"{PATIENCE} questions in a row have no answer. {error}") from None

@@ -25,6 +25,10 @@ class QuestionError(Exception):
     """This one question has no answer; others may have."""
 
 
+class RefusedError(QuestionError):
+    """The server is well, but does not want this question."""
+
+
 class _TryAgain(Exception):
     """A passing trouble, and how many seconds the server asks to wait."""
 
@@ -101,7 +105,8 @@ class ChatClient:
 
         Raises:
             ChatError: No server, a refused key or an unknown model: nothing else will be answered either.
-            QuestionError: The server refuses this question, or fails again and again.
+            RefusedError: The server refuses this question.
+            QuestionError: It fails again and again.
         """
         content: Any = question
         if image is not None:
@@ -181,7 +186,7 @@ class ChatClient:
             return ChatError(f"{self.host} wants to be paid: {said}")
         if code in AGAIN or code >= 500:
             return _TryAgain(f"{code} {said}", _retry_after(error.response.headers.get("retry-after")))
-        return QuestionError(f"{self.host} refuses the question: {code} {said}")
+        return RefusedError(f"{self.host} refuses the question: {code} {said}")
 
 
 def cut_out(text: str, *keys: str) -> str:

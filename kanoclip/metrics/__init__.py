@@ -1,4 +1,4 @@
-"""Streaming metrics of images and pixels: one pass, constant memory, equal for any batch size and process count."""
+"""Streaming metrics of images and pixels: one pass, no map is kept, equal for any batch size and process count."""
 
 from kanoclip.metrics.ranking import ImageMetrics, PixelMetrics
 

@@ -42,47 +42,74 @@ def keys(scores: NDArray[np.float32]) -> Ints:
     return signed
 
 
+def bounds(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the lowest and the highest of some scores.
+
+    Raises:
+        ValueError: If a score is NaN or infinite.
+    """
+    found = np.array([scores.min(), scores.max()])
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are NaN or infinite. The model "
+            f"overflowed: use --trainer.precision 32-true, or look for NaN in its weights."
+        )
+    return found
+
+
 @dataclass
 class Histogram:
-    """Counts per bin.
+    """Counts per bin, laid out as one array, which processes can exchange.
 
     Attributes:
-        shift: A bin holds ``2**shift`` neighbouring floats.
-        first: Number of the first bin: the keys of bin i are ``(first + i) << shift`` and up.
-        counts: ``(3, bins)`` int64: all, the anomalous among them, and summed weights of these; the outer bins are
-            never empty.
+        packed: ``(3, 1 + bins)`` int64. The first column holds shift and first, the others are the counts.
     """
 
-    shift: int
-    first: int
-    counts: Ints
+    packed: Ints
 
     @classmethod
-    def empty(cls) -> Histogram:
+    def empty(cls, shift: int = 0, first: int = 0, bins: int = 0) -> Histogram:
         """Make one without scores."""
-        return cls(0, 0, np.zeros((ROWS, 0), np.int64))
+        packed = np.zeros((ROWS, 1 + bins), np.int64)
+        packed[:2, 0] = shift, first
+        return cls(packed)
+
+    @property
+    def shift(self) -> int:
+        """A bin holds ``2**shift`` neighbouring floats."""
+        return int(self.packed[0, 0])
+
+    @property
+    def first(self) -> int:
+        """Number of the first bin: the keys of bin i are ``(first + i) << shift`` and up."""
+        return int(self.packed[1, 0])
+
+    @property
+    def counts(self) -> Ints:
+        """``(3, bins)``: all, the anomalous among them, and summed weights of these; the outer bins are never empty."""
+        return self.packed[:, 1:]
 
     def covering(self, low: int, high: int, shift: int = 0) -> Histogram:
         """Return the same counts with room for the bins low to high of another shift."""
         last = self.first + self.counts.shape[1] - 1
         target = max(self.shift, shift)
         while True:
-            bounds = [(low >> (target - shift), high >> (target - shift))]
+            ends = [(low >> (target - shift), high >> (target - shift))]
             if self.counts.shape[1]:
-                bounds.append((self.first >> (target - self.shift), last >> (target - self.shift)))
-            first, end = min(b[0] for b in bounds), max(b[1] for b in bounds)
+                ends.append((self.first >> (target - self.shift), last >> (target - self.shift)))
+            first, end = min(e[0] for e in ends), max(e[1] for e in ends)
             if end - first < BINS:
                 break
             target += 1
-        counts = np.zeros((ROWS, end - first + 1), np.int64)
+        total = Histogram.empty(target, first, end - first + 1)
         if target == self.shift:
             start = self.first - first
-            counts[:, start : start + self.counts.shape[1]] = self.counts
+            total.counts[:, start : start + self.counts.shape[1]] = self.counts
         elif self.counts.shape[1]:
             place = ((self.first + np.arange(self.counts.shape[1])) >> (target - self.shift)) - first
-            for row, mine in zip(counts, self.counts, strict=True):
+            for row, mine in zip(total.counts, self.counts, strict=True):
                 np.add.at(row, place, mine)
-        return Histogram(target, first, counts)
+        return total
 
     def add(self, scores: NDArray[np.float32], anomalous: NDArray[np.bool_], weights: Ints) -> Histogram:
         """Count scores ``(n,)``; ``weights`` has one entry per anomalous score. Returns the histogram to go on with.
@@ -92,13 +119,7 @@ class Histogram:
         """
         if not scores.size:
             return self
-        bounds = np.array([scores.min(), scores.max()])
-        if not np.isfinite(bounds).all():
-            raise ValueError(
-                f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are NaN or infinite. The model "
-                f"overflowed: use --trainer.precision 32-true, or look for NaN in its weights."
-            )
-        low, high = keys(bounds).tolist()
+        low, high = keys(bounds(scores)).tolist()
         last = self.first + self.counts.shape[1] - 1
         grown = self
         if not self.counts.shape[1] or (low >> self.shift) < self.first or (high >> self.shift) > last:
@@ -124,18 +145,17 @@ class Histogram:
         last = other.first + other.counts.shape[1] - 1
         total = self.covering(other.first, last, other.shift)
         theirs = other.covering(total.first, total.first + total.counts.shape[1] - 1, total.shift)
-        return Histogram(total.shift, total.first, total.counts + theirs.counts)
+        np.add(total.counts, theirs.counts, out=total.counts)
+        return total
 
     def pack(self) -> Tensor:
-        """Lay it out as one tensor ``(3, 1 + bins)``, which processes can exchange."""
-        header = np.array([[self.shift], [self.first], [0]], np.int64)
-        return torch.from_numpy(np.concatenate([header, self.counts], 1))
+        """Return it as a tensor ``(3, 1 + bins)`` on the same memory."""
+        return torch.from_numpy(self.packed)
 
     @classmethod
     def unpack(cls, packed: Sequence[Tensor]) -> Histogram:
-        """Sum what several processes packed."""
+        """Sum what was packed; that of a single tensor is on the same memory."""
         total = cls.empty()
         for tensor in packed:
-            values = tensor.cpu().numpy()
-            total = total.merge(cls(int(values[0, 0]), int(values[1, 0]), values[:, 1:]))
+            total = total.merge(cls(tensor.cpu().numpy()))
         return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import cv2
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from kanoclip.metrics.histogram import Histogram
+from kanoclip.metrics.histogram import Histogram, bounds
 
 UNIT = 2**38  # weight of one region; an integer, so that sums do not depend on their order
 
@@ -20,39 +21,56 @@ Curve = NDArray[np.float64]
 
 
 class RankingMetric(Metric):
-    """Counts scores of normal and anomalous things in a histogram that is summed over processes.
+    """Ranks normal and anomalous things by their scores, over all processes.
+
+    What was seen is torchmetrics' own state, so that calling a metric, merging two and collections of them work.
 
     Attributes:
         counts: After ``compute``: number of normal and of anomalous things, over all processes.
     """
 
     full_state_update = False
-    histogram: list[Tensor]
+    seen: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # a list, because torchmetrics gathers lists of tensors of unequal sizes, but not unequal tensors
-        self.add_state("histogram", [], dist_reduce_fx=None)
+        self.add_state("seen", [], dist_reduce_fx=None)
         self.counts = (0, 0)
-        self._mine = Histogram.empty()
 
     def reset(self) -> None:
         """Start anew."""
+        self.seen = []  # metrics of a collection may share the list, which torchmetrics would empty
         super().reset()
-        self._mine = Histogram.empty()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Count a batch, and return the values of it alone."""
+        values = super().forward(*args, **kwargs)
+        self.seen = [self._joined()]
+        return values
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add what another metric has counted, which keeps it."""
+        super().merge_state(incoming_state)
+        self.seen = [self._joined()]
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Lay out this process's histogram, even an empty one, and exchange it."""
-        self.histogram = [self._mine.pack().to(self.device)]
+        """Lay out what this process has seen as one tensor, even nothing, and exchange it."""
+        self.seen = [self._joined().to(self.device)]
         super().sync(*args, **kwargs)
 
-    def _count(self, scores: Tensor, anomalous: NDArray[np.bool_], weights: NDArray[np.int64]) -> None:
-        values = scores.detach().float().cpu().numpy().ravel()
-        self._mine = self._mine.add(values, anomalous, weights)
+    @abstractmethod
+    def _joined(self) -> Tensor:
+        """Join what was seen in one new tensor on the CPU."""
+
+    @property
+    @abstractmethod
+    def _mine(self) -> Histogram:
+        """What was seen, counted."""
 
     def _curves(self) -> tuple[Curve, Curve, Curve]:
         """Sum counts from the highest score down: normal, anomalous and weights, each starting at 0."""
-        counts = Histogram.unpack(self.histogram).counts[:, ::-1]
+        counts = self._mine.counts[:, ::-1]
         # curves are straight over bins without anomalous scores, where their ends suffice; the others are few
         corner = counts[1] > 0
         corner[:-1] |= corner[1:]
@@ -68,8 +86,8 @@ class RankingMetric(Metric):
 class ImageMetrics(RankingMetric):
     """AUROC, AP and F1-max of image scores.
 
-    Streaming: scores are counted in about a million bins over their range, see ``metrics.histogram``; any real scores
-    do. Undefined values (one class only) are NaN.
+    Scores are kept, at 8 bytes an image, and counted at the end in about a million bins over their range, see
+    ``metrics.histogram``; any real scores do. Undefined values (one class only) are NaN.
 
     Shapes:
         image_score ``(B,)`` and label ``(B,)`` in {0, 1}.
@@ -79,14 +97,25 @@ class ImageMetrics(RankingMetric):
     """
 
     def update(self, image_score: Tensor, label: Tensor) -> None:
-        """Count the scores of a batch."""
-        anomalous = label.cpu().numpy().astype(bool).ravel()
-        self._count(image_score, anomalous, np.zeros(int(anomalous.sum()), np.int64))
+        """Keep the scores of a batch."""
+        batch = torch.stack([part.detach().float().cpu().ravel() for part in (image_score, label)])
+        if batch.numel():
+            bounds(batch[0].numpy())  # refuses NaN now, not at the end
+        self.seen = [*self.seen, batch]
+        self.seen = [self._joined()]
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``auroc``, ``ap`` and ``f1_max`` in [0, 1]."""
         normal, anomalous, _ = self._curves()
         return _tensors(ranking(normal, anomalous))
+
+    def _joined(self) -> Tensor:
+        return torch.cat([torch.zeros(2, 0), *(part.cpu() for part in self.seen)], 1)  # scores and labels
+
+    @property
+    def _mine(self) -> Histogram:
+        scores, label = self._joined().numpy()
+        return Histogram.empty().add(scores, label > 0, np.zeros(np.count_nonzero(label > 0), np.int64))
 
 
 class PixelMetrics(RankingMetric):
@@ -123,12 +152,21 @@ class PixelMetrics(RankingMetric):
             )
         anomalous = mask.cpu().numpy() != 0  # NumPy compares bytes faster than torch
         weights = [_region_weights(one) for one in anomalous if one.any()]
-        self._count(anomaly_map, anomalous.ravel(), np.concatenate([*weights, np.zeros(0, np.int64)]))
+        scores = anomaly_map.detach().float().cpu().numpy().ravel()
+        counted = self._mine.add(scores, anomalous.ravel(), np.concatenate([*weights, np.zeros(0, np.int64)]))
+        self.seen = [counted.pack()]
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``auroc``, ``ap``, ``f1_max`` and ``aupro`` in [0, 1]."""
         normal, anomalous, weights = self._curves()
         return _tensors({**ranking(normal, anomalous), "aupro": per_region_overlap(normal, weights, self.max_fpr)})
+
+    def _joined(self) -> Tensor:
+        return self._mine.pack().clone()
+
+    @property
+    def _mine(self) -> Histogram:
+        return Histogram.unpack(self.seen)
 
 
 def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -12,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kanoclip import __version__
+from kanoclip.backbone.clip import uncopied
 from kanoclip.metrics import ImageMetrics, PixelMetrics
+from kanoclip.models.settings import TRAINED_WITH, plain, trained_with
 from kanoclip.ranks import gather
 from kanoclip.tiling import tiled
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 
 FROZEN = "backbone."
-TRAINED_WITH = ("attention", "prompts", "interaction", "adapter")  # no head depends on score and kd_loss
 
 
 class CheckpointError(ValueError):
@@ -50,8 +53,8 @@ class AnomalyModule(LightningModule):
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999)) -> None:
         super().__init__()
-        self.lr = lr
-        self.betas = betas
+        self.lr = float(lr)  # NumPy's numbers would stand in the optimiser's state
+        self.betas = float(betas[0]), float(betas[1])
         self.results: dict[str, dict[str, float | None]] = {}
         self.auxiliary: str | None = None
         self.tiles_at_once = 8
@@ -68,6 +71,13 @@ class AnomalyModule(LightningModule):
     def __getstate__(self) -> dict[str, Any]:
         # the thread that counts can be neither copied nor pickled; an epoch that was stopped leaves it behind
         return {**super().__getstate__(), "_counter": None, "_counting": None}
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the arguments as Lightning does, but no second copy of a backbone."""
+        kwargs.setdefault("frame", sys._getframe(1))  # whose arguments they are
+        with uncopied(), warnings.catch_warnings():  # it would have objects ignored, and lose the choice made by name
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
+            super().save_hyperparameters(*args, **kwargs)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the terms of the training loss by name, weighted; their sum is minimised."""
@@ -224,12 +234,13 @@ class AnomalyModule(LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
         given = checkpoint.get("hyper_parameters", {})
-        checkpoint["hyper_parameters"] = {k: v for k, v in given.items() if not isinstance(v, nn.Module)}
+        checkpoint["hyper_parameters"] = {k: plain(v) for k, v in given.items() if not isinstance(v, nn.Module)}
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["kanoclip"] = {
             "version": __version__,
             "model": self.name,
             "components": self.describe_components(),
+            "settings": trained_with(self),
             "auxiliary": self.auxiliary,
             "categories": list(getattr(data, "categories", [])),
             "backbone": self._backbone_identity(),
@@ -240,7 +251,8 @@ class AnomalyModule(LightningModule):
         """Check that the checkpoint belongs to this model, and add the backbone's own weights.
 
         Raises:
-            CheckpointError: If it was written by something else, or for another backbone or other components.
+            CheckpointError: If it was written by something else, or for another backbone, or other components or
+                settings of them.
         """
         about = checkpoint.get("kanoclip")
         if about is None:
@@ -254,12 +266,13 @@ class AnomalyModule(LightningModule):
                 f"({theirs['fingerprint'][:12]}), but this is {mine['description']} ({mine['fingerprint'][:12]}). "
                 f"Choose the same --model.backbone, or fit anew."
             )
-        mine, theirs = self.describe_components(), about["components"]
-        for kind in TRAINED_WITH:
-            if mine.get(kind) != theirs.get(kind):
+        ours, settings = trained_with(self), about.get("settings", {})  # older checkpoints have none
+        mine, theirs = self.describe_components() | ours, about["components"] | settings
+        for name in (*TRAINED_WITH, *(name for name in settings if name in ours)):
+            if mine.get(name) != theirs.get(name):
                 raise CheckpointError(
-                    f"The checkpoint's heads were trained with {kind} {theirs.get(kind)}, but this model has "
-                    f"{mine.get(kind)}. Choose the same --model.{kind}, or fit anew."
+                    f"The checkpoint's heads were trained with {name} {theirs.get(name)}, but this model has "
+                    f"{mine.get(name)}. Choose the same --model.{name}, or fit anew."
                 )
         self.auxiliary = about["auxiliary"]
         self._random_state = about["random_state"]

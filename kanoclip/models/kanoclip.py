@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
 from kanoclip.models.base import AnomalyModule
+from kanoclip.models.settings import settings_of
 from kanoclip.prompts import LearnedPrompts, Prompts
 from kanoclip.ranks import mean
 from kanoclip.scoring import MeanScore, Score, anomaly_map, level_maps, smooth
@@ -85,9 +85,9 @@ class KAnoCLIP(AnomalyModule):
         betas: tuple[float, float] = (0.5, 0.999),
     ) -> None:
         super().__init__(lr, betas)
-        with warnings.catch_warnings():  # Lightning would have objects ignored, and lose the choice made by name
-            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False)
+        if dice not in ("batch", "image"):
+            raise ValueError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
         self.backbone = backbone or CLIPBackbone()
         self.attention = attention or self.own_attention()
         self.prompts = prompts or self.own_prompts()
@@ -96,8 +96,15 @@ class KAnoCLIP(AnomalyModule):
         self.score = score or self.own_score()
         self.kd_loss = kd_loss or self.own_kd_loss()
         self.attention.start(self.backbone.depth)  # a block that is not there is an error here, not in the first batch
-        for head in (self.prompts, self.interaction, self.adapter):
+        heads = (self.prompts, self.interaction, self.adapter)
+        for head in heads:
+            if vars(head).get("_built") and list(head.parameters()):
+                raise ValueError(
+                    f"This {type(head).__name__} has the weights of another model. Give each model one of its own."
+                )
             head.build(self.backbone)
+        for head in heads:
+            vars(head)["_built"] = True
         self.knowledge = knowledge
         self.image_knowledge = image_knowledge
         self.image_size = self.backbone.image_size
@@ -113,7 +120,8 @@ class KAnoCLIP(AnomalyModule):
         features = self.features(batch)  # patches (L, B, N, D), cls (B, D)
         states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
         cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
-        logits = torch.einsum("bd,bsd->bs", cls, states) / self.temperature  # (B, 2)
+        with torch.autocast(cls.device.type, enabled=False):  # it would round until images tie
+            logits = torch.einsum("bd,bsd->bs", cls.float(), states.float()) / self.temperature  # (B, 2)
         patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
         maps = level_maps(patches, level_states, features.grid, self.image_size, self.temperature)  # (L, B, H, W)
         heat = anomaly_map(maps)  # (B, H, W)
@@ -133,10 +141,10 @@ class KAnoCLIP(AnomalyModule):
     def features_key(self) -> str:
         """Hash of all that the frozen features depend on besides the image; names them in a cache."""
         backbone, attention = self.backbone, self.attention
-        settings = {name: value for name, value in vars(attention).items() if name[0] != "_" and name != "training"}
         told = (
             backbone.fingerprint, backbone.visual.conv1.weight.dtype, backbone.image_size, backbone.levels,
-            backbone.cls_norm, sorted(settings.items()), code_of(type(backbone)), code_of(type(attention)),
+            backbone.cls_norm, sorted(settings_of(attention).items()),
+            code_of(type(backbone)), code_of(type(attention)),
         )  # fmt: skip
         digest = hashlib.sha256(repr(told).encode())
         for buffer in (backbone.position, backbone.mean, backbone.std):
@@ -144,7 +152,10 @@ class KAnoCLIP(AnomalyModule):
         return digest.hexdigest()
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
-        """Return the weighted terms ``kd``, ``global`` and ``local``; images without a known mask have no local one."""
+        """Return the weighted terms ``kd``, ``global`` and ``local``.
+
+        Images without a known mask have no local one; hand-written prompts, which no loss can pull, have no ``kd``.
+        """
         _, _, maps, logits, states = scores
         assert maps is not None  # for the type checker: forward returns all of them
         assert logits is not None
@@ -153,11 +164,12 @@ class KAnoCLIP(AnomalyModule):
             "global": global_loss(logits, batch.label),
             "local": local_loss(*with_mask(maps, batch), self.dice),
         }
-        if self._facts_of is not None:
-            facts = map(self._facts_of, batch.category, batch.path)
-            terms["kd"] = mean(torch.stack([self.kd_loss(*pair) for pair in zip(states, facts, strict=True)]))
-        elif self._facts is not None:
-            terms["kd"] = self.kd_loss(states[0], self._facts)
+        if self._facts is not None and states.requires_grad:
+            if self._facts_of is not None:
+                pairs = list(zip(states, map(self._facts_of, batch.category, batch.path), strict=True))
+            else:  # states that all images share are compared once
+                pairs = [(one, self._facts) for one in (states if states.stride(0) else states[:1])]
+            terms["kd"] = mean(torch.stack([self.kd_loss(*pair) for pair in pairs]).expand(len(states)))
         return {name: self.weights[name] * term for name, term in terms.items()}
 
     def on_fit_start(self) -> None:

@@ -79,7 +79,8 @@ class WinCLIP(AnomalyModule):
         sizes = (self.side, *self.windows)  # the image is the largest window
         states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
         windows = encode_windows(self.backbone, batch.image, sizes)  # (B, W, D) of each size
-        anomalous = [(one @ states.mT / self.temperature).softmax(-1)[..., ANOMALOUS] for one in windows]  # (B, W)
+        with torch.autocast(states.device.type, enabled=False):  # it would round until images tie
+            anomalous = [(one @ states.mT / self.temperature).softmax(-1)[..., ANOMALOUS] for one in windows]  # (B, W)
         grid = (self.side, self.side)
         maps = [window_map(one, grid, size) for one, size in zip(anomalous, sizes, strict=True)]  # (B, h, w)
         heat = harmonic_mean(torch.stack(maps))

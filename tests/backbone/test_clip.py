@@ -1,3 +1,4 @@
+import copy
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -208,6 +209,30 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny, tmp_path, make_clip, writ
     model.transformer.resblocks[2].ln_1.bias.data[5] += 1e-6
     changed = CLIPBackbone(write_clip(tmp_path, config, model.state_dict()), image_size=32)
     assert changed.fingerprint != one.fingerprint
+
+
+def test_another_activation_is_another_fingerprint_and_gelu_that_of_the_weights(tmp_path, make_clip, write_clip):
+    found = []
+    for quick_gelu in (False, True):
+        config, model = make_clip(quick_gelu=quick_gelu)
+        name = write_clip(tmp_path / str(quick_gelu), config, model.state_dict())
+        found.append(CLIPBackbone(name, image_size=32))
+    gelu, quick = found
+    assert quick.fingerprint != gelu.fingerprint
+    digest = hashlib.sha256()
+    for name, weight in sorted(gelu.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode() + weight.numpy().tobytes())
+    assert gelu.fingerprint == digest.hexdigest()
+
+
+def test_a_copy_of_the_backbone_is_another_one(backbone, images):
+    before, copied = backbone(images, VV()).patches, copy.deepcopy(backbone)
+    assert copied.fingerprint == backbone.fingerprint
+    assert torch.equal(copied(images, VV()).patches, before)
+    copied.to(torch.bfloat16)
+    assert torch.equal(backbone(images, VV()).patches, before)
+    with clip.uncopied():
+        assert copy.deepcopy([backbone])[0] is backbone
 
 
 def test_the_fingerprint_is_computed_once(backbone, monkeypatch):

@@ -111,6 +111,27 @@ def test_a_local_file_has_the_activation_that_all_tags_of_its_name_agree_on(name
     assert type(backbone.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
 
 
+def colours(path, caplog):
+    caplog.clear()
+    backbone = CLIPBackbone("tiny-clip", str(path), 32)
+    return backbone.mean.flatten().tolist(), caplog.text
+
+
+def test_a_local_file_has_the_colours_of_its_tag_or_those_that_all_tags_share(named, tmp_path, caplog):
+    named[1]["laion_2b"] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    for name in ("w.safetensors", "tiny-Laion_2B.safetensors", "tiny-gelu-quick.safetensors"):
+        save_file(named[0].state_dict(), tmp_path / name)
+    mean, told = colours(tmp_path / "w.safetensors", caplog)
+    assert mean == pytest.approx(loading.OPENAI["mean"])
+    assert "w.safetensors is read with OpenAI's mean and std of colours. If it is gelu or quick or laion_2b" in told
+    assert colours(tmp_path / "tiny-Laion_2B.safetensors", caplog) == ([0.5, 0.5, 0.5], "")
+    assert "OpenAI's mean and std" in colours(tmp_path / "tiny-gelu-quick.safetensors", caplog)[1]  # which of them?
+    del named[1]["laion_2b"]
+    mean, told = colours(tmp_path / "w.safetensors", caplog)
+    assert mean == pytest.approx([0.1, 0.2, 0.3])
+    assert "colours" not in told
+
+
 def test_the_default_backbones_file_is_read_with_openais_activation(monkeypatch, tmp_path):
     path = tmp_path / "w.safetensors"
     path.touch()

@@ -249,10 +249,18 @@ def test_one_question_that_is_refused_stops_no_other(cats, server, capsys) -> No
 
 
 def test_five_failures_in_a_row_end_it(cats, server, capsys) -> None:
-    server.plan = lambda n, r: talk(n, r) if n < 4 else failed(400, "this model sees no images")
-    assert cats(*BOTH, "--concurrency", "1") == 2
+    server.plan = lambda n, r: talk(n, r) if n < 4 else failed(500, "out of memory")
+    assert cats(*BOTH, "--concurrency", "1", "--retries", "0") == 2
     assert len(server.requests) == 9
     assert "5 questions in a row have no answer." in capsys.readouterr().err
+
+
+def test_refused_questions_in_a_row_end_nothing_and_are_told(cats, server, capsys) -> None:
+    server.plan = lambda n, r: talk(n, r) if n < 4 else failed(400, "this model sees no images")
+    assert cats(*BOTH, "--concurrency", "1") == 1
+    assert len(server.requests) == 10
+    assert cats.base.exists()
+    assert "refuses the question: 400 this model sees no images" in capsys.readouterr().err
 
 
 def test_an_image_that_cannot_be_read_is_told_and_the_others_are_asked(cats, tmp_path, server, capsys) -> None:

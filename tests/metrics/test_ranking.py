@@ -9,11 +9,13 @@ import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from torchmetrics import MetricCollection
 
 from kanoclip.metrics import ImageMetrics, PixelMetrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 EXPECTED = json.loads((GOLDEN / "pixel_metrics.json").read_text())
+LABEL = torch.tensor([0, 1, 0, 1, 1])
 
 
 def values(metric) -> dict[str, float]:
@@ -160,6 +162,67 @@ def test_unequal_shapes_and_a_wrong_limit_are_refused() -> None:
         PixelMetrics(max_fpr=3)
 
 
+def flat(kind: type, maps: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a kind of metric takes."""
+    return (maps, mask) if kind is PixelMetrics else (maps.flatten(), mask.flatten())
+
+
+@pytest.mark.parametrize("kind", [ImageMetrics, PixelMetrics])
+def test_calling_a_metric_returns_the_values_of_the_batch_and_forgets_no_other(kind) -> None:
+    whole, called, (maps, mask) = kind(), kind(), example(2)
+    whole.update(*flat(kind, maps, mask))
+    for i in range(5):
+        alone = kind()
+        given = flat(kind, maps[i : i + 1], mask[i : i + 1])
+        alone.update(*given)
+        batch = called(*given)
+        assert str({name: float(value) for name, value in batch.items()}) == str(values(alone))
+        assert len(called.seen) == 1
+    assert values(called) == values(whole)
+
+
+@pytest.mark.parametrize("kind", [ImageMetrics, PixelMetrics])
+def test_merged_metrics_are_one_and_each_can_go_on(kind) -> None:
+    whole, total, (maps, mask) = kind(), kind(), example(2)
+    whole.update(*flat(kind, maps, mask))
+    parts = [kind(), kind()]
+    for i, part in enumerate(parts):
+        part.update(*flat(kind, maps[2 * i : 2 * i + 2], mask[2 * i : 2 * i + 2]))
+    before = [values(part) for part in parts]
+    for part in parts:
+        total.merge_state(part)
+    total.update(*flat(kind, maps[4:], mask[4:]))
+    assert values(total) == values(whole)
+    for part in parts:
+        part._computed = None
+    assert [values(part) for part in parts] == before
+
+
+def test_metrics_of_a_collection_forget_nothing() -> None:
+    maps, mask = example(2)
+    pixel, low, image = PixelMetrics(), PixelMetrics(0.1), ImageMetrics()
+    together = MetricCollection({"pixel": PixelMetrics(), "low": PixelMetrics(0.1), "image": ImageMetrics()})
+    for i in range(5):
+        batch = {"anomaly_map": maps[i : i + 1], "mask": mask[i : i + 1]}
+        batch |= {"image_score": maps[i, :1, 0], "label": LABEL[i : i + 1]}
+        together(**batch) if i == 3 else together.update(**batch)
+        image.update(batch["image_score"], batch["label"])
+    for metric in (pixel, low):
+        metric.update(maps, mask)
+    found = {name: float(value) for name, value in together.compute().items()}
+    expected = {"pixel": values(pixel), "low": values(low), "image": values(image)}
+    assert found == {f"{name}_{key}": value for name, of in expected.items() for key, value in of.items()}
+
+
+def test_an_image_takes_eight_bytes() -> None:
+    metric = ImageMetrics()
+    for _ in range(10):
+        metric.update(torch.rand(3), torch.tensor([0, 1, 0]))
+    assert [part.nbytes for part in metric.seen] == [240]
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN or infinite"):
+        metric.update(torch.tensor([0.5, math.nan]), torch.tensor([0, 1]))
+
+
 def test_no_map_is_kept() -> None:
     metric = PixelMetrics()
     maps, mask = example(0)
@@ -174,20 +237,24 @@ def test_no_map_is_kept() -> None:
 def _process(rank: int, folder: str) -> None:
     store = f"file://{folder}/store"
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    metric, unseen = PixelMetrics(), PixelMetrics()
+    metric, unseen, image, nowhere = PixelMetrics(), PixelMetrics(), ImageMetrics(), ImageMetrics()
     maps, mask = example(4)
     mine = slice(0, 1) if rank == 0 else slice(1, 5)
     metric.update(maps[mine], mask[mine])
+    image.update(maps[mine, 0, 0], LABEL[mine])
     if rank == 1:  # a category of which the other process saw nothing
         unseen.update(maps, mask)
-    result = [values(metric), values(unseen)]
+    result = [values(metric), values(unseen), values(image)]
+    assert all(map(math.isnan, values(nowhere).values()))
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_with_unequal_shares_give_the_digits_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
-    one = PixelMetrics()
-    one.update(*example(4))
+    one, image = PixelMetrics(), ImageMetrics()
+    maps, mask = example(4)
+    one.update(maps, mask)
+    image.update(maps[:, 0, 0], LABEL)
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [values(one), values(one)]
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [values(one), values(one), values(image)]

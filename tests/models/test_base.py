@@ -1,17 +1,22 @@
 import copy
 import math
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-from kanoclip.backbone.attention import QKV
+from kanoclip.adapter import ConvAdapter, LinearAdapter
+from kanoclip.backbone.attention import QKV, VV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.surfaces import Surfaces
 from kanoclip.interaction import NoInteraction
 from kanoclip.models.ablations import CLIP
 from kanoclip.models.base import CheckpointError, NonFiniteLossError
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.prompts import LearnedPrompts
 from kanoclip.scoring import MapMaxScore
 from kanoclip.types import Scores
 
@@ -118,6 +123,56 @@ def test_a_checkpoint_of_other_components_is_refused_by_both_names(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         make_trainer().test(make_model(**options), make_data(Surfaces), ckpt_path=checkpoint[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attention": VV(first=3)}, r"with attention\.first None, but this model has 3\. .*--model\.attention\.first"),
+        ({"prompts": LearnedPrompts(normal="thing.")}, r"prompts\.normal object\., but this model has thing\."),
+        ({"adapter": ConvAdapter(pool="max")}, r"adapter\.pool mean, but this model has max"),
+        ({"temperature": 0.02}, r"with temperature 0\.07, but this model has 0\.02"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_both_values(
+    checkpoint, make_model, make_trainer, make_data, options, message
+) -> None:
+    model = make_model(interaction=NoInteraction(), **options)
+    with pytest.raises(CheckpointError, match=message):
+        make_trainer().test(model, make_data(Surfaces), ckpt_path=checkpoint[1])
+    content = torch.load(checkpoint[1], weights_only=True)
+    del content["kanoclip"]["settings"]  # as older versions wrote them
+    model.on_load_checkpoint(content)
+
+
+@pytest.mark.parametrize("setting", [{"levels": [1, 2, 3, 4]}, {"position": "bilinear"}, {"cls_norm": False}])
+def test_a_checkpoint_of_other_features_is_refused(checkpoint, tiny_name, setting) -> None:
+    ((name, value),) = setting.items()
+    model = KAnoCLIP(backbone=CLIPBackbone(tiny_name, image_size=32, **setting), interaction=NoInteraction())
+    with pytest.raises(CheckpointError, match=rf"with backbone\.{name} .*, but this model has {re.escape(str(value))}"):
+        model.on_load_checkpoint(torch.load(checkpoint[1], weights_only=True))
+
+
+def test_a_checkpoint_holds_no_numbers_of_numpy_and_no_paths(make_model, make_trainer, make_data, tmp_path) -> None:
+    knowledge = Path(__file__).parents[2] / "kanoclip" / "knowledge" / "surfaces.yaml"
+    rate, half = np.logspace(-3, -2, 2)[0], np.float64(0.5)
+    settings = {"lr": rate, "betas": (half, half), "temperature": half, "knowledge": knowledge}
+    adapter = LinearAdapter(reduction=np.int64(2), scale=half)
+    model, trainer = make_model(adapter=adapter, **settings), make_trainer()
+    trainer.fit(model, make_data(category="ring"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["hyper_parameters"]["knowledge"] == str(knowledge)
+    assert content["kanoclip"]["settings"]["adapter.reduction"] == 2
+    make_model(adapter=LinearAdapter(2, 0.5), temperature=0.5).on_load_checkpoint(content)
+
+
+def test_a_copy_of_a_model_is_another_model_and_its_arguments_hold_no_second_backbone(make_model) -> None:
+    model = make_model()
+    assert model.hparams["backbone"] is model._hparams_initial["backbone"] is model.backbone
+    copied = copy.deepcopy(model).to(torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert copied.hparams["backbone"] is copied.backbone
 
 
 def test_a_checkpoint_can_be_tested_with_another_image_score(checkpoint, make_model, make_trainer, make_data) -> None:

@@ -1,12 +1,15 @@
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from kanoclip.adapter import ConvAdapter, LinearAdapter, NoAdapter
 from kanoclip.backbone.attention import QKV, VV
 from kanoclip.interaction import BiCMCI, NoInteraction
 from kanoclip.models.ablations import CLIP, CLIPVV, CLIPVVKnPL, CLIPVVKnPLBiCMCI
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals import AnomalyCLIP, AprilGAN
 from kanoclip.prompts import EnsemblePrompts, LearnedPrompts
+from kanoclip.scoring import level_maps, smooth
 from kanoclip.types import Batch
 
 
@@ -105,6 +108,65 @@ def test_each_row_of_the_ablation_is_its_components(make_model, kind, components
     assert tuple(type(component) for component in found) == components
     assert model.needs_training == (LearnedPrompts in components)
     assert "forward" not in vars(kind) or kind is KAnoCLIP  # a variant only chooses
+
+
+def test_a_head_cannot_serve_two_models_and_what_has_no_weights_can(make_model, synthetic_batch) -> None:
+    prompts, adapter = EnsemblePrompts(), LinearAdapter()
+    first = make_model(CLIP, prompts=prompts, adapter=adapter)
+    with torch.no_grad():
+        before = first(synthetic_batch).image_score
+        with pytest.raises(ValueError, match=r"This LinearAdapter has the weights of another model\. Give each model"):
+            make_model(CLIP, adapter=adapter, seed=1)
+        make_model(CLIP, prompts=prompts)
+        torch.testing.assert_close(first(synthetic_batch).image_score, before, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_autocast_does_not_round_what_is_made_of_the_features(make_model, synthetic_batch) -> None:
+    model = make_model(CLIP).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, (patches, cls, grid) = model(synthetic_batch), model.features(synthetic_batch)
+        states = model.prompts(synthetic_batch.category, model.backbone)
+        assert make_model(KAnoCLIP)(synthetic_batch).logits.dtype == torch.float32
+    logits = torch.einsum("bd,bsd->bs", cls, states) / model.temperature
+    torch.testing.assert_close(scores.logits, logits, rtol=0, atol=1e-5)
+    maps = level_maps(patches, states.expand(4, -1, -1, -1), grid, 32, model.temperature)
+    torch.testing.assert_close(scores.anomaly_map, smooth(maps.mean(0), model.sigma), rtol=0, atol=1e-6)
+
+
+def test_an_unknown_way_to_take_dice_is_refused(make_model) -> None:
+    for kind in (KAnoCLIP, AprilGAN, AnomalyCLIP):
+        with pytest.raises(ValueError, match=r"dice is 'images', expected batch or image"):
+            make_model(kind, dice="images")
+
+
+class OfCategory(LearnedPrompts):
+    """Moves the states of each category elsewhere."""
+
+    def forward(self, category, backbone):
+        moved = torch.stack([torch.full((2, 1), float(len(name))) for name in category])
+        return normalize(super().forward(category, backbone) + moved * torch.arange(16.0), dim=-1)
+
+
+def test_the_knowledge_loss_is_of_all_images(make_model, synthetic_batch, monkeypatch) -> None:
+    model, plain = make_model(prompts=OfCategory()), make_model()
+    facts = model.backbone.encode_text(["a scratched thing", "a cracked thing"])
+    model._facts = plain._facts = facts
+    scores = model(synthetic_batch)
+    each = [model.kd_loss(states, facts) for states in scores.states]
+    assert abs(float(each[0] - each[2])) > 1e-4
+    torch.testing.assert_close(model.losses(synthetic_batch, scores)["kd"], torch.stack(each).mean())
+    scores, counted, loss = plain(synthetic_batch), [], plain.kd_loss.forward
+    monkeypatch.setattr(plain.kd_loss, "forward", lambda *given: counted.append(given) or loss(*given))
+    kd = plain.losses(synthetic_batch, scores)["kd"]
+    assert len(counted) == 1  # states that all share
+    torch.testing.assert_close(kd, loss(scores.states[0], facts), rtol=0, atol=0)
+
+
+def test_prompts_that_learn_nothing_have_no_knowledge_loss(make_model, synthetic_batch) -> None:
+    model = make_model(prompts=EnsemblePrompts())
+    model._facts = model.backbone.encode_text(["a scratched thing"])
+    assert set(model.losses(synthetic_batch, model(synthetic_batch))) == {"global", "local"}
 
 
 def test_a_component_can_be_given_as_an_object(make_model, recwarn) -> None:

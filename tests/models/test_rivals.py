@@ -19,7 +19,7 @@ from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.rivals import AnomalyCLIP, AprilGAN, WinCLIP
 from kanoclip.prompts import EnsemblePrompts, LearnedPrompts
 from kanoclip.registry import NAMES
-from kanoclip.scoring import GlobalScore, MapMaxScore
+from kanoclip.scoring import GlobalScore, MapMaxScore, harmonic_mean, window_map
 from kanoclip.types import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,20 @@ def test_the_image_score_of_winclip_is_that_of_clip_with_the_same_prompts(make_m
     with torch.no_grad():
         expected = plain(synthetic_batch).image_score
     torch.testing.assert_close(make_model(WinCLIP)(synthetic_batch).image_score, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_autocast_does_not_round_the_windows_of_winclip(make_model, synthetic_batch) -> None:
+    model = make_model(WinCLIP)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model(synthetic_batch)
+        states = model.prompts(synthetic_batch.category, model.backbone)
+        image, two, three = encode_windows(model.backbone, synthetic_batch.image, [4, 2, 3])
+    image, two, three = ((one @ states.mT / 0.07).softmax(-1)[..., 1] for one in (image, two, three))
+    maps = [window_map(one, (4, 4), size) for one, size in ((image, 4), (two, 2), (three, 3))]
+    heat = interpolate(harmonic_mean(torch.stack(maps))[:, None], size=(32, 32), mode="bilinear")[:, 0]
+    torch.testing.assert_close(scores.image_score, image[:, 0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores.anomaly_map, heat, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("windows", [(), (0,), (2, 4)])
