@@ -16,10 +16,10 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import box
 from rich.table import Table
 
-from kanoclip import __version__
 from kanoclip.__main__ import complain
 from kanoclip.arguments import mistake
 from kanoclip.cli import KanoclipCLI, quiet
@@ -30,11 +30,16 @@ from kanoclip.outputs.tables import UNDEFINED, print_table, table_text
 from kanoclip.plan import Data, Job, Plan, read_plan, read_report
 from kanoclip.processes import leave_with_parent, run_in_processes
 from kanoclip.runs import NoFitError
-from kanoclip.specs import Spec
+from kanoclip.specs import Spec, parse_spec
+
+REMEDY = ("--trainer.default_root_dir", "--output")  # a benchmark's runs are below its own folder
 
 
 def run(options: Namespace, argv: Sequence[str]) -> int:
-    """Run ``kanoclip benchmark``; returns 0, 1 if a run failed, 2 for a mistake in the config, 130 if interrupted."""
+    """Run ``kanoclip benchmark``; returns the exit code.
+
+    0; 1 if a run failed; 2 for a mistake in the config; 130 if interrupted, 143 by SIGTERM.
+    """
     quiet()
     output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
     try:
@@ -63,13 +68,15 @@ def run(options: Namespace, argv: Sequence[str]) -> int:
             work(jobs, time.time())
         return _report(plan, output)
     except OSError as error:  # of the benchmark's own files; what goes wrong in a job is told in its error.txt
-        return complain(mistake(error, argv) or str(error))
-    except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C by leaving
-        if not isinstance(end, KeyboardInterrupt) and not isinstance(end.__context__, KeyboardInterrupt):
+        return complain((mistake(error, argv) or str(error)).replace(*REMEDY))
+    except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C and SIGTERM by leaving
+        terminated = isinstance(end, SIGTERMException)
+        if not terminated and not any(isinstance(one, KeyboardInterrupt) for one in (end, end.__context__)):
             raise
         if options.worker is None:
-            print(f"kanoclip: interrupted. What is done is in {output}; the same command goes on.", file=sys.stderr)
-        return 130
+            how = "terminated" if terminated else "interrupted"
+            print(f"kanoclip: {how}. What is done is in {output}; the same command goes on.", file=sys.stderr)
+        return 143 if terminated else 130
 
 
 def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
@@ -119,7 +126,7 @@ def _run(job: Job) -> None:
         try:
             report = _test(job, data)
         except Exception as error:
-            said = mistake(error, ()) or f"{type(error).__name__}: {error}"
+            said = (mistake(error, ()) or f"{type(error).__name__}: {error}").replace(*REMEDY)
             details.append(traceback.format_exc())
             if (job.folder / "fit").is_dir() and not job.fitted:
                 failures.setdefault(said, []).append(f"fit on {job.auxiliary.label}")
@@ -141,7 +148,9 @@ def _test(job: Job, data: Data) -> dict[str, Any]:
         return _verb("test", job, data.spec)
     except NoFitError:
         pass  # what fails from here on has not failed because of this
-    auxiliary = {**job.auxiliary.spec, "init_args": {**job.auxiliary.spec.get("init_args", {}), "seed": job.seed}}
+    auxiliary = job.auxiliary.spec
+    if "seed" in parse_spec("data", auxiliary, "").get("init_args", {}):  # a class of one's own may take none
+        auxiliary = {**auxiliary, "init_args": {**auxiliary.get("init_args", {}), "seed": job.seed}}
     _verb("fit", job, auxiliary, *(["--ckpt_path=last"] if job.begun else []))
     return _verb("test", job, data.spec)
 
@@ -169,7 +178,7 @@ def _show(plan: Plan, output: Path) -> None:
     """Print what would be done, and what is done already."""
     rows: dict[tuple[str, tuple[str, ...], str], list[Job]] = {}
     for job in plan.jobs:
-        rows.setdefault((job.auxiliary.label, tuple(one.label for one in job.data), job.label), []).append(job)
+        rows.setdefault((job.fitted_on, tuple(one.label for one in job.data), job.label), []).append(job)
     table = Table("fitted on", "model", "seeds", "fits", "tests", "tested on", box=box.SIMPLE_HEAD)
     fits, tests, before = 0, 0, None
     for (auxiliary, data, label), jobs in rows.items():
@@ -211,8 +220,10 @@ def _report(plan: Plan, output: Path) -> int:
         for data in job.here:
             if (place := job.place(data)).is_file():
                 name = data.name if data.whole else ""
-                tested[place] = Tested(data.label, name, data.domain, job.label, read_report(place))
-        if job.error.is_file():
+                report = read_report(place)
+                fitted_on = job.fitted_on if report["auxiliary"] else "nothing"
+                tested[place] = Tested(data.label, name, data.domain, job.label, fitted_on, report)
+        if job.error.is_file() and not job.finished:  # it may be of a set that is not asked for any more
             said = job.error.read_text(encoding="utf-8").split("\n\n")[0].replace("\n", " ")
             failures.append(f"{job.name} failed. {said.rstrip('.')}. The whole story: {job.error}")
         elif job.possible and not job.finished:
@@ -220,7 +231,8 @@ def _report(plan: Plan, output: Path) -> int:
     if tested:
         order = list(dict.fromkeys(one.label for job in plan.jobs for one in job.data))
         found = sorted(tested.values(), key=lambda one: order.index(one.data))
-        notes = [f"Zero-shot: fitted on another set than tested on. Measured with kanoclip {__version__}."]
+        versions = ", ".join(sorted({one.report["versions"]["kanoclip"] for one in found}))
+        notes = [f"Zero-shot: fitted on another set than tested on. Measured with kanoclip {versions}."]
         if plan.missing:
             notes.append(f"Not on disk, so left out: {', '.join(one.label for one in plan.missing)}.")
         partly = dict.fromkeys(
@@ -237,7 +249,9 @@ def _report(plan: Plan, output: Path) -> int:
         write_text(output / "table.md", comparison.markdown())
         write_text(output / "table.tex", comparison.latex())
         write_text(output / "results.csv", comparison.csv())
-        tests = [{"data": one.data, "model": one.model, "report": one.report} for one in found]
+        tests = [
+            {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
+        ]
         write_json(output / "results.json", {"tests": tests})
     for failure in failures:
         complain(failure)

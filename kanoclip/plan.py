@@ -10,17 +10,29 @@ from typing import Any, NamedTuple
 
 from kanoclip.arguments import read_config
 from kanoclip.cli import build, learns
-from kanoclip.data.about import About
+from kanoclip.data.about import About, same_images
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.tree import Tree
 from kanoclip.outputs.published import families, usual_family
 from kanoclip.registry import did_you_mean, load_class, name_of
-from kanoclip.specs import PlanError, Spec, check_trainer, name_each, parse_spec, read_spec, short_hash, text
+from kanoclip.specs import (
+    PlanError,
+    Spec,
+    check_trainer,
+    differences,
+    flatten,
+    name_each,
+    parse_spec,
+    read_spec,
+    short_hash,
+    text,
+)
 from kanoclip.types import ANOMALOUS, NORMAL
 
 KEYS = ("auxiliary", "data", "models", "seeds", "trainer")
 ONCE = ("protocols", "root", "published")
 PART = ("category", "limit", "holdout")  # options that leave images out
+WHOLE = (None, "all", 0)  # unless they are one of these
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ class Job:
         model: ``class_path`` and ``init_args``.
         learns: Whether it does; None: that shows when it is built.
         auxiliary: What it is fitted on.
+        fitted_on: How the table calls that, with the options of the trainer in which the protocols differ.
         data: What it is tested on.
         seed: Of the fit.
         trainer: Options of the trainer.
@@ -70,6 +83,7 @@ class Job:
     model: Spec
     learns: bool | None
     auxiliary: Data
+    fitted_on: str
     data: tuple[Data, ...]
     seed: int
     trainer: dict[str, Any]
@@ -185,15 +199,17 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
         key: (label, spec, learns(parse_spec("model", spec, file)))
         for key, (label, spec) in name_each("model", (one for *_, models in specs for one in models), file).items()
     }
+    trainers = [flatten(part["trainer"]) for part in parts]
     jobs: dict[Path, tuple[int, Job]] = {}
-    for part, (first, tested, chosen) in zip(parts, specs, strict=True):
+    for part, trainer, (first, tested, chosen) in zip(parts, trainers, specs, strict=True):
         auxiliary, data = sets[text(first)], tuple(sets[text(one)] for one in tested)
-        if same := [one.label for one in data if one.identity == auxiliary.identity]:
+        if same := [one.label for one in data if same_images(one.identity, auxiliary.identity)]:
             raise PlanError(
                 f"{file} fits on {auxiliary.label} and tests on {same[0]}, which is not zero-shot. Test on it in a "
                 f"protocol with another auxiliary set."
             )
         check_trainer(part["trainer"], file)
+        fitted_on = " ".join([auxiliary.label, *differences(trainer, trainers)])
         for label, model, does_learn in (models[text(one)] for one in chosen):
             settings = [model, part["trainer"], *([] if does_learn is False else [auxiliary.key])]
             stem = f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', label)[:60]}-{short_hash(text(settings))}"
@@ -205,10 +221,10 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
                     more = tuple(one for one in data if one not in known.data)
                     jobs[folder] = turn, replace(known, data=(*known.data, *more))
                     continue
-                fitted_on = f" on {auxiliary.label}" * (len(parts) > 1 and does_learn is not False)
-                name = f"{label}{fitted_on}" + f", seed {seed}" * (len(seeds) > 1)
-                about = (label, name, model, does_learn, auxiliary, data, seed, part["trainer"], folder, folders[0])
-                jobs[folder] = turn, Job(*about)
+                name = label + f" on {fitted_on}" * (len(parts) > 1 and does_learn is not False)
+                name += f", seed {seed}" * (len(seeds) > 1)
+                about = (label, name, model, does_learn, auxiliary, fitted_on, data, seed)
+                jobs[folder] = turn, Job(*about, part["trainer"], folder, folders[0])
     ordered = [job for _, job in sorted(jobs.values(), key=lambda pair: pair[0])]
     usual = usual_family(sets[text(first)].name for first, tested, _ in specs for _ in tested)
     return Plan(ordered, None if family == "none" else family or usual)
@@ -256,7 +272,7 @@ def _data(label: str, spec: Spec, root: str | None, file: str) -> Data:
 
 def _whole(data: AnomalyDataModule, options: dict[str, Any]) -> bool:
     about: About | None = getattr(data, "about", None)
-    if about is None or any(options.get(option) for option in PART):
+    if about is None or any(options.get(option) not in WHOLE for option in PART):
         return False
     return not about.confirmed or about.counts in (None, _counts(data))
 

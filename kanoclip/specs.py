@@ -50,27 +50,31 @@ def name_each(kind: str, specs: Iterable[Spec], file: str) -> dict[str, tuple[st
     short = {
         k: str(spec.get("label") or name_of(kind, spec["class_path"]).rpartition(".")[2]) for k, spec in each.items()
     }
-    options = {key: _options(spec.get("init_args") or {}) for key, spec in each.items()}
+    options = {key: flatten(spec.get("init_args") or {}) for key, spec in each.items()}
     names = {}
     for key, spec in each.items():
         alike = [options[other] for other in each if short[other] == short[key]]
-        own = {k: v for k, v in options[key].items() if any(other.get(k) != v for other in alike)}
-        names[key] = " ".join([short[key], *(f"{k}={v}" for k, v in own.items() if "label" not in spec)])
+        names[key] = " ".join([short[key], *(differences(options[key], alike) if "label" not in spec else ())])
     for name in names.values():
         if list(names.values()).count(name) > 1:
             raise PlanError(f"{file}: two rows of {kind} are called {name!r}. Give each a label of its own.")
     return {key: (names[key], {k: v for k, v in spec.items() if k != "label"}) for key, spec in each.items()}
 
 
-def _options(given: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def differences(own: dict[str, str], others: Sequence[dict[str, str]]) -> list[str]:
+    """List the options, as ``flatten`` returns them, in which one differs from any of the others."""
+    return [f"{key}={value}" for key, value in own.items() if any(other.get(key) != value for other in others)]
+
+
+def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Flatten options for a name: ``{"adapter": {"class_path": ...}}`` -> ``{"adapter": "linear"}``."""
     found: dict[str, str] = {}
     for key, value in given.items():
-        chosen = value.get("class_path") if isinstance(value, dict) else value
+        chosen = value.get("class_path", value) if isinstance(value, dict) else value
         path = chosen if key in NAMES and isinstance(chosen, str) else None
         found[prefix + key] = name_of(key, path).rpartition(".")[2] if path else str(chosen)
         if isinstance(value, dict):
-            found |= _options(value.get("init_args") or {}, f"{prefix}{key}.")
+            found |= flatten(value.get("init_args") or {}, f"{prefix}{key}.")
     return found
 
 

@@ -1,6 +1,7 @@
 """The benchmark: every run happens once, none stops the others, and the table says what was measured."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.benchmark import work
 from kanoclip.benchmark_verb import main
@@ -116,6 +118,45 @@ def test_the_same_data_with_other_options_is_another_row(capsys) -> None:
     ]
 
 
+def test_fits_that_differ_in_trainer_or_auxiliary_set_are_other_rows(tiny_model) -> None:
+    more = {"class_path": "surfaces_auxiliary", "init_args": {**SMALL, "category": "wood", "images": 4}}
+    protocols = [{}, {"trainer": {"max_epochs": 2}}, {"auxiliary": more}]
+    assert run(models=[STATS, tiny_model], protocols=protocols) == 0
+    assert [(row["model"], row["auxiliary"], row["seeds"]) for row in rows()] == [
+        ("local_stats", "nothing", "1"),
+        ("kanoclip", "surfaces_auxiliary images=2 max_epochs=1", "1"),
+        ("kanoclip", "surfaces_auxiliary images=2 max_epochs=2", "1"),
+        ("kanoclip", "surfaces_auxiliary images=4 max_epochs=1", "1"),
+    ]
+    tests = json.loads(Path("out/results.json").read_text())["tests"]
+    for row, test in zip(rows()[1:], [one for one in tests if one["model"] == "kanoclip"], strict=True):
+        assert row["auxiliary"] == test["auxiliary"]
+        assert float(row["pixel_auroc"]) == test["report"]["results"]["mean"]["pixel_auroc"]
+
+
+def test_an_auxiliary_set_of_ones_own_needs_no_seed(tiny_model, monkeypatch) -> None:
+    lines = [
+        "from kanoclip.data.surfaces import SurfacesAuxiliary",
+        "class Seedless(SurfacesAuxiliary):",
+        "    def __init__(self, images: int = 2) -> None:",
+        "        super().__init__(images=images, num_workers=0, category='wood')",
+    ]
+    Path("seedless.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(Path.cwd())
+    assert run(models=[tiny_model], auxiliary="seedless.Seedless") == 0
+    assert [row["auxiliary"] for row in rows()] == ["Seedless"]
+
+
+def test_the_version_is_that_of_the_measurements(capsys) -> None:
+    assert run() == 0
+    (place,) = Path("out").glob("local_stats-*/surfaces-*.json")
+    report = json.loads(place.read_text())
+    report["versions"]["kanoclip"] = "0.0.1"
+    place.write_text(json.dumps(report))
+    assert run() == 0
+    assert "Measured with kanoclip 0.0.1." in Path("out/table.txt").read_text()
+
+
 def test_a_run_that_fails_does_not_stop_the_others_and_is_told_at_the_end(monkeypatch, capsys) -> None:
     bad = {"class_path": "local_stats", "init_args": {"image_size": 4}, "label": "too_small"}
     assert run(models=[bad, STATS]) == 1
@@ -142,6 +183,8 @@ def test_a_data_set_that_fails_does_not_keep_a_model_from_the_others(capsys) -> 
     assert [row["data"] for row in rows()] == ["surfaces"]
     assert "local_stats failed. folder: " in (said := capsys.readouterr().err)
     assert "a.png" in said
+    assert run(data=[{"class_path": "surfaces", "init_args": SMALL}]) == 0  # it is not asked for any more
+    assert "failed" not in Path("out/table.txt").read_text()
     cv2.imwrite("photos/normal/a.png", np.full((20, 30, 3), 90, np.uint8))
     assert run(data=[broken, {"class_path": "surfaces", "init_args": SMALL}]) == 0  # mended: tried again
     assert [row["data"] for row in rows()] == ["folder", "surfaces"]
@@ -156,6 +199,15 @@ def test_a_fit_that_fails_is_tried_once_and_told_in_its_own_words(tiny_model, mo
     assert len(calls) == 1
 
 
+def test_a_full_disk_is_told_with_an_option_that_a_benchmark_has(monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x.png")
+
+    monkeypatch.setattr("kanoclip.benchmark._verb", full)
+    assert run() == 1
+    assert "Cannot write x.png: No space left on device. Free the disk or choose --output." in capsys.readouterr().err
+
+
 def test_a_metric_that_is_not_defined_is_a_dash_and_never_zero(capsys) -> None:
     Path("photos/normal").mkdir(parents=True)
     cv2.imwrite("photos/normal/a.png", np.full((20, 30, 3), 90, np.uint8))
@@ -166,14 +218,17 @@ def test_a_metric_that_is_not_defined_is_a_dash_and_never_zero(capsys) -> None:
     assert "| — |" in Path("out/table.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("end", "code", "how"), [(KeyboardInterrupt, 130, "interrupted"), (SIGTERMException, 143, "terminated")]
+)
 def test_an_interrupted_benchmark_keeps_what_is_done_and_goes_on_from_the_last_epoch(
-    tiny_model, monkeypatch, capsys
+    end, code, how, tiny_model, monkeypatch, capsys
 ) -> None:
     losses, epochs = KAnoCLIP.losses, []
 
     def interrupted(self, *arguments):
         if self.current_epoch == 1:
-            raise KeyboardInterrupt
+            raise end
         return losses(self, *arguments)
 
     def counted(self, *arguments):
@@ -185,10 +240,10 @@ def test_an_interrupted_benchmark_keeps_what_is_done_and_goes_on_from_the_last_e
     with monkeypatch.context() as patch:
         patch.setattr(KAnoCLIP, "losses", interrupted)
         try:
-            assert run(**plan) == 130
+            assert run(**plan) == code
         finally:
             signal.signal(signal.SIGINT, handler)
-    assert "interrupted. What is done is in out; the same command goes on" in capsys.readouterr().err
+    assert f"{how}. What is done is in out; the same command goes on" in capsys.readouterr().err
     assert run("--dry_run", **plan) == 0
     assert "1 to do, 1 begun" in capsys.readouterr().out
     monkeypatch.setattr(KAnoCLIP, "losses", counted)

@@ -14,7 +14,7 @@ from kanoclip.cli import KanoclipCLI
 from kanoclip.data.tree import Tree
 from kanoclip.plan import read_plan
 from kanoclip.registry import NAMES, available, expand, load_class, name_of
-from kanoclip.specs import parse_spec
+from kanoclip.specs import parse_spec, read_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("ablations/*.yaml"), *CONFIGS.glob("rivals/*.yaml")])
@@ -205,6 +205,30 @@ def test_a_protocol_of_the_literature_tests_every_published_set_once_and_never_w
     assert {tested for _, tested in pairs} == published_sets - other_cuts
     epochs = {job.auxiliary.name: job.trainer["max_epochs"] for job in plan.jobs if job.label == "april_gan"}
     assert epochs == {"mvtec": 3, "visa": 15}
+
+
+def spelled_out(given: dict) -> dict:
+    """A model with its own components where none is named, and every default."""
+    spec = read_spec("model", given, "")
+    cls = load_class(spec["class_path"])
+    own = {kind: getattr(cls, f"own_{kind}", None) for kind in COMPONENTS}
+    paths = {kind: f"{one.__module__}.{one.__name__}" for kind, one in own.items() if one}
+    found = parse_spec("model", {**spec, "init_args": paths | spec["init_args"]}, "")
+    if attention := found.init_args.get("attention"):
+        attention["init_args.first"] = create(attention).start(24)  # null depends on the depth, here that of ViT-L
+    return found.as_dict()
+
+
+@pytest.mark.parametrize("stem", ["mvtec_to_all", "visa_to_all", "ablation_full"])
+def test_the_full_config_is_the_row_of_a_benchmark_at_full_size(stem: str) -> None:
+    benchmark, single = read(CONFIGS / "benchmarks" / f"{stem}.yaml"), read(CONFIGS / "kanoclip.yaml")
+    rows = {row["class_path"]: spelled_out(row) for row in benchmark["models"]}
+    assert rows["kanoclip"] == spelled_out(single["model"])
+    assert benchmark["trainer"] == single["trainer"]
+    interaction = rows["kanoclip"]["init_args"]["interaction"]
+    for row in rows.values():  # the ablations differ from it in nothing but their parts
+        own = row["init_args"].get("interaction") or {}
+        assert own == interaction or not own.get("class_path", "").endswith("BiCMCI")
 
 
 @pytest.mark.parametrize("stem", ["mvtec_to_all", "visa_to_all", "ablation_full"])

@@ -69,6 +69,19 @@ def test_what_learns_nothing_is_one_job_for_all_protocols() -> None:
     ]
 
 
+def test_fits_are_told_apart_by_auxiliary_set_and_trainer() -> None:
+    small = {"class_path": "surfaces_auxiliary", "init_args": {"images": 4}}
+    protocols = [{}, {"trainer": {"max_epochs": 4, "precision": "32-true"}}, {"auxiliary": small}]
+    learned = [job for job in plan(protocols=protocols, seeds=[1]).jobs if job.learns]
+    assert [job.fitted_on for job in learned] == [
+        "surfaces_auxiliary images=2 max_epochs=1",
+        "surfaces_auxiliary images=2 max_epochs=4 precision=32-true",
+        "surfaces_auxiliary images=4 max_epochs=1",
+    ]
+    assert [job.name for job in learned] == [f"kanoclip on {job.fitted_on}" for job in learned]
+    assert {job.fitted_on for job in plan().jobs} == {"surfaces_auxiliary"}
+
+
 def test_a_simple_config_is_one_protocol() -> None:
     beside = {key: value for key, value in CONTENT.items() if key not in ("auxiliary", "data")}
     inside = {key: CONTENT[key] for key in ("auxiliary", "data")}
@@ -131,6 +144,23 @@ def test_a_root_that_is_itself_a_set_is_not_taken_for_two() -> None:
     assert "visa" in missing
     data = [{"class_path": "mvtec", "init_args": {"root": "sets"}}]
     assert plan(data=data).missing == []  # said of this set alone, it is its own folder
+
+
+@pytest.mark.parametrize(
+    ("options", "whole"),
+    [
+        ({"category": "all", "limit": None, "holdout": 0}, True),
+        ({"category": "01"}, False),
+        ({"limit": 1}, False),
+        ({"holdout": 0.5}, False),
+    ],
+)
+def test_a_set_is_whole_unless_an_option_leaves_images_out(options, whole) -> None:
+    for kind in ("ok", "ko"):
+        Path("sets/btad/01/test", kind).mkdir(parents=True)
+        cv2.imwrite(f"sets/btad/01/test/{kind}/000.png", np.full((8, 8, 3), 90, np.uint8))
+    (data,) = plan(root="sets", data=[{"class_path": "btad", "init_args": options}]).jobs[0].data
+    assert (data.missing, data.whole) == ("", whole)
 
 
 def test_published_numbers_are_those_of_the_auxiliary_set_unless_said_otherwise() -> None:

@@ -32,6 +32,7 @@ class Tested(NamedTuple):
         name: Its registered name if published numbers may stand beside it (all of its images were tested), else "".
         domain: Its domain: sets of one are averaged.
         model: How the table calls the model.
+        auxiliary: How it calls what the model was fitted on, so that other fits are other rows; "nothing".
         report: What the test wrote as results.json.
     """
 
@@ -39,6 +40,7 @@ class Tested(NamedTuple):
     name: str
     domain: str
     model: str
+    auxiliary: str
     report: dict[str, Any]
 
 
@@ -103,6 +105,8 @@ class Comparison:
             *notes,
             *sources,
         ]
+        if any(row.values["pixel_aupro"] for row in beside):
+            self.notes.append("Published AUPRO takes 200 thresholds, ours is exact.")
 
     def table(self) -> Table:
         """Lay it out for a terminal."""
@@ -168,7 +172,7 @@ class Comparison:
 def _rows(tested: Sequence[Tested]) -> list[Row]:
     groups: dict[tuple[str, str, str], list[Tested]] = {}
     for one in tested:
-        groups.setdefault((one.data, one.model, one.report["auxiliary"] or "nothing"), []).append(one)
+        groups.setdefault((one.data, one.model, one.auxiliary), []).append(one)
     rows = []
     for (data, model, auxiliary), found in groups.items():
         free = all(one.report["checkpoint"] is None for one in found)
@@ -197,7 +201,7 @@ def _averages(rows: Sequence[Row]) -> list[list[Row]]:
         if count < 2:
             continue
         pairs = [(row.model, row.data) for row in inside]
-        rivals = {model for model, data in pairs if pairs.count((model, data)) > 1}  # of auxiliary sets
+        rivals = {model for model, data in pairs if pairs.count((model, data)) > 1}  # of fits
         groups: dict[tuple[str, str], list[Row]] = {}
         for row in inside:
             groups.setdefault((row.model, row.auxiliary if row.model in rivals else ""), []).append(row)

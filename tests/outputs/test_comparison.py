@@ -16,14 +16,13 @@ def outcome(
 ) -> Tested:
     report = {
         "results": {"mean": values},
-        "auxiliary": auxiliary,
         "checkpoint": {"path": "a.ckpt"} if auxiliary else None,
         "seconds_per_image": 0.01 * seed,
         "images": 10,
         "options": {"data": {"cache": cache}},
         "seed": seed,
     }
-    return Tested(data, data if name is None else name, domain, model, report)
+    return Tested(data, data if name is None else name, domain, model, auxiliary or "nothing", report)
 
 
 def rows(comparison: Comparison) -> list[dict[str, str]]:
@@ -82,6 +81,23 @@ def test_an_average_takes_a_model_from_all_protocols_but_keeps_rival_auxiliary_s
     found += [outcome("visa", auxiliary="btad", image_auroc=0.2), outcome("mpdd", auxiliary="btad", image_auroc=0.4)]
     averages = {mean.auxiliary: mean.values["image_auroc"] for mean in Comparison(found).sections[-1]}
     assert averages["btad"] == [pytest.approx(0.3)]
+
+
+def test_other_fits_of_a_model_are_other_rows_also_with_the_same_seed() -> None:
+    found = [outcome(auxiliary=f"mvtec max_epochs={epochs}", image_auroc=epochs / 10) for epochs in (1, 4)]
+    assert [(row["auxiliary"], row["image_auroc"], row["seeds"]) for row in rows(Comparison(found))] == [
+        ("mvtec max_epochs=1", "0.1", "1"),
+        ("mvtec max_epochs=4", "0.4", "1"),
+    ]
+
+
+def test_a_published_aupro_is_said_to_be_less_exact_than_ours() -> None:
+    def told(data: str) -> bool:
+        notes = Comparison([outcome(data)], "mvtec_to_all").notes
+        return "Published AUPRO takes 200 thresholds, ours is exact." in notes
+
+    assert told("visa")
+    assert not told("headct")  # of which image metrics alone are published
 
 
 @pytest.mark.parametrize("family", list(families()))
