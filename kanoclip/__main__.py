@@ -47,7 +47,10 @@ More: kanoclip VERB --help, kanoclip test --data.help mvtec, kanoclip list
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted."""
+    """Run the command; returns the exit code.
+
+    0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).
+    """
     try:
         return _run(arguments)
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds
@@ -69,6 +72,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return complain(f"Before {verb} comes what to do: kanoclip VERB {verb} ... Verbs: {', '.join(VERBS)}.")
     if verb not in VERBS:
         return complain(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} Verbs: {', '.join(VERBS)}.")
+    if verb == "list" and options and options[0] in ("-h", "--help"):
+        print(f"usage: kanoclip list [KIND ...]\n\n{VERBS[verb]}: {', '.join(NAMES)}")
+        return 0
     if verb == "list":
         return list_components(options)
     actions = ACTIONS.get(verb, {})

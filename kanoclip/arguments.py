@@ -205,7 +205,8 @@ def _accepted(option: str, argv: Sequence[str], configs: Sequence[dict[str, Any]
         section: Any = config
         for key in option.split("."):
             section = section.get("init_args", section).get(key, {}) if isinstance(section, dict) else {}
-        paths.insert(0, section.get("class_path", "") if isinstance(section, dict) else section)
+        path = section.get("class_path") if isinstance(section, dict) else section
+        paths.insert(0, path if isinstance(path, str) else "")
     if option == "model":
         paths.insert(0, DEFAULT_MODEL)
     if not paths or not paths[-1]:
@@ -288,10 +289,12 @@ def _values(options: Sequence[str], *names: str) -> list[str]:
 
 
 def take_checkpoint(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """Split ``--ckpt_path`` off: LightningCLI would let a checkpoint overrule the options without a word.
+    """Take the checkpoint out, also a config's: LightningCLI would let it overrule the options without a word.
 
     Args:
         argv: As ``prepare`` returns it: each option in one word with its value.
     """
-    given = _values(argv, "--ckpt_path")
-    return [word for word in argv if word.partition("=")[0] != "--ckpt_path"], given[-1] if given else None
+    inside = [str(path) for config in _configs(argv) if (path := config.get("ckpt_path"))]
+    rest = [word for word in argv if word.partition("=")[0] != "--ckpt_path"]
+    given = [*inside, *_values(argv, "--ckpt_path")]
+    return [*rest, *(["--ckpt_path=null"] if inside else [])], given[-1] if given else None

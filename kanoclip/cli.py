@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.__main__ import VERBS, complain
 from kanoclip.arguments import UsageError, mistake, names_model, prepare, take_checkpoint
+from kanoclip.data.about import same_images
+from kanoclip.data.base import AnomalyDataModule
+from kanoclip.models.base import AnomalyModule
 from kanoclip.outputs import ExampleMaps, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.registry import NAMES, available, expand_argv, load_class, name_of
 from kanoclip.runs import (
@@ -26,9 +30,10 @@ from kanoclip.runs import (
     check_agreement,
     folder_name,
     newest_fit,
+    next_version,
     read_checkpoint,
 )
-from kanoclip.terminal import note, quiet
+from kanoclip.terminal import FitNote, note, quiet
 
 RUNS = "runs"
 LOST = r"DistBackendError|Connection (closed|reset) by peer"  # what NCCL and gloo raise when a process is gone
@@ -50,28 +55,6 @@ class SaveFitConfig(SaveConfigCallback):
         """Write at the start of a fit only."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
-
-
-class FitNote(Callback):
-    """Says where the checkpoint of a fit is, finished or interrupted, and how far it is where no progress bar does."""
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how far it is."""
-        if trainer.is_global_zero and trainer.progress_bar_callback is None:
-            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
-            note(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Name the checkpoint."""
-        if trainer.is_global_zero:
-            note(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Name the checkpoint of the epochs before, if there is one."""
-        if trainer.training and isinstance(exception, KeyboardInterrupt):
-            path = _last_checkpoint(trainer)
-            done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
-            note(f"interrupted. Finished epochs: {done}.")
 
 
 class KanoclipCLI(LightningCLI):
@@ -101,7 +84,8 @@ class KanoclipCLI(LightningCLI):
                 "log_every_n_steps": 10,
                 "enable_model_summary": False,
                 "callbacks": [
-                    ModelCheckpoint(filename="last", enable_version_counter=False),  # the last epoch counts
+                    # the last epoch counts, whether it is validated or not
+                    ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
                     RunRecord(),
                     ExampleMaps(),
                     ResultsWriter(),
@@ -139,6 +123,10 @@ class KanoclipCLI(LightningCLI):
             raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
         if chosen.get("data") is None:
             raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
+        for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
+            if not issubclass(load_class(chosen[kind].class_path), base):
+                expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"
+                raise UsageError(f"--{kind} {chosen[kind].class_path}: {expected} {', '.join(NAMES[kind])}.")
         self._early = build(chosen.data)
         self._early.index()  # a wrong path or category is told before gigabytes of backbone are loaded
         identity = self._early.identity
@@ -149,15 +137,17 @@ class KanoclipCLI(LightningCLI):
             if self.checkpoint is None:
                 raise NoFitError(f"No fit of {name} on {identity} in {runs}/fit to go on with. Leave out --ckpt_path.")
         elif verb != "fit" and self.checkpoint in (None, "last"):
-            self.checkpoint = newest_fit(runs, name, but_not=None if verb == "validate" else identity)
-            if self.checkpoint is None and learns(chosen.model):  # told before gigabytes of backbone are loaded
-                raise self._no_fit(name, identity)
+            does = learns(chosen.model)
+            but_not = None if verb == "validate" else identity
+            self.checkpoint = None if does is False else newest_fit(runs, name, but_not=but_not)
+            if self.checkpoint is None and does:  # told before gigabytes of backbone are loaded
+                raise self._no_fit()
         if self.checkpoint is None:
             return
         about, stored = read_checkpoint(self.checkpoint)
         note(f"checkpoint {self.checkpoint}: {about['model']}, fitted on {about['auxiliary']}.")
-        if verb != "fit" and about["auxiliary"] == identity:
-            note(f"this is NOT zero-shot: {identity} was the auxiliary set of the fit.")
+        if verb != "fit" and same_images(about["auxiliary"], identity):
+            note(f"this is NOT zero-shot: {about['auxiliary']} was the auxiliary set of the fit.")
         if verb == "fit" and about["auxiliary"] != identity:
             raise ContradictionError(
                 f"The checkpoint {self.checkpoint} was fitted on {about['auxiliary']}; a fit on {identity} cannot go "
@@ -171,21 +161,35 @@ class KanoclipCLI(LightningCLI):
             chosen["model"] = None  # or settings that were not asked for would stay
             self.config = self.parser.parse_object({verb: {"model": stored}}, self.config)
         self.about = about
-        self.config[verb]["ckpt_path"] = str(self.checkpoint)
+        self.config[verb]["ckpt_path"] = str(Path(self.checkpoint).expanduser())
 
-    def _no_fit(self, model: str, identity: str) -> NoFitError:
-        root = self.config[self.subcommand].trainer.default_root_dir
+    def _no_fit(self) -> NoFitError:
+        chosen, identity = self.config[self.subcommand], self._early.identity
+        path, name = chosen.model.class_path, model_name(chosen.model.class_path)
+        other = "" if self.subcommand == "validate" else f" on another data set than {identity}"
+        data = "surfaces" if identity == "surfaces_auxiliary" else "surfaces_auxiliary"
+        command = f"kanoclip fit --data {data} --model {name_of('model', path)} --model.backbone embedded"
         return NoFitError(
-            f"No finished fit of {model} on another data set than {identity} under {root}/fit. Fit one first, such as: "
-            f"kanoclip fit --data surfaces_auxiliary --model {model} --model.backbone embedded, or give --ckpt_path."
+            f"No finished fit of {name}{other} under {chosen.trainer.default_root_dir}/fit. Fit one first, such as: "
+            f"{command}, or give --ckpt_path."
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the run into its own folder, ``<default_root_dir>/<verb>/<model>/<data>/version_N``."""
         trainer = self.config_init[self.subcommand].trainer
-        if trainer.logger in (None, True):
-            folder = Path(trainer.default_root_dir or RUNS, str(self.subcommand), self.model.name or "model")
-            kwargs["logger"] = TensorBoardLogger(folder, folder_name(self.datamodule.identity))
+        folder = Path(trainer.default_root_dir or RUNS, str(self.subcommand), self.model.name or "model")
+        data, logger = folder_name(self.datamodule.identity), trainer.logger
+        if logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(folder, data)
+        elif getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None:
+            kwargs["default_root_dir"] = str(next_version(folder / data))  # no logger, or one with no folder to share
+        callbacks = trainer.callbacks or []
+        own = {type(one) for one in (callbacks if isinstance(callbacks, list) else [callbacks])} - {ModelCheckpoint}
+        self.trainer_defaults["callbacks"] = [
+            one
+            for one in self.trainer_defaults["callbacks"]
+            if type(one) not in own  # two would write the same files
+        ]
         built = super().instantiate_trainer(**kwargs)
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()
@@ -195,7 +199,7 @@ class KanoclipCLI(LightningCLI):
         """Refuse to test what was never fitted, and say what a reader of the numbers must know."""
         self.datamodule.adopt(self._early)
         if self.subcommand != "fit" and self.checkpoint is None and self.model.needs_training:
-            raise self._no_fit(self.model.name, self.datamodule.identity)
+            raise self._no_fit()
         for kind, built in self.model.describe_components().items():
             fitted = self.about.get("components", {}).get(kind, built)
             if kind != "backbone" and built != fitted:  # a model built in Python: its checkpoint has no options
@@ -217,6 +221,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         cli = KanoclipCLI(argv)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
+        if isinstance(end, SIGTERMException):
+            return 143
         if isinstance(end.__context__, KeyboardInterrupt):
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -266,8 +272,3 @@ def learns(model: Namespace) -> bool | None:
             return True
         ours = ours and name_of(kind, path) == free
     return False if ours else None
-
-
-def _last_checkpoint(trainer: Trainer) -> str:
-    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path

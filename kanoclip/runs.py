@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from kanoclip.data.about import same_images
+
 Config = dict[str, Any]
 
 
@@ -27,7 +29,7 @@ def newest_fit(folder: Path, model: str, auxiliary: str | None = None, but_not: 
         folder: The run folder (``--trainer.default_root_dir``).
         model: Registered name or class path.
         auxiliary: Only fits on this data set, finished or not; else only finished ones.
-        but_not: Not those that were fitted on this data set.
+        but_not: Not those that were fitted on the images of this data set.
     """
     if auxiliary is not None:
         begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
@@ -38,7 +40,7 @@ def newest_fit(folder: Path, model: str, auxiliary: str | None = None, but_not: 
     for record in (*(folder / "fit").glob("**/run.json"), *folder.glob("run.json")):  # the last: without a logger
         content = json.loads(record.read_text(encoding="utf-8"))
         path = record.parent / content["ckpt"]
-        if content["model"] == model and content["auxiliary"] != but_not and path.is_file():
+        if content["model"] == model and not same_images(content["auxiliary"], but_not) and path.is_file():
             found.append((record.stat().st_mtime, path))
     return max(found)[1] if found else None
 
@@ -47,6 +49,12 @@ def folder_name(identity: str) -> str:
     """Turn a data set's identity into a folder's name: ``folder /home/me/photos`` -> ``folder-photos``."""
     name, _, path = identity.partition(" ")
     return f"{name}-{Path(path).stem}" if path else name
+
+
+def next_version(folder: Path) -> Path:
+    """Return ``version_N`` in a folder, N one above those that are there."""
+    there = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
+    return folder / f"version_{max(there, default=-1) + 1}"
 
 
 def read_checkpoint(path: str | Path) -> tuple[Config, Config]:

@@ -6,11 +6,16 @@ import atexit
 import gc
 import io
 import logging
+import os
 import sys
 import threading
 import warnings
+from pathlib import Path
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.arguments import FULL
 
@@ -19,6 +24,34 @@ from kanoclip.arguments import FULL
 def note(text: str) -> None:
     """Tell a reader something beside the results."""
     print(f"kanoclip: {text}", file=sys.stderr)
+
+
+class FitNote(Callback):
+    """Says where the checkpoint of a fit is, finished or interrupted, and how far it is where no progress bar does."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how far it is."""
+        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+            note(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the checkpoint."""
+        if trainer.is_global_zero:
+            note(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Name the checkpoint of the epochs before, if there is one."""
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if trainer.state.fn == TrainerFn.FITTING and stopped:
+            path = _last_checkpoint(trainer)
+            done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
+            note(f"interrupted. Finished epochs: {done}.")
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path
 
 
 def _thread_ended(told: threading.ExceptHookArgs) -> None:

@@ -281,6 +281,12 @@ def test_what_the_trainer_refuses_is_a_mistake_of_the_caller(options, answer) ->
     assert str(mistake(refused.value, ["fit"])).startswith(answer)
 
 
+def test_a_list_where_one_class_belongs_is_told(tmp_path) -> None:
+    (tmp_path / "b.yaml").write_text("auxiliary: surfaces_auxiliary\ndata: [surfaces]\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"b\.yaml: Unknown key auxiliary"):
+        check(["fit", "--config", str(tmp_path / "b.yaml"), "--data.num_workers", "0"])
+
+
 def test_the_parser_raises_instead_of_exiting() -> None:
     with pytest.raises(UsageError, match="no such thing"):
         Parser().error("no such thing")

@@ -253,6 +253,85 @@ def test_an_interrupted_fit_says_what_is_done_and_how_to_go_on(tiny_options, mon
     assert main(["test", *UNSEEN]) == 2  # not taken for a finished one
 
 
+def test_the_checkpoint_of_a_config_counts_as_one_that_is_typed(fit, folder, tiny_options, capsys) -> None:
+    fit()
+    fit()
+    older = f"{FIT}/version_0/checkpoints/last.ckpt"
+    (folder / "c.yaml").write_text(f"ckpt_path: {older}", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["test", *UNSEEN, "--config", "c.yaml"]) == 0
+    assert f"checkpoint {older}: kanoclip" in capsys.readouterr().err
+    assert main(["test", *UNSEEN, "--config", "c.yaml", f"--ckpt_path={FIT}/version_1/checkpoints/last.ckpt"]) == 0
+    assert f"checkpoint {FIT}/version_1/checkpoints/last.ckpt: kanoclip" in capsys.readouterr().err
+    assert main(["fit", *UNSEEN, *tiny_options, "--config", "c.yaml"]) == 2
+    assert "a fit on surfaces cannot go on with it" in capsys.readouterr().err
+
+
+def test_a_checkpoint_below_the_home_folder_is_found_and_hashed(fit, folder, monkeypatch) -> None:
+    fit()
+    monkeypatch.setenv("HOME", str(folder))
+    assert main(["test", *UNSEEN, f"--ckpt_path=~/{FIT}/version_0/checkpoints/last.ckpt"]) == 0
+    checkpoint = read("runs/test/kanoclip/surfaces/version_0/results.json")["checkpoint"]
+    assert checkpoint["path"] == str(folder / FIT / "version_0/checkpoints/last.ckpt")
+    assert len(checkpoint["sha256"]) == 64
+
+
+@pytest.mark.parametrize("holdout", ["0", "0.5"])
+def test_the_last_epoch_is_kept_however_rarely_a_fit_validates(fit, holdout) -> None:
+    often = ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "3"]
+    fit("--data.images", "4", "--data.holdout", holdout, *often)
+    assert torch.load(f"{FIT}/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_without_a_logger_each_run_has_its_folder_and_a_fit_goes_on(fit, capsys) -> None:
+    fit("--trainer.logger", "false")
+    fit("--trainer.logger", "false", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert [read(f"{FIT}/version_{number}/run.json")["epochs"] for number in (0, 1)] == [1, 2]
+    for _ in range(2):
+        assert main(["test", *UNSEEN, "--trainer.logger", "false"]) == 0
+    assert len(list(Path("runs/test/kanoclip/surfaces").glob("version_*/results.json"))) == 2
+
+
+def test_a_writer_with_options_takes_the_place_of_the_usual_one(fit, capsys) -> None:
+    fit()
+    writer = ["--trainer.callbacks", "kanoclip.outputs.PredictionWriter", "--trainer.callbacks.map_format", "npy"]
+    capsys.readouterr()
+    assert main(["predict", *UNSEEN, *writer]) == 0
+    assert capsys.readouterr().out.count("predictions.csv") == 1
+    rows = Path("runs/predict/kanoclip/surfaces/version_0/predictions.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert all(".npy," in row for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--data", "lightning.LightningDataModule"], "--data lightning.LightningDataModule: expected a subclass of"),
+        (
+            [*UNSEEN, "--model", "lightning.LightningModule"],
+            "expected a subclass of kanoclip.models.base.AnomalyModule",
+        ),
+    ],
+)
+def test_lightning_s_own_classes_are_not_enough(options, answer, capsys) -> None:
+    assert main(["test", *options]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_what_learns_nothing_is_tested_though_there_is_a_fit_of_that_model(fit, tiny_options) -> None:
+    fit()
+    bare = ["--model.prompts", "ensemble", "--model.interaction", "none", "--model.adapter", "none"]
+    assert main(["test", *UNSEEN, *tiny_options, *bare]) == 0
+    assert read("runs/test/kanoclip/surfaces/version_0/results.json")["checkpoint"] is None
+
+
+def test_the_fit_that_is_recommended_is_of_another_set(capsys) -> None:
+    assert main(["test", *SEEN]) == 2
+    assert "such as: kanoclip fit --data surfaces --model kanoclip" in capsys.readouterr().err
+    assert main(["validate", *SEEN, "--data.holdout", "0.5"]) == 2
+    assert "No finished fit of kanoclip under runs/fit." in capsys.readouterr().err
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(fit, monkeypatch) -> None:
     monkeypatch.setattr(KAnoCLIP, "losses", lambda *_: {}["missing"])
     with pytest.raises(KeyError, match="missing"):

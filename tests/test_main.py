@@ -39,6 +39,7 @@ def test_help_is_a_table_of_verbs_and_three_examples(capsys) -> None:
         ("data lst", 2),
         ("knowledge shw", 2),
         ("benchmark --confg x", 2),
+        ("list --help", 0),
         ("fit --data surfaces --model.adapter cnov", 2),
     ],
 )
@@ -69,7 +70,8 @@ def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch) -> No
     assert main(["fit", "--data", "surfaces"]) == 130
 
 
-def test_ctrl_c_ends_a_fit_with_130_and_tells_what_is_kept(tiny_name, tmp_path) -> None:
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_fit_that_is_told_to_end_says_what_is_kept(tiny_name, tmp_path, told, code) -> None:
     options = (
         f"--data surfaces_auxiliary --data.category wood --data.images 2 --data.num_workers 0 --model.backbone clip "
         f"--model.backbone.name {tiny_name} --model.backbone.image_size 32 --trainer.max_epochs 100000"
@@ -81,9 +83,9 @@ def test_ctrl_c_ends_a_fit_with_130_and_tells_what_is_kept(tiny_name, tmp_path) 
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("runs/**/last.ckpt")) and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(told)
         try:
-            assert child.wait(30) == 130, said.read_text()
+            assert child.wait(30) == code, said.read_text()
         finally:
             child.kill()
     assert re.search(r"interrupted.*last\.ckpt.*--ckpt_path last", said.read_text(), re.S)

@@ -39,6 +39,14 @@ def test_a_test_takes_the_newest_finished_fit_of_its_model_on_another_set(tmp_pa
     assert newest_fit(tmp_path / "empty", "kanoclip", but_not="visa") is None
 
 
+def test_pieces_of_the_same_images_are_not_another_set(tmp_path) -> None:
+    fit = fitted(tmp_path, "version_0", age=0, auxiliary="ksdd_adaclip")
+    assert newest_fit(tmp_path, "kanoclip", but_not="ksdd_anomalyclip") is None
+    assert newest_fit(tmp_path, "kanoclip", but_not="ksdd") is None
+    assert newest_fit(tmp_path, "kanoclip", but_not="ksdd2") == fit
+    assert newest_fit(tmp_path, "kanoclip") == fit
+
+
 def test_a_fit_is_resumed_on_its_own_data_though_others_of_that_name_share_its_folder(tmp_path) -> None:
     wanted = fitted(tmp_path, "version_0", age=2, auxiliary="folder /a/images")
     fitted(tmp_path, "version_1", age=1, auxiliary="folder /b/images")

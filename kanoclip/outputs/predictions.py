@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 
 from kanoclip.data.images import UnreadableImageError, read_image
@@ -71,6 +72,11 @@ class PredictionWriter(Callback):
             self._name(path)
         self._file.unlink(missing_ok=True)
         append_text(self._file, _csv([COLUMNS]))
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop when told to end (SIGTERM), which Lightning looks for in other stages only."""
+        if trainer.received_sigterm:
+            raise SIGTERMException
 
     def on_predict_batch_end(
         self,

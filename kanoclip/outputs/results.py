@@ -14,10 +14,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from kanoclip import __version__
+from kanoclip.data.about import same_images
 from kanoclip.outputs.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder, run_seed
@@ -112,7 +113,7 @@ class ResultsWriter(Callback):
             "model": getattr(pl_module, "name", "") or type(pl_module).__name__,
             "data": tested,
             "auxiliary": auxiliary,
-            "zero_shot": auxiliary != tested,
+            "zero_shot": not same_images(auxiliary, tested),
             "components": describe(),
             "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if os.path.isfile(checkpoint) else None,
             "seed": run_seed(trainer),
@@ -120,7 +121,7 @@ class ResultsWriter(Callback):
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
             "results": getattr(pl_module, "results", {}),
-            "options": plain({"model": pl_module.hparams, "data": _settings(data)}),
+            "options": plain({"model": _options(pl_module), "data": _settings(data)}),
             "versions": {"kanoclip": __version__, "python": platform.python_version()}
             | {name: version(name) for name in LIBRARIES},
         }
@@ -184,7 +185,12 @@ def headline(report: dict[str, Any]) -> str:
     )
 
 
+def _options(model: LightningModule) -> dict[str, Any]:
+    return {name: value for name, value in model.hparams.items() if name != "_instantiator"}  # LightningCLI's own
+
+
 def _settings(data: Any) -> dict[str, Any]:
-    simple = (bool, int, float, str, list, tuple, type(None))
-    found = {k: v for k, v in vars(data).items() if not k.startswith("_") and isinstance(v, simple)} if data else {}
+    simple, given = (bool, int, float, str, list, tuple, type(None)), vars(data) if data else {}
+    own = {"unreadable", *vars(LightningDataModule())}  # what is no option
+    found = {k: v for k, v in given.items() if not k.startswith("_") and k not in own and isinstance(v, simple)}
     return {"class_path": f"{type(data).__module__}.{type(data).__qualname__}", **found}

@@ -1,8 +1,11 @@
 import csv
+import os
+import signal
 
 import cv2
 import numpy as np
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.outputs import PredictionWriter
 
@@ -84,6 +87,17 @@ def test_what_was_finished_before_an_interruption_is_on_disk_and_listed(kit, mon
     assert [row["path"][-5] for row in rows(kit)] == list("0123")
     assert files(kit, "maps") == files(kit, "overlays") == [f"{i}.png" for i in range(4)]
     assert "Stopped; 4 images are done" in capsys.readouterr().out
+
+
+def test_a_prediction_that_is_told_to_end_stops_between_batches(kit, monkeypatch, capsys):
+    data = kit.data(kit.samples(*(f"d/ring/good/{i}.png" for i in range(8))))
+    model = kit.model()
+    step = model.predict_step
+    monkeypatch.setattr(model, "predict_step", lambda *batch: os.kill(os.getpid(), signal.SIGTERM) or step(*batch))
+    with pytest.raises(SIGTERMException):
+        kit.trainer(PredictionWriter()).predict(model, data, return_predictions=False)
+    assert [row["path"][-5] for row in rows(kit)] == list("01")
+    assert "Stopped; 2 images are done" in capsys.readouterr().out
 
 
 def test_files_that_fail_to_be_written_are_not_listed_but_those_before_are(kit, monkeypatch):
