@@ -72,10 +72,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return complain(f"Before {verb} comes what to do: kanoclip VERB {verb} ... Verbs: {', '.join(VERBS)}.")
     if verb not in VERBS:
         return complain(f"Unknown verb {verb!r}.{did_you_mean(verb, VERBS)} Verbs: {', '.join(VERBS)}.")
-    if verb == "list" and options and options[0] in ("-h", "--help"):
-        print(f"usage: kanoclip list [KIND ...]\n\n{VERBS[verb]}: {', '.join(NAMES)}")
-        return 0
     if verb == "list":
+        if options and options[0] in ("-h", "--help"):
+            print(f"usage: kanoclip list [KIND ...]\n\n{VERBS[verb]}: {', '.join(NAMES)}")
+            return 0
         return list_components(options)
     actions = ACTIONS.get(verb, {})
     if actions and (not options or options[0] in ("-h", "--help")):

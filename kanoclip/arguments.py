@@ -296,5 +296,4 @@ def take_checkpoint(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """
     inside = [str(path) for config in _configs(argv) if (path := config.get("ckpt_path"))]
     rest = [word for word in argv if word.partition("=")[0] != "--ckpt_path"]
-    given = [*inside, *_values(argv, "--ckpt_path")]
-    return [*rest, *(["--ckpt_path=null"] if inside else [])], given[-1] if given else None
+    return [*rest, *(["--ckpt_path=null"] if inside else [])], [None, *inside, *_values(argv, "--ckpt_path")][-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -83,14 +84,19 @@ class MVTecAD(MVTecTree):
     @property
     def identity(self) -> str:
         """The name; with the folder if most of its categories are not the publisher's: then it is a set of its own."""
+        return f"{self.name}{self._own_folder}"
+
+    @cached_property
+    def _own_folder(self) -> str:
+        """A blank and the folder for a set of one's own, else nothing; found once, as a command asks several times."""
         try:
             folder, files = self.find()
         except FileNotFoundError:
-            return self.name
+            return ""
         matches = (re.fullmatch(self.images, path, re.IGNORECASE) for path in files)
         found = {match["category"].lower() for match in matches if match}
         # not if any is not: a category of one's own beside the publisher's makes no zero-shot test of theirs
-        return self.name if 2 * len(found & _CATEGORIES) > len(found) else f"{self.name} {folder.resolve()}"
+        return "" if 2 * len(found & _CATEGORIES) > len(found) else f" {folder.resolve()}"
 
 
 class MPDD(MVTecTree):
