@@ -23,10 +23,10 @@ from side_by_side import machine, publish, table, take_turns
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.embedded import EmbeddedBackbone
-from kanoclip.data.surfaces import Surfaces, SurfacesAuxiliary
+from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
 from kanoclip.models.ablations import CLIPVVKnPL, CLIPVVKnPLBiCMCI
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.models.rivals import AprilGAN
+from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.types import Batch, Features
 
 HEADS: dict[str, type[KAnoCLIP]] = {

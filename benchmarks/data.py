@@ -57,8 +57,8 @@ def draw_index(root: Path, normal: int = NORMAL, anomalous: int = ANOMALOUS) -> 
 
 def index_once(name: str, root: str) -> None:
     """Build one index and print seconds and megabytes; runs in a process of its own."""
-    from kanoclip.data.mvtec import MVTecAD
-    from kanoclip.data.real_iad import RealIAD
+    from kanoclip.data.sets.mvtec import MVTecAD
+    from kanoclip.data.sets.real_iad import RealIAD
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
@@ -102,7 +102,7 @@ def draw_pictures(folder: Path, height: int, width: int, suffix: str, count: int
 
 def measure_reading(paths: list[Path], size: int) -> float:
     """Return pictures a second, read and brought to the model's size by one process."""
-    from kanoclip.data.folder import Folder
+    from kanoclip.data.sets.folder import Folder
 
     data = Folder(root=str(paths[0].parent), image_size=size, num_workers=0)
     chosen = [sample for sample in data.samples() if Path(sample.image) in set(paths)]

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 from embedded_captions import DEFECTS, NAMES
 
-from kanoclip.data.drawing import Drawing, draw, laid_down, render
-from kanoclip.data.materials import MATERIALS, SIZE, any_colour, cloud, grey, mix, noise, shade, turned
-from kanoclip.data.parts import Layer, Pose, around, disc
+from kanoclip.data.drawn.drawing import Drawing, draw, laid_down, render
+from kanoclip.data.drawn.materials import MATERIALS, SIZE, any_colour, cloud, grey, mix, noise, shade, turned
+from kanoclip.data.drawn.parts import Layer, Pose, around, disc
 
 Array, Rng = np.ndarray, np.random.Generator
 PATTERNS = ("stripes", "checks", "dots", "clouds", "speckles")

@@ -40,7 +40,7 @@ def test_once(root: str) -> None:
     """Test a folder and print the loop's seconds and the peak memory (MB) of this process and of its largest worker."""
     import resource
 
-    from kanoclip.__main__ import main as kanoclip
+    from kanoclip.verbs.table import main as kanoclip
 
     words = "test --model clip_vv --model.backbone embedded --model.backbone.image_size 64 --data folder"
     code = kanoclip([*words.split(), "--data.root", root, "--trainer.default_root_dir", f"{root}/runs"])

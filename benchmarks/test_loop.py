@@ -20,12 +20,12 @@ import torch
 from jsonargparse import auto_cli
 from side_by_side import machine, publish, table, take_turns
 
-from kanoclip.__main__ import main as kanoclip
 from kanoclip.backbone.embedded import EmbeddedBackbone
-from kanoclip.data.folder import Folder
-from kanoclip.data.surfaces import Surfaces
+from kanoclip.data.drawn.surfaces import Surfaces
+from kanoclip.data.sets.folder import Folder
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.types import ANOMALOUS
+from kanoclip.verbs.table import main as kanoclip
 
 
 def draw_files(folder: Path, images: int) -> None:

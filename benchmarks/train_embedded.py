@@ -47,7 +47,7 @@ from jsonargparse import auto_cli
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kanoclip.data.materials import SIZE
+from kanoclip.data.drawn.materials import SIZE
 
 PATCH, LAYERS, LEVELS, FIRST, TAU = 8, 5, (2, 3, 4, 5), 2, 0.07
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

@@ -24,9 +24,9 @@ from side_by_side import machine, peak_memory, publish, restart_peak, table, tak
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.embedded import EmbeddedBackbone
-from kanoclip.data.surfaces import SurfacesAuxiliary
+from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
+from kanoclip.heads.scoring import anomaly_map, level_maps
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.scoring import anomaly_map, level_maps
 from kanoclip.types import Batch, Scores
 
 

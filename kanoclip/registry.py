@@ -14,48 +14,50 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kanoclip.types import KanoclipError
+
 NAMES: dict[str, dict[str, str]] = {
     "data": {
-        "mvtec": "kanoclip.data.mvtec.MVTecAD",
-        "mpdd": "kanoclip.data.mvtec.MPDD",
-        "btad": "kanoclip.data.mvtec.BTAD",
-        "dtd_synthetic": "kanoclip.data.mvtec.DTDSynthetic",
-        "mvtec_loco": "kanoclip.data.mvtec.MVTecLOCO",
-        "mvtec_ad2": "kanoclip.data.mvtec.MVTecAD2",
-        "visa": "kanoclip.data.visa.VisA",
-        "real_iad": "kanoclip.data.real_iad.RealIAD",
-        "ksdd": "kanoclip.data.kolektor.KolektorSDD",
-        "ksdd_anomalyclip": "kanoclip.data.kolektor.KolektorSDDAnomalyCLIP",
-        "ksdd_adaclip": "kanoclip.data.kolektor.KolektorSDDAdaCLIP",
-        "ksdd2": "kanoclip.data.kolektor.KolektorSDD2",
-        "dagm": "kanoclip.data.kolektor.DAGM",
-        "magnetic_tile": "kanoclip.data.inspection.MagneticTile",
-        "rsdds": "kanoclip.data.inspection.RSDDs",
-        "crackforest": "kanoclip.data.inspection.CrackForest",
-        "elpv": "kanoclip.data.inspection.ELPV",
-        "deeppcb": "kanoclip.data.inspection.DeepPCB",
-        "brainmri": "kanoclip.data.head.BrainMRI",
-        "br35h": "kanoclip.data.head.Br35H",
-        "headct": "kanoclip.data.head.HeadCT",
-        "bmad_brain": "kanoclip.data.bmad.BMADBrain",
-        "bmad_liver": "kanoclip.data.bmad.BMADLiver",
-        "bmad_resc": "kanoclip.data.bmad.BMADRESC",
-        "bmad_oct2017": "kanoclip.data.bmad.BMADOCT2017",
-        "bmad_rsna": "kanoclip.data.bmad.BMADRSNA",
-        "bmad_camelyon": "kanoclip.data.bmad.BMADCamelyon",
-        "isic2016": "kanoclip.data.medical.ISIC2016",
-        "cvc_colondb": "kanoclip.data.medical.ColonDB",
-        "cvc_clinicdb": "kanoclip.data.medical.ClinicDB",
-        "kvasir": "kanoclip.data.medical.Kvasir",
-        "endo": "kanoclip.data.medical.Endo",
-        "tn3k": "kanoclip.data.medical.TN3K",
-        "busi": "kanoclip.data.medical.BUSI",
-        "meta_json": "kanoclip.data.meta_json.MetaJson",
-        "folder": "kanoclip.data.folder.Folder",
-        "manifest": "kanoclip.data.manifest.Manifest",
-        "surfaces": "kanoclip.data.surfaces.Surfaces",
-        "surfaces_auxiliary": "kanoclip.data.surfaces.SurfacesAuxiliary",
-        "surfaces_defects": "kanoclip.data.surfaces.SurfacesDefects",
+        "mvtec": "kanoclip.data.sets.mvtec.MVTecAD",
+        "mpdd": "kanoclip.data.sets.mvtec.MPDD",
+        "btad": "kanoclip.data.sets.mvtec.BTAD",
+        "dtd_synthetic": "kanoclip.data.sets.mvtec.DTDSynthetic",
+        "mvtec_loco": "kanoclip.data.sets.mvtec.MVTecLOCO",
+        "mvtec_ad2": "kanoclip.data.sets.mvtec.MVTecAD2",
+        "visa": "kanoclip.data.sets.visa.VisA",
+        "real_iad": "kanoclip.data.sets.real_iad.RealIAD",
+        "ksdd": "kanoclip.data.sets.kolektor.KolektorSDD",
+        "ksdd_anomalyclip": "kanoclip.data.sets.kolektor.KolektorSDDAnomalyCLIP",
+        "ksdd_adaclip": "kanoclip.data.sets.kolektor.KolektorSDDAdaCLIP",
+        "ksdd2": "kanoclip.data.sets.kolektor.KolektorSDD2",
+        "dagm": "kanoclip.data.sets.kolektor.DAGM",
+        "magnetic_tile": "kanoclip.data.sets.inspection.MagneticTile",
+        "rsdds": "kanoclip.data.sets.inspection.RSDDs",
+        "crackforest": "kanoclip.data.sets.inspection.CrackForest",
+        "elpv": "kanoclip.data.sets.inspection.ELPV",
+        "deeppcb": "kanoclip.data.sets.inspection.DeepPCB",
+        "brainmri": "kanoclip.data.sets.head.BrainMRI",
+        "br35h": "kanoclip.data.sets.head.Br35H",
+        "headct": "kanoclip.data.sets.head.HeadCT",
+        "bmad_brain": "kanoclip.data.sets.bmad.BMADBrain",
+        "bmad_liver": "kanoclip.data.sets.bmad.BMADLiver",
+        "bmad_resc": "kanoclip.data.sets.bmad.BMADRESC",
+        "bmad_oct2017": "kanoclip.data.sets.bmad.BMADOCT2017",
+        "bmad_rsna": "kanoclip.data.sets.bmad.BMADRSNA",
+        "bmad_camelyon": "kanoclip.data.sets.bmad.BMADCamelyon",
+        "isic2016": "kanoclip.data.sets.medical.ISIC2016",
+        "cvc_colondb": "kanoclip.data.sets.medical.ColonDB",
+        "cvc_clinicdb": "kanoclip.data.sets.medical.ClinicDB",
+        "kvasir": "kanoclip.data.sets.medical.Kvasir",
+        "endo": "kanoclip.data.sets.medical.Endo",
+        "tn3k": "kanoclip.data.sets.medical.TN3K",
+        "busi": "kanoclip.data.sets.medical.BUSI",
+        "meta_json": "kanoclip.data.sets.meta_json.MetaJson",
+        "folder": "kanoclip.data.sets.folder.Folder",
+        "manifest": "kanoclip.data.sets.manifest.Manifest",
+        "surfaces": "kanoclip.data.drawn.surfaces.Surfaces",
+        "surfaces_auxiliary": "kanoclip.data.drawn.surfaces.SurfacesAuxiliary",
+        "surfaces_defects": "kanoclip.data.drawn.surfaces.SurfacesDefects",
     },
     "model": {
         "kanoclip": "kanoclip.models.kanoclip.KAnoCLIP",
@@ -68,9 +70,9 @@ NAMES: dict[str, dict[str, str]] = {
         "kanoclip_no_kd": "kanoclip.models.ablations.KAnoCLIPNoKD",
         "kanoclip_no_bicmci": "kanoclip.models.ablations.KAnoCLIPNoBiCMCI",
         "kanoclip_no_adapter": "kanoclip.models.ablations.KAnoCLIPNoAdapter",
-        "winclip": "kanoclip.models.rivals.WinCLIP",
-        "april_gan": "kanoclip.models.rivals.AprilGAN",
-        "anomalyclip": "kanoclip.models.rivals.AnomalyCLIP",
+        "winclip": "kanoclip.models.rivals.winclip.WinCLIP",
+        "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
+        "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -79,56 +81,74 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "attention": {name.lower(): f"kanoclip.backbone.attention.{name}" for name in ("QKV", "VV", "QQ", "KK", "CSA")},
     "prompts": {
-        "ensemble": "kanoclip.prompts.EnsemblePrompts",
-        "learned": "kanoclip.prompts.LearnedPrompts",
-        "object_agnostic": "kanoclip.prompts.ObjectAgnosticPrompts",
+        "ensemble": "kanoclip.heads.prompts.EnsemblePrompts",
+        "learned": "kanoclip.heads.prompts.LearnedPrompts",
+        "object_agnostic": "kanoclip.heads.prompts.ObjectAgnosticPrompts",
     },
     "interaction": {
-        "none": "kanoclip.interaction.NoInteraction",
-        "linear": "kanoclip.interaction.LinearInteraction",
-        "bi_cmci": "kanoclip.interaction.BiCMCI",
-        "text_to_patch": "kanoclip.interaction.TextToPatch",
-        "patch_to_text": "kanoclip.interaction.PatchToText",
+        "none": "kanoclip.heads.interaction.NoInteraction",
+        "linear": "kanoclip.heads.interaction.LinearInteraction",
+        "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
+        "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
+        "patch_to_text": "kanoclip.heads.interaction.PatchToText",
     },
     "adapter": {
-        "none": "kanoclip.adapter.NoAdapter",
-        "linear": "kanoclip.adapter.LinearAdapter",
-        "conv": "kanoclip.adapter.ConvAdapter",
+        "none": "kanoclip.heads.adapter.NoAdapter",
+        "linear": "kanoclip.heads.adapter.LinearAdapter",
+        "conv": "kanoclip.heads.adapter.ConvAdapter",
     },
     "score": {
-        "global": "kanoclip.scoring.GlobalScore",
-        "map_max": "kanoclip.scoring.MapMaxScore",
-        "mean": "kanoclip.scoring.MeanScore",
-        "top_k": "kanoclip.scoring.TopKScore",
+        "global": "kanoclip.heads.scoring.GlobalScore",
+        "map_max": "kanoclip.heads.scoring.MapMaxScore",
+        "mean": "kanoclip.heads.scoring.MeanScore",
+        "top_k": "kanoclip.heads.scoring.TopKScore",
     },
     "kd_loss": {
-        "none": "kanoclip.losses.NoKD",
-        "mean_margin": "kanoclip.losses.MeanMarginKD",
-        "mean": "kanoclip.losses.MeanKD",
-        "contrastive": "kanoclip.losses.ContrastiveKD",
+        "none": "kanoclip.heads.losses.NoKD",
+        "mean_margin": "kanoclip.heads.losses.MeanMarginKD",
+        "mean": "kanoclip.heads.losses.MeanKD",
+        "contrastive": "kanoclip.heads.losses.ContrastiveKD",
     },
 }
+
+_HEADS = ("prompts", "interaction", "adapter", "scoring", "losses")
+_SETS = ("mvtec", "visa", "real_iad", "kolektor", "inspection", "head", "bmad", "medical", "meta_json", "folder",
+         "manifest", "tree")  # fmt: skip
+MOVED = {
+    **{f"kanoclip.{name}": f"kanoclip.heads.{name}" for name in _HEADS},
+    **{f"kanoclip.data.{name}": f"kanoclip.data.sets.{name}" for name in _SETS},
+    "kanoclip.data.surfaces": "kanoclip.data.drawn.surfaces",
+    "kanoclip.models.rivals.WinCLIP": "kanoclip.models.rivals.winclip.WinCLIP",
+    "kanoclip.models.rivals.AprilGAN": "kanoclip.models.rivals.april_gan.AprilGAN",
+    "kanoclip.models.rivals.AnomalyCLIP": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
+}  # fmt: skip
+"""Modules and classes that moved since version 0.1.0, as its configs and checkpoints name them."""
 
 Class = TypeVar("Class", bound=type)
 
 
-class UnknownNameError(ValueError):
+class UnknownNameError(KanoclipError):
     """A short name that is not registered."""
+
+
+def moved(path: str) -> str:
+    """Return where a class of version 0.1.0 is now; any other path as it is."""
+    return MOVED.get(path) or f"{MOVED.get(path.rpartition('.')[0], path.rpartition('.')[0])}.{path.rpartition('.')[2]}"
 
 
 def register(kind: str, name: str) -> Callable[[Class], Class]:
     """Give a class of your own a short name: ``@register("adapter", "gated")`` above it.
 
     Raises:
-        ValueError: If the kind does not exist, or the name is taken by another class.
+        KanoclipError: If the kind does not exist, or the name is taken by another class.
     """
     if kind not in NAMES:
-        raise ValueError(f"Unknown kind {kind!r}. Kinds are {', '.join(NAMES)}.")
+        raise KanoclipError(f"Unknown kind {kind!r}. Kinds are {', '.join(NAMES)}.")
 
     def add(cls: Class) -> Class:
         path = f"{cls.__module__}.{cls.__qualname__}"
         if NAMES[kind].setdefault(name, path) != path:
-            raise ValueError(f"The {kind} {name!r} is {NAMES[kind][name]} already. Choose another name for {path}.")
+            raise KanoclipError(f"The {kind} {name!r} is {NAMES[kind][name]} already. Choose another name for {path}.")
         return cls
 
     return add
@@ -152,6 +172,8 @@ def resolve(kind: str, name: str, where: str = "") -> str:
     """
     if name in NAMES[kind]:
         return NAMES[kind][name]
+    if name.startswith("kanoclip."):
+        return moved(name)
     if not name.isidentifier() or name != name.lower() or name == "null":
         return name
     raise UnknownNameError(

@@ -7,11 +7,24 @@ The two states always come in this order: index 0 = normal, 1 = anomalous.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # errors are also raised where torch is not imported yet
+    from torch import Tensor
 
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
+
+
+class KanoclipError(ValueError):
+    """A mistake that the user can mend; the command line prints its message in one line.
+
+    The message says what was wrong, where, what was expected and what to type. Anything else that is raised is a fault
+    of the program, and keeps its traceback.
+    """
+
+
+class MissingError(KanoclipError, FileNotFoundError):
+    """A file, folder or data set that is not there."""
 
 
 class Features(NamedTuple):

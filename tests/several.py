@@ -11,8 +11,8 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
-PRELOAD = ["kanoclip.cli", "kanoclip.models.kanoclip", "kanoclip.models.ablations", "kanoclip.backbone.embedded"]
-PRELOAD += ["kanoclip.data.surfaces", "kanoclip.data.transforms", "kanoclip.data.folder", "several"]
+PRELOAD = ["kanoclip.verbs.run", "kanoclip.models.kanoclip", "kanoclip.models.ablations", "kanoclip.backbone.embedded"]
+PRELOAD += ["kanoclip.data.drawn.surfaces", "kanoclip.data.transforms", "kanoclip.data.sets.folder", "several"]
 SECONDS = 120
 CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
@@ -95,7 +95,7 @@ def work(
     from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank
     from lightning.pytorch.utilities import rank_zero_only
 
-    from kanoclip.__main__ import main
+    from kanoclip.verbs.table import main
 
     os.chdir(folder)
     for number, kind in ((1, "out"), (2, "err")):

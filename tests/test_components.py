@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kanoclip.adapter import Adapter
 from kanoclip.backbone.attention import Attention
-from kanoclip.interaction import Interaction
-from kanoclip.losses import KDLoss
-from kanoclip.prompts import Prompts
+from kanoclip.heads.adapter import Adapter
+from kanoclip.heads.interaction import Interaction
+from kanoclip.heads.losses import KDLoss
+from kanoclip.heads.prompts import Prompts
+from kanoclip.heads.scoring import Score
 from kanoclip.registry import NAMES
-from kanoclip.scoring import Score
 
 BASES = {
     "attention": Attention,

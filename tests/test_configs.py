@@ -9,12 +9,12 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from kanoclip.arguments import prepare
-from kanoclip.cli import KanoclipCLI
-from kanoclip.data.tree import Tree
-from kanoclip.plan import read_plan
+from kanoclip.data.sets.tree import Tree
 from kanoclip.registry import NAMES, available, expand, load_class, name_of
-from kanoclip.specs import parse_spec, read_spec
+from kanoclip.verbs.arguments import prepare
+from kanoclip.verbs.plan import read_plan
+from kanoclip.verbs.run import KanoclipCLI
+from kanoclip.verbs.specs import parse_spec, read_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("ablations/*.yaml"), *CONFIGS.glob("rivals/*.yaml")])

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from kanoclip.__main__ import main
+from kanoclip.verbs.table import main
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 TINY = """

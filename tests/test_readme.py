@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from kanoclip.__main__ import VERBS, main
-from kanoclip.plan import read_plan
 from kanoclip.registry import NAMES
+from kanoclip.verbs.plan import read_plan
+from kanoclip.verbs.table import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def test_a_console_script_finds_a_module_where_it_is_run(own_component) -> None:
         own_component / "bin" / "kanoclip"
     )  # what pip writes: its own folder is on the path, the current one is not
     script.parent.mkdir()
-    script.write_text("import sys\nfrom kanoclip.__main__ import main\nsys.exit(main())\n")
+    script.write_text("import sys\nfrom kanoclip.verbs.table import main\nsys.exit(main())\n")
     options = ["fit", "--config", "my.yaml", "--model.adapter", "my_adapter.Missing"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(

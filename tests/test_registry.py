@@ -19,7 +19,7 @@ from kanoclip.registry import (
     summary,
 )
 
-CONV, MVTEC = "kanoclip.adapter.ConvAdapter", "kanoclip.data.mvtec.MVTecAD"
+CONV, MVTEC = "kanoclip.heads.adapter.ConvAdapter", "kanoclip.data.sets.mvtec.MVTecAD"
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in NAMES for name in NAMES[kind]])
@@ -114,7 +114,7 @@ def test_a_class_of_ones_own_gets_a_name_once(monkeypatch) -> None:
 )
 def test_what_needs_no_torch_is_answered_without_importing_it(arguments, code, answer) -> None:
     program = (
-        "import sys; from kanoclip.__main__ import main; code = main(sys.argv[1:]); "
+        "import sys; from kanoclip.verbs.table import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'lightning', 'numpy'} & set(sys.modules); sys.exit(99 if heavy else code)"
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
@@ -151,6 +151,6 @@ def test_arguments_read_from_the_source_are_those_of_the_class(path: str) -> Non
 )
 def test_arguments_that_the_source_does_not_surely_tell_are_left_to_the_parser(source, known, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "my_data.py").write_text(f"from kanoclip.data.folder import Folder\n{source}\n")
+    (tmp_path / "my_data.py").write_text(f"from kanoclip.data.sets.folder import Folder\n{source}\n")
     found = arguments_of("my_data.A")
     assert ("own" in found and "root" in found and "batch_size" in found) if known else not found

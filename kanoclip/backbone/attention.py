@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from kanoclip.types import KanoclipError
+
 
 class Attention(nn.Module, ABC):
     """Attention of the second path, without weights: it reads the q, k, v that CLIP's own block projects.
@@ -19,13 +21,15 @@ class Attention(nn.Module, ABC):
         q, k and v ``(B, heads, N, d)`` -> ``(B, heads, N, d)``; logits are divided by ``sqrt(d)``.
 
     Raises:
-        ValueError: If ``first`` is below 1, or (from ``start``) above the depth of the backbone.
+        KanoclipError: If ``first`` is below 1, or (from ``start``) above the depth of the backbone.
     """
 
     def __init__(self, first: int | None = None) -> None:
         super().__init__()
         if first is not None and first < 1:
-            raise ValueError(f"attention.first is {first}, but blocks are counted from 1. Use 1 to change every block.")
+            raise KanoclipError(
+                f"attention.first is {first}, but blocks are counted from 1. Use 1 to change every block."
+            )
         self.first = first
 
     @abstractmethod
@@ -37,7 +41,7 @@ class Attention(nn.Module, ABC):
         if self.first is None:
             return depth * 5 // 24 + 1
         if self.first > depth:
-            raise ValueError(
+            raise KanoclipError(
                 f"attention.first is {self.first}, but the backbone has {depth} blocks. "
                 f"Use 1 to {depth}, or --model.attention qkv for no second path."
             )

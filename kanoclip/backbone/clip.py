@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kanoclip.backbone.attention import Attention
 from kanoclip.backbone.loading import SCHEMES, load
 from kanoclip.backbone.text import TextEncoder
-from kanoclip.types import Features
+from kanoclip.types import Features, KanoclipError
 
 _uncopied = ContextVar("uncopied", default=False)
 
@@ -61,8 +61,8 @@ class CLIPBackbone(nn.Module):
 
     Raises:
         BackboneUnavailableError: If the weights must be downloaded and cannot be.
-        FileNotFoundError: If ``pretrained`` is a path where no file is.
-        ValueError: If a name is unknown, the model is not supported, or the sizes or levels do not fit it.
+        MissingError: If ``pretrained`` is a path where no file is.
+        KanoclipError: If a name is unknown, the model is not supported, or the sizes or levels do not fit it.
 
     Reference:
         Y. Li et al., *CLIP Surgery*, arXiv 2304.05653, 2023; Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, whose code
@@ -153,7 +153,7 @@ class CLIPBackbone(nn.Module):
             patches ``(L, B, N, D)`` and cls ``(B, D)``, both float32 and unit length, and the grid ``(h, w)``.
 
         Raises:
-            ValueError: If the image has another size than the backbone was built for.
+            KanoclipError: If the image has another size than the backbone was built for.
         """
         tokens, levels = run_blocks(self.visual, self.embed_image(image), attention, self.levels)
         patches = torch.stack([project(self.visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
@@ -165,10 +165,10 @@ class CLIPBackbone(nn.Module):
         """Image ``(B, 3, image_size, image_size)`` in [0, 1] -> tokens ``(B, 1 + N, width)`` for the first block.
 
         Raises:
-            ValueError: If the image has another size than the backbone was built for.
+            KanoclipError: If the image has another size than the backbone was built for.
         """
         if image.shape[-2:] != (self.image_size, self.image_size):
-            raise ValueError(
+            raise KanoclipError(
                 f"The images are {image.shape[-1]} x {image.shape[-2]} pixels (width x height), the backbone is built "
                 f"for {self.image_size} x {self.image_size}. Use --model.backbone.image_size {image.shape[-1]}."
             )
@@ -198,7 +198,7 @@ class CLIPBackbone(nn.Module):
                 input of text blocks 2 to ``depth + 1``, as in AnomalyCLIP.
 
         Raises:
-            ValueError: If ``deep`` has more sets than there are blocks after the first, or more tokens than the texts.
+            KanoclipError: If ``deep`` has more sets than there are blocks after the first, or more tokens than texts.
         """
         return self.text(embeddings, eot, deep)
 
@@ -253,7 +253,9 @@ def project(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
 def resize_position(position: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:
     """Resize a position embedding ``(1 + h*w, width)`` from grid ``old`` to ``new``; the class token's stays."""
     if mode not in ("bicubic", "bilinear"):
-        raise ValueError(f"position is {mode!r}, expected bicubic or bilinear. Use --model.backbone.position bicubic.")
+        raise KanoclipError(
+            f"position is {mode!r}, expected bicubic or bilinear. Use --model.backbone.position bicubic."
+        )
     if old == new:
         return position.clone()
     grid = position[1:].T.unflatten(1, old)[None]  # (1, width, h, w)
@@ -265,7 +267,7 @@ def _check_image_size(image_size: int, patch_size: int, name: str) -> None:
     if image_size < patch_size or image_size % patch_size:
         below = image_size // patch_size * patch_size
         sizes = f"{below} or {below + patch_size}" if below > 0 else f"{patch_size}"
-        raise ValueError(
+        raise KanoclipError(
             f"image_size {image_size} is not a multiple of the patch size {patch_size} of {name}. "
             f"Use {sizes}, or choose a backbone with another patch size."
         )
@@ -275,7 +277,7 @@ def _check_levels(levels: list[int] | None, depth: int, name: str) -> list[int]:
     if levels is None:
         return sorted({-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)})  # rounded up: 2, 3, 5, 6 of 6
     if not levels or sorted(set(levels)) != levels or levels[0] < 1 or levels[-1] > depth:
-        raise ValueError(
+        raise KanoclipError(
             f"levels {levels} do not fit {name}: expected rising block numbers from 1 to {depth}, each once. "
             f"Use --model.backbone.levels '{_check_levels(None, depth, name)}'."
         )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.loading import FOLDER as SCHEME
+from kanoclip.types import MissingError
 
 # open_clip_config.json, model.safetensors (float16) and bpe.txt.gz; plain open_clip opens the folder as well
 FOLDER = Path(__file__).parent / "embedded"
@@ -25,8 +26,8 @@ class EmbeddedBackbone(CLIPBackbone):
             with antialias, or plain bilinear.
 
     Raises:
-        FileNotFoundError: If the package was installed without its weights.
-        ValueError: If the sizes or levels do not fit.
+        MissingError: If the package was installed without its weights.
+        KanoclipError: If the sizes or levels do not fit.
 
     Reference:
         Ours.
@@ -39,7 +40,7 @@ class EmbeddedBackbone(CLIPBackbone):
         position: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         if not (FOLDER / "model.safetensors").is_file():
-            raise FileNotFoundError(
+            raise MissingError(
                 f"No weights of the embedded backbone at {FOLDER}: expected model.safetensors, which comes with "
                 f"kanoclip. Reinstall it with: pip install --force-reinstall --no-deps kanoclip"
             )

@@ -18,6 +18,8 @@ import huggingface_hub
 import open_clip
 from torch import Tensor
 
+from kanoclip.types import KanoclipError, MissingError
+
 PATIENCE = 6.0  # seconds to wait for the first answer of a server before saying that there is no network
 FOLDER = "local-dir:"  # open_clip's prefix for a folder with open_clip_config.json and the weights
 HUB = "hf-hub:"  # its prefix for a repository with the same content
@@ -27,7 +29,7 @@ OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET
 _log = logging.getLogger(__name__)
 
 
-class BackboneUnavailableError(RuntimeError):
+class BackboneUnavailableError(KanoclipError, RuntimeError):
     """The weights are neither on this machine nor reachable."""
 
 
@@ -42,8 +44,8 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
 
     Raises:
         BackboneUnavailableError: If the weights must be downloaded and cannot be.
-        FileNotFoundError: If ``pretrained`` is a path where no file is.
-        ValueError: If the name or the tag is unknown, the file does not fit, or the architecture is not supported.
+        MissingError: If ``pretrained`` is a path where no file is.
+        KanoclipError: If the name or the tag is unknown, the file does not fit, or the architecture is not supported.
     """
     with _root_logger_untouched():
         if name.startswith(SCHEMES):
@@ -55,7 +57,7 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
         name = name.replace("/", "-")
         config = open_clip.get_model_config(name)
         if config is None:
-            raise ValueError(f"Unknown CLIP model {name!r}.{_nearest(name, open_clip.list_models())}")
+            raise KanoclipError(f"Unknown CLIP model {name!r}.{_nearest(name, open_clip.list_models())}")
         _check_supported(name, config)
         if pretrained is None:
             return open_clip.create_model(name), _tokenizer(name)
@@ -79,11 +81,11 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
     path = Path(pretrained).expanduser()
     if not path.is_file():
         if path.suffix or os.sep in pretrained:
-            raise FileNotFoundError(
+            raise MissingError(
                 f"No weights at {path}: expected a .safetensors or .pt file of {name}. "
                 f"Give its path as --model.backbone.pretrained, or try --model.backbone embedded, which needs no file."
             )
-        raise ValueError(f"{name} has no weights called {pretrained!r}.{_nearest(pretrained, tags)}")
+        raise KanoclipError(f"{name} has no weights called {pretrained!r}.{_nearest(pretrained, tags)}")
     # A file does not say its activation and colours: those of the tag in its name, or what all published weights share.
     named = [tag for tag in tags if tag in re.sub(r"\W", "_", path.stem.lower())]
     recipes = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in (named if len(named) == 1 else tags)}
@@ -119,7 +121,7 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
                 "s.save_file({k: v.contiguous() for k, v in d.items() if v.ndim or k == 'logit_scale'}, "
                 "'clip.safetensors')\""
             )
-        raise ValueError(f"{path} does not hold weights of {name} ({_first_line(error)}). {remedy}") from error
+        raise KanoclipError(f"{path} does not hold weights of {name} ({_first_line(error)}). {remedy}") from error
 
 
 def _check_supported(name: str, config: dict[str, Any]) -> None:
@@ -143,7 +145,7 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
     ):
         why = "its blocks are not CLIP's plain ones"
     if why:
-        raise ValueError(
+        raise KanoclipError(
             f"{name} cannot be the backbone: {why}. Use a model made of open_clip's own vision transformer, "
             f"such as ViT-B-32, ViT-B-16, ViT-L-14-336 or ViT-H-14."
         )

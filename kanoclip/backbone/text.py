@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kanoclip.types import KanoclipError
+
 _log = logging.getLogger(__name__)
 
 CHUNK = 256  # texts encoded at a time, which bounds the memory of long lists of prompts
@@ -81,7 +83,7 @@ class TextEncoder(nn.Module):
             embeddings = embeddings[:, : int(eot.max()) + 1]
         K, M, _ = embeddings.shape
         if deep is not None and (len(deep) >= len(self.blocks) or deep.shape[1] >= M):
-            raise ValueError(
+            raise KanoclipError(
                 f"{len(deep)} sets of {deep.shape[1]} deep tokens do not fit a text encoder of {len(self.blocks)} "
                 f"blocks and texts of {M} tokens. Use at most {len(self.blocks) - 1} sets of {M - 1} tokens."
             )

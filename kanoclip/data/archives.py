@@ -19,6 +19,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
+from kanoclip.types import KanoclipError
+
 WORK = ".download"  # below the data set's folder; hidden, so that no data set reads it
 MAX_FILES = 2_000_000  # files and folders in one archive; Real-IAD, the largest set, has 0.3 million
 MAX_BYTES = 200_000_000_000  # that one archive may unpack to; the free space of the disk is a limit too
@@ -26,7 +28,7 @@ CHUNK = 1 << 20  # bytes
 Member = tuple[str, int, str, Callable[[], IO[bytes] | None]]  # name, bytes, "file" or "folder" or what else, open
 
 
-class DownloadError(ValueError):
+class DownloadError(KanoclipError):
     """A data set that could not be fetched or unpacked; the message says what a person can do."""
 
 

@@ -21,7 +21,7 @@ from kanoclip.data.cache import CachedDataset, reading
 from kanoclip.data.choosing import held_out, limited
 from kanoclip.data.images import read_pair
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
-from kanoclip.types import ANOMALOUS, UNKNOWN
+from kanoclip.types import ANOMALOUS, UNKNOWN, KanoclipError
 
 __all__ = ["AnomalyDataModule", "AnomalyDataset", "Item", "Sample", "collate"]
 
@@ -56,7 +56,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
             ``kanoclip.data.cache``. Not with ``augment`` or ``tile``, and of no use to ``predict``.
 
     Raises:
-        ValueError: For a setting out of its range, or two that exclude each other.
+        KanoclipError: For a setting out of its range, or two that exclude each other.
     """
 
     name: str = ""
@@ -94,7 +94,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         _check("limit", limit, limit is None or limit > 0, "1 or more, or null")
         if cache and (augment or tile):
             other = "augment" if augment else "tile"
-            raise ValueError(
+            raise KanoclipError(
                 f"cache and {other} are both true, but with {other} no image is the same twice, or of one size. "
                 f"Set --data.cache false or --data.{other} false."
             )
@@ -153,8 +153,8 @@ class AnomalyDataModule(LightningDataModule, ABC):
             stage: "fit", "validate", "test" or "predict"; None checks nothing.
 
         Raises:
-            ValueError: No images or no labels for the stage, an unknown category, or no image size.
-            FileNotFoundError: No data set at ``root``.
+            KanoclipError: No images or no labels for the stage, an unknown category, or no image size.
+            MissingError: No data set at ``root``.
         """
         self._size = self.image_size or self._model_size()
         for part in ("fit", "validate", "test", "predict"):
@@ -224,7 +224,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         model = getattr(self.trainer, "lightning_module", None)
         size = getattr(model, "image_size", None)
         if not isinstance(size, int):
-            raise ValueError(
+            raise KanoclipError(
                 f"image_size of {self.name} is null, and there is no model to take it from. "
                 f"Set --data.image_size to the model's, in pixels."
             )
@@ -235,7 +235,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         if self._samples is None:
             everything = self.samples()
             if not everything:
-                raise ValueError(f"No images in {self._place()}. Check --data.root.")
+                raise KanoclipError(f"No images in {self._place()}. Check --data.root.")
             chosen = self._chosen({sample.category for sample in everything})
             self._samples = limited(
                 (sample for sample in everything if sample.category in chosen), self.limit, self.seed
@@ -255,22 +255,24 @@ class AnomalyDataModule(LightningDataModule, ABC):
                 close = get_close_matches(category, found, 1)
                 hint = f" Did you mean {close[0]!r}?" if close else ""
                 known = ", ".join(sorted(found))
-                raise ValueError(
+                raise KanoclipError(
                     f"Unknown category {category!r} of {self.name}.{hint} In {self._place()} are: {known}."
                 )
         return set(asked)
 
     def _check_part(self, stage: str) -> None:
         if stage == "validate" and not self.holdout:
-            raise ValueError("validate uses the held-out part, and holdout is 0. Set --data.holdout 0.2, or run test.")
+            raise KanoclipError(
+                "validate uses the held-out part, and holdout is 0. Set --data.holdout 0.2, or run test."
+            )
         samples = self.part(stage)
         if not samples and stage in ("fit", "validate") and self.holdout:
-            raise ValueError(
+            raise KanoclipError(
                 f"Nothing is left for {stage} of the test images of {', '.join(self.categories)} in {self._place()} "
                 f"with holdout {self.holdout}. Set another --data.holdout, or choose more categories."
             )
         if not samples:
-            raise ValueError(
+            raise KanoclipError(
                 f"No test images of {', '.join(self.categories)} in {self._place()}: {stage} uses the test split. "
                 f"Add test images, or run predict, which uses all."
             )
@@ -278,7 +280,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
             return
         unknown = [sample for sample in samples if sample.label == UNKNOWN]
         if unknown:
-            raise ValueError(f"{stage} needs labels, and {unknown[0].image} has none. {self._label_remedy()}")
+            raise KanoclipError(f"{stage} needs labels, and {unknown[0].image} has none. {self._label_remedy()}")
         drawn = type(self).read is not AnomalyDataModule.read  # a data set with its own `read` needs no mask files
         anomalous = [sample for sample in self.index() if sample.label == ANOMALOUS]
         without = sum(not sample.masks for sample in anomalous)
@@ -296,4 +298,4 @@ class AnomalyDataModule(LightningDataModule, ABC):
 
 def _check(name: str, value: object, valid: bool, expected: str) -> None:
     if not valid:
-        raise ValueError(f"{name} is {value}, expected {expected}. Set --data.{name}.")
+        raise KanoclipError(f"{name} is {value}, expected {expected}. Set --data.{name}.")

@@ -26,13 +26,13 @@ from safetensors.torch import save
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.listing import cache_folder, remembered
 from kanoclip.data.loading import AnomalyDataset, Item, make_loader
-from kanoclip.types import Features
+from kanoclip.types import Features, KanoclipError
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk
 FIELDS = ("patches", "cls", "grid", "image", "mask", "has_mask", "size")
 
 
-class CacheError(OSError):
+class CacheError(KanoclipError, OSError):
     """Features that cannot be kept: no room on the disk, or no right to write."""
 
 

@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kanoclip.types import KanoclipError
+
 Pixels = NDArray[Any]
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(KanoclipError):
     """An image or mask file that cannot be used: missing, truncated, not an image, or of another size than its partner.
 
     Args:
@@ -104,7 +106,7 @@ def read_mask(
             )
         merged = mask if merged is None else merged | mask
     if merged is None:
-        raise ValueError("read_mask needs at least one file.")
+        raise KanoclipError("read_mask needs at least one file.")
     return merged.astype(np.uint8)
 
 
@@ -253,7 +255,7 @@ def _deep_colour(path: str, file: Image.Image) -> bool:
 def _opencv(path: str) -> Pixels:
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)  # imread fails on Unicode paths on Windows
     if pixels is None:
-        raise ValueError("neither Pillow nor OpenCV can decode it")
+        raise KanoclipError("neither Pillow nor OpenCV can decode it")
     return pixels[..., 2::-1] if pixels.ndim == 3 else pixels  # (H, W, 3), BGR or BGRA -> RGB
 
 
@@ -266,10 +268,10 @@ def _tifffile(path: str) -> Pixels:
             page = file.pages[0]
             shape = page.shape
             if Image.MAX_IMAGE_PIXELS and np.prod(shape, dtype=float) > 6 * Image.MAX_IMAGE_PIXELS:
-                raise ValueError(_too_large())
+                raise KanoclipError(_too_large())
             pixels = page.asarray()
             if not pixels.size:
-                raise ValueError("it holds no pixels")
+                raise KanoclipError("it holds no pixels")
     except Exception as error:  # tifffile's own types, zlib.error, ValueError, ...
         raise UnreadableImageError(
             path, f"neither Pillow nor tifffile can open it ({error}). Save it as a PNG instead."

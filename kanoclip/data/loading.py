@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.ranks import rank_of
-from kanoclip.types import NORMAL, UNKNOWN, Batch, Features
+from kanoclip.types import NORMAL, UNKNOWN, Batch, Features, KanoclipError
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class RankSampler(DistributedSampler[Any]):
         seed: Of the order; None for no shuffling.
 
     Raises:
-        ValueError: If it shuffles, and there are fewer images than ranks.
+        KanoclipError: If it shuffles, and there are fewer images than ranks.
     """
 
     def __init__(self, dataset: Sized, batch_size: int, seed: int | None = None) -> None:
@@ -189,7 +189,7 @@ class RankSampler(DistributedSampler[Any]):
             used = size if size % step >= world else size // step * step
             self._mine = range(rank, used, world)
             if not used:
-                raise ValueError(
+                raise KanoclipError(
                     f"{size} images cannot be divided among {world} processes. "
                     f"Set --trainer.devices {max(1, size)} or fewer."
                 )

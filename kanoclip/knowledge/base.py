@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from kanoclip.types import KanoclipError, MissingError
+
 FOLDER = Path(__file__).parent
 STATES = ("normal", "anomalous")
 QUESTIONS = "questions"
@@ -47,24 +49,24 @@ class KnowledgeBase:
         Whether a plain text can be seen is said by ``visible`` of the provenance; true if it says nothing.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file does not have the expected shape; names file and key.
+            MissingError: If there is no such file.
+            KanoclipError: If the file does not have the expected shape; names file and key.
         """
         path = FOLDER / f"{name}.yaml" if name in shipped() else Path(name).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingError(
                 f"No knowledge base {name!r}: expected the path of a YAML file or one of {', '.join(shipped())}. "
                 f"Use --model.knowledge auto."
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
+            raise KanoclipError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
         if not isinstance(content, dict) or not isinstance(content.get("categories", {}), dict):
-            raise ValueError(f"{path}: expected the keys provenance, generic and categories at the top.")
+            raise KanoclipError(f"{path}: expected the keys provenance, generic and categories at the top.")
         provenance = content.get("provenance") or {}
         if not isinstance(provenance, dict):
-            raise ValueError(f"{path}: provenance should be a mapping, got {provenance!r}. Mend the file.")
+            raise KanoclipError(f"{path}: provenance should be a mapping, got {provenance!r}. Mend the file.")
         visible = bool(provenance.get("visible", True))
         categories = {
             str(category): _entries(path, f"categories.{category}", entry, visible)
@@ -72,7 +74,7 @@ class KnowledgeBase:
         }
         data_sets = content.get("data_sets") or []
         if not isinstance(data_sets, list) or not all(isinstance(known, str) for known in data_sets):
-            raise ValueError(f"{path}: data_sets should be a list of names, got {data_sets!r}. Mend the file.")
+            raise KanoclipError(f"{path}: data_sets should be a list of names, got {data_sets!r}. Mend the file.")
         generic = _entries(path, "generic", content.get("generic"), visible)
         return cls(path, provenance, generic, categories, tuple(data_sets))
 
@@ -103,16 +105,16 @@ def _entries(path: Path, key: str, entry: Any, visible: bool) -> Entries:
     for state in STATES:
         texts = entry.get(state) if isinstance(entry, dict) else None
         if not isinstance(texts, list) or not texts:
-            raise ValueError(f"{path}: {key}.{state} should be a list of at least one text. Add it to the file.")
+            raise KanoclipError(f"{path}: {key}.{state} should be a list of at least one text. Add it to the file.")
         for number, text in enumerate(texts):
             words = text.get("text") if isinstance(text, dict) else text
             if not isinstance(words, str) or not words.strip():
-                raise ValueError(f"{path}: entry {number + 1} of {key}.{state} should be a text, got {text!r}.")
+                raise KanoclipError(f"{path}: entry {number + 1} of {key}.{state} should be a text, got {text!r}.")
         found[state] = [
             text["text"] if isinstance(text, dict) else text
             for text in texts
             if (text.get("visible", visible) if isinstance(text, dict) else visible)
         ]
         if not found[state]:
-            raise ValueError(f"{path}: no text of {key}.{state} is visible in a picture. Add one that is.")
+            raise KanoclipError(f"{path}: no text of {key}.{state} is visible in a picture. Add one that is.")
     return found

@@ -12,6 +12,7 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.images import image_hash, load_image_knowledge
+from kanoclip.types import KanoclipError
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ class ImageFacts:
         path: JSONL of image knowledge.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file has another shape, or knows none of the images.
+        MissingError: If there is no such file.
+        KanoclipError: If the file has another shape, or knows none of the images.
     """
 
     def __init__(self, backbone: CLIPBackbone, base: KnowledgeBase, data: AnomalyDataModule, path: str) -> None:
@@ -43,7 +44,7 @@ class ImageFacts:
             if texts:
                 self._image[sample.image] = backbone.encode_text(texts)
         if not self._image:
-            raise ValueError(
+            raise KanoclipError(
                 f"{path} knows none of the {len(samples)} images of {data.name}. Build it for this data set."
             )
         log.info("%s of %s images have knowledge of their own.", len(self._image), len(samples))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from kanoclip.data.loading import Sample
+from kanoclip.types import KanoclipError, MissingError
 
 SIDE = 512  # pixels; vision models see little more, and charge for it
 Read = Callable[[Sample], tuple[NDArray[np.uint8], Any]]
@@ -40,12 +41,12 @@ def load_image_entries(path: str | Path) -> list[dict[str, Any]]:
     """Read the lines of a JSONL that ``kanoclip knowledge build`` wrote: one for each image.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line does not have the expected shape; names file and line.
+        MissingError: If there is no such file.
+        KanoclipError: If a line does not have the expected shape; names file and line.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"No image knowledge {file}. Make it: kanoclip knowledge build --vqa_model MODEL")
+        raise MissingError(f"No image knowledge {file}. Make it: kanoclip knowledge build --vqa_model MODEL")
     entries = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
@@ -53,7 +54,7 @@ def load_image_entries(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             entry = None
         if not _is_entry(entry):
-            raise ValueError(
+            raise KanoclipError(
                 f"{file}, line {number}: expected an object with image, state and a list of answers. Build it anew."
             )
         entries.append(entry)

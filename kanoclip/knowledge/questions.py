@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.heads.prompts import readable
 from kanoclip.knowledge.base import FOLDER, QUESTIONS, STATES
-from kanoclip.prompts import readable
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
 GENERIC = "generic"
 LEAST = {"general": 4, "image": 1}  # usable phrases that a question should yield, or it is asked again
@@ -80,18 +80,18 @@ class Template:
         """Read a template; None: the one that ships.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If a key is missing or of the wrong kind; names file and key.
+            MissingError: If there is no such file.
+            KanoclipError: If a key is missing or of the wrong kind; names file and key.
         """
         file = Path(path).expanduser() if path else FOLDER / f"{QUESTIONS}.yaml"
         if not file.is_file():
-            raise FileNotFoundError(f"No file of questions {file}. Leave --questions out for the one that ships.")
+            raise MissingError(f"No file of questions {file}. Leave --questions out for the one that ships.")
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
+            raise KanoclipError(f"{file} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
         if not isinstance(content, dict):
-            raise ValueError(
+            raise KanoclipError(
                 f"{file}: expected the keys version, count, answer, generic, general and image at the top."
             )
         general, image = ({state: _at(file, content, kind, state) for state in STATES} for kind in ("general", "image"))
@@ -145,13 +145,13 @@ def image_questions(
         track: Wraps the images, to show how far it is.
 
     Raises:
-        ValueError: If an image has no label: the question depends on it.
+        KanoclipError: If an image has no label: the question depends on it.
     """
     states = {NORMAL: "normal", ANOMALOUS: "anomalous"}
     found: dict[tuple[str, str, str, str], Question] = {}
     for sample in track(data.part("fit")):
         if sample.label == UNKNOWN:
-            raise ValueError(f"{sample.image} has no label, and the questions depend on it. Leave --vqa_model out.")
+            raise KanoclipError(f"{sample.image} has no label, and the questions depend on it. Leave --vqa_model out.")
         state = states[sample.label]
         if not template.image[state]:
             continue
@@ -167,7 +167,7 @@ def image_questions(
 def _at(file: Path, content: dict[str, Any], key: str, inner: str) -> Any:
     part = content.get(key)
     if not isinstance(part, dict) or inner not in part:
-        raise ValueError(f"{file}: {key}.{inner} is missing. Add it to the file.")
+        raise KanoclipError(f"{file}: {key}.{inner} is missing. Add it to the file.")
     return part[inner]
 
 
@@ -177,4 +177,4 @@ def _text(value: object) -> bool:
 
 def _check(file: Path, key: str, value: object, valid: bool, expected: str) -> None:
     if not valid:
-        raise ValueError(f"{file}: {key} should be {expected}, got {value!r}. Mend the file.")
+        raise KanoclipError(f"{file}: {key} should be {expected}, got {value!r}. Mend the file.")

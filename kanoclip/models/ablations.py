@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from kanoclip.adapter import NoAdapter
 from kanoclip.backbone.attention import QKV
-from kanoclip.interaction import NoInteraction
-from kanoclip.losses import NoKD
+from kanoclip.heads.adapter import NoAdapter
+from kanoclip.heads.interaction import NoInteraction
+from kanoclip.heads.losses import NoKD
+from kanoclip.heads.prompts import EnsemblePrompts
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.prompts import EnsemblePrompts
 
 
 class CLIPVVKnPLBiCMCI(KAnoCLIP):

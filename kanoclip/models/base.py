@@ -17,18 +17,18 @@ from kanoclip import __version__
 from kanoclip.backbone.clip import uncopied
 from kanoclip.metrics import ImageMetrics, PixelMetrics
 from kanoclip.models.settings import TRAINED_WITH, plain, trained_with
+from kanoclip.models.tiling import tiled
 from kanoclip.ranks import gather
-from kanoclip.tiling import tiled
-from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
+from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
 
 FROZEN = "backbone."
 
 
-class CheckpointError(ValueError):
+class CheckpointError(KanoclipError):
     """A checkpoint that does not belong to this model."""
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(KanoclipError, RuntimeError):
     """A loss that became NaN or infinite."""
 
 
@@ -96,12 +96,12 @@ class AnomalyModule(LightningModule):
         """Adam over the heads.
 
         Raises:
-            ValueError: If nothing is learned.
+            KanoclipError: If nothing is learned.
         """
         heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not heads:
             name = self.name
-            raise ValueError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
+            raise KanoclipError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
     def setup(self, stage: str) -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kanoclip.heads.scoring import smooth
 from kanoclip.models.base import AnomalyModule
-from kanoclip.scoring import smooth
-from kanoclip.types import Batch, Scores
+from kanoclip.types import Batch, KanoclipError, Scores
 
 
 class LocalStats(AnomalyModule):
@@ -29,7 +29,7 @@ class LocalStats(AnomalyModule):
     def __init__(self, image_size: int = 128) -> None:
         super().__init__()
         if image_size < 16:
-            raise ValueError(f"image_size is {image_size}, but windows of 1/16 need at least 16 pixels.")
+            raise KanoclipError(f"image_size is {image_size}, but windows of 1/16 need at least 16 pixels.")
         self.save_hyperparameters(logger=False)
         self.image_size = image_size
 

@@ -8,20 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kanoclip.adapter import Adapter, ConvAdapter
 from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.cache import code_of
-from kanoclip.interaction import BiCMCI, Interaction
+from kanoclip.heads.adapter import Adapter, ConvAdapter
+from kanoclip.heads.interaction import BiCMCI, Interaction
+from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
+from kanoclip.heads.prompts import LearnedPrompts, Prompts
+from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, level_maps, smooth
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
-from kanoclip.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
 from kanoclip.models.base import AnomalyModule
 from kanoclip.models.settings import settings_of
-from kanoclip.prompts import LearnedPrompts, Prompts
 from kanoclip.ranks import mean
-from kanoclip.scoring import MeanScore, Score, anomaly_map, level_maps, smooth
-from kanoclip.types import ANOMALOUS, Batch, Features, Scores
+from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
 
 class KAnoCLIP(AnomalyModule):
@@ -87,7 +87,7 @@ class KAnoCLIP(AnomalyModule):
         super().__init__(lr, betas)
         self.save_hyperparameters(logger=False)
         if dice not in ("batch", "image"):
-            raise ValueError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
+            raise KanoclipError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
         self.backbone = backbone or CLIPBackbone()
         self.attention = attention or self.own_attention()
         self.prompts = prompts or self.own_prompts()
@@ -99,7 +99,7 @@ class KAnoCLIP(AnomalyModule):
         heads = (self.prompts, self.interaction, self.adapter)
         for head in heads:
             if vars(head).get("_built") and list(head.parameters()):
-                raise ValueError(
+                raise KanoclipError(
                     f"This {type(head).__name__} has the weights of another model. Give each model one of its own."
                 )
             head.build(self.backbone)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kanoclip.ranks import gather
-from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
+from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
 
 LIKELIER = (0.5, 1.0)
 OUTLINE = (0, 255, 255)  # cyan: on no part of the heat map's path from violet over red to yellow
@@ -58,16 +58,16 @@ def overlay(
         ``(H, W, 3)`` RGB, 0-255.
 
     Raises:
-        ValueError: If the sizes differ or ``high < low``.
+        KanoclipError: If the sizes differ or ``high < low``.
     """
     for name, array in (("anomaly_map", anomaly_map), ("mask", mask)):
         if array is not None and array.shape != image.shape[:2]:
-            raise ValueError(
+            raise KanoclipError(
                 f"The {name} is {array.shape} and the image {image.shape[:2]} (height, width). "
                 f"Resize it first, with cv2.resize({name}, {image.shape[1::-1]})."
             )
     if high < low:
-        raise ValueError(f"The colour scale runs from low={low:g} to high={high:g}; give high >= low.")
+        raise KanoclipError(f"The colour scale runs from low={low:g} to high={high:g}; give high >= low.")
     scores = np.nan_to_num(anomaly_map.astype(np.float64)) - low
     strength = np.clip(scores / max(high - low, 1e-12), 0, 1)
     result = image.copy()

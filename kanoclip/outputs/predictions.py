@@ -18,12 +18,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 
+from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.data.images import UnreadableImageError, read_image
-from kanoclip.outputs.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
 from kanoclip.ranks import gather
-from kanoclip.types import Batch, Scores
+from kanoclip.types import Batch, KanoclipError, Scores
 
 COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay")
 
@@ -42,12 +42,12 @@ class PredictionWriter(Callback):
         overlays: Whether to write overlays.
 
     Raises:
-        ValueError: If ``map_format`` is neither, or a score is NaN or infinite.
+        KanoclipError: If ``map_format`` is neither, or a score is NaN or infinite.
     """
 
     def __init__(self, map_format: str = "png", overlays: bool = True) -> None:
         if map_format not in ("png", "npy"):
-            raise ValueError(f"map_format is {map_format!r}, expected png or npy.")
+            raise KanoclipError(f"map_format is {map_format!r}, expected png or npy.")
         self.map_format = map_format
         self.overlays = overlays
         self._folder = self._file = Path()
@@ -161,7 +161,7 @@ class PredictionWriter(Callback):
         height, width = batch.size[i].tolist()
         heat, score = scores.anomaly_map[i].float().cpu().numpy(), float(scores.image_score[i])
         if not (np.isfinite(heat).all() and np.isfinite(score)):
-            raise ValueError(
+            raise KanoclipError(
                 f"The scores of {batch.path[i]} are NaN or infinite. The model overflowed: use --trainer.precision "
                 f"32-true, or look for NaN in its weights."
             )

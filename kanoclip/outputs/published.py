@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from kanoclip.types import KanoclipError
+
 FILE = Path(__file__).with_name("published.yaml")
 FLAGS = {"R": "", "C": "", "B": ", not verified"}  # a public README or notes; the method's own repository; a listing
 
@@ -49,11 +51,11 @@ def published(family: str, data: Iterable[str]) -> list[Published]:
         data: Registered names.
 
     Raises:
-        ValueError: For an unknown family.
+        KanoclipError: For an unknown family.
     """
     content = _read()
     if family not in content["families"]:
-        raise ValueError(f"No published numbers called {family!r}. Use {', '.join(content['families'])} or none.")
+        raise KanoclipError(f"No published numbers called {family!r}. Use {', '.join(content['families'])} or none.")
     own, wanted, found = content["families"][family], set(data), []
     for block in content["published"]:
         for name, percent in block["percent"].items() if block["family"] == family else ():

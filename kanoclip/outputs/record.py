@@ -1,8 +1,9 @@
-"""What a fit leaves behind: its checkpoint, and the record by which tests find it."""
+"""What a fit leaves behind: its checkpoint, the record by which tests find it, and a word on where they are."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from datetime import datetime, timezone
 from io import BytesIO
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip import __version__
-from kanoclip.outputs.files import write_bytes, write_json
+from kanoclip.data.files import write_bytes, write_json
 from kanoclip.ranks import gather
 
 
@@ -84,3 +87,35 @@ class RunRecord(Callback):
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         write_json(folder / "run.json", record)
+
+
+class FitNote(Callback):
+    """Says where the checkpoint of a fit is, finished or interrupted, and how far it is where no progress bar does."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how far it is."""
+        if trainer.is_global_zero and trainer.progress_bar_callback is None:
+            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+            _say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Name the checkpoint."""
+        if trainer.is_global_zero:
+            _say(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Name the checkpoint of the epochs before, if there is one."""
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if trainer.state.fn == TrainerFn.FITTING and stopped:
+            path = _last_checkpoint(trainer)
+            done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
+            _say(f"interrupted. Finished epochs: {done}.")
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path
+
+
+def _say(text: str) -> None:
+    print(f"kanoclip: {text}", file=sys.stderr)

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from kanoclip import __version__
 from kanoclip.data.about import same_images
-from kanoclip.outputs.files import plain, sha256, write_image, write_json, write_text
+from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder, run_seed
 from kanoclip.outputs.tables import results_csv, results_table, table_text

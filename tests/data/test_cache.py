@@ -20,10 +20,10 @@ from kanoclip.backbone.attention import QQ, VV, Attention
 from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data import cache as cache_module
 from kanoclip.data.cache import CacheError
-from kanoclip.data.folder import Folder
+from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
 from kanoclip.data.images import UnreadableImageError
-from kanoclip.data.surfaces import Surfaces, SurfacesAuxiliary
-from kanoclip.losses import NoKD
+from kanoclip.data.sets.folder import Folder
+from kanoclip.heads.losses import NoKD
 from kanoclip.models.ablations import CLIPVV, CLIPVVKnPL
 from kanoclip.models.baselines import LocalStats
 from kanoclip.models.kanoclip import KAnoCLIP

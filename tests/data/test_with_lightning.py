@@ -5,7 +5,7 @@ from pathlib import Path
 import lightning
 import torch
 
-from kanoclip.data.folder import Folder
+from kanoclip.data.sets.folder import Folder
 from kanoclip.types import Batch
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 from layouts import LAYOUTS
 
-from kanoclip.data.tree import Tree
+from kanoclip.data.sets.tree import Tree
 from kanoclip.knowledge.base import FOLDER, QUESTIONS, KnowledgeBase, shipped
 from kanoclip.registry import NAMES
 

@@ -13,10 +13,10 @@ from chat_server import KEY, failed, said
 from layouts import LAYOUTS, write
 from PIL import Image
 
-from kanoclip import __main__
 from kanoclip.knowledge import build
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.images import load_image_knowledge
+from kanoclip.verbs import table as __main__
 
 NORMAL = ["smooth fur of one color", "two pointed ears of one size", "a long tail of even width", "round clear eyes"]
 ANOMALOUS = ["a bald patch on the back", "a torn left ear tip", "a knot of mud in the tail", "a cloudy right eye"]

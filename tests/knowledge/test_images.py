@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kanoclip.data.folder import Folder
+from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
 from kanoclip.data.loading import Sample
-from kanoclip.data.surfaces import SurfacesAuxiliary
+from kanoclip.data.sets.folder import Folder
+from kanoclip.heads.losses import MeanKD
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.images import image_hash, load_image_knowledge
-from kanoclip.losses import MeanKD
 from kanoclip.models.kanoclip import KAnoCLIP
 
 TEXTS = ["a pale line across the upper left"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from kanoclip.data.surfaces import SurfacesAuxiliary
+from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
 from kanoclip.models.kanoclip import KAnoCLIP
 
 

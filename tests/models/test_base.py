@@ -8,16 +8,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-from kanoclip.adapter import ConvAdapter, LinearAdapter
 from kanoclip.backbone.attention import QKV, VV
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.data.surfaces import Surfaces
-from kanoclip.interaction import NoInteraction
+from kanoclip.data.drawn.surfaces import Surfaces
+from kanoclip.heads.adapter import ConvAdapter, LinearAdapter
+from kanoclip.heads.interaction import NoInteraction
+from kanoclip.heads.prompts import LearnedPrompts
+from kanoclip.heads.scoring import MapMaxScore
 from kanoclip.models.ablations import CLIP
 from kanoclip.models.base import CheckpointError, NonFiniteLossError
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.prompts import LearnedPrompts
-from kanoclip.scoring import MapMaxScore
 from kanoclip.types import Scores
 
 

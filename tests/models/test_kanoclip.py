@@ -2,14 +2,15 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from kanoclip.adapter import ConvAdapter, LinearAdapter, NoAdapter
 from kanoclip.backbone.attention import QKV, VV
-from kanoclip.interaction import BiCMCI, NoInteraction
+from kanoclip.heads.adapter import ConvAdapter, LinearAdapter, NoAdapter
+from kanoclip.heads.interaction import BiCMCI, NoInteraction
+from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
+from kanoclip.heads.scoring import level_maps, smooth
 from kanoclip.models.ablations import CLIP, CLIPVV, CLIPVVKnPL, CLIPVVKnPLBiCMCI
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.models.rivals import AnomalyCLIP, AprilGAN
-from kanoclip.prompts import EnsemblePrompts, LearnedPrompts
-from kanoclip.scoring import level_maps, smooth
+from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
+from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.types import Batch
 
 

@@ -7,20 +7,22 @@ import yaml
 from safetensors.torch import load_file
 from torch.nn.functional import interpolate, normalize
 
-from kanoclip.__main__ import main
 from kanoclip.backbone.attention import QKV, VV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.windows import encode_windows
-from kanoclip.data.surfaces import Surfaces
-from kanoclip.losses import dice_loss, focal_loss
+from kanoclip.data.drawn.surfaces import Surfaces
+from kanoclip.heads.losses import dice_loss, focal_loss
+from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
+from kanoclip.heads.scoring import GlobalScore, MapMaxScore, harmonic_mean, window_map
 from kanoclip.models.ablations import CLIP
 from kanoclip.models.base import CheckpointError
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.models.rivals import AnomalyCLIP, AprilGAN, WinCLIP
-from kanoclip.prompts import EnsemblePrompts, LearnedPrompts
+from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
+from kanoclip.models.rivals.april_gan import AprilGAN
+from kanoclip.models.rivals.winclip import WinCLIP
 from kanoclip.registry import NAMES
-from kanoclip.scoring import GlobalScore, MapMaxScore, harmonic_mean, window_map
 from kanoclip.types import Batch
+from kanoclip.verbs.table import main
 
 ROOT = Path(__file__).parents[2]
 RIVALS = {"winclip": WinCLIP, "april_gan": AprilGAN, "anomalyclip": AnomalyCLIP}

@@ -1,0 +1,1 @@
+"""Drawn surfaces with drawn defects: data without files."""

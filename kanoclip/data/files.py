@@ -1,0 +1,132 @@
+"""Files that are either whole or absent: written under another name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from kanoclip.types import KanoclipError
+
+
+class CannotWriteError(KanoclipError, OSError):
+    """A file that cannot be written: the disk is full, or may not be written to."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever reads half of it; folders are made, an older file of that name is replaced.
+
+    Args:
+        path: File to write.
+        data: Its content.
+
+    Raises:
+        CannotWriteError: If the file cannot be written (disk full, no permission); names it. The older one is kept.
+    """
+    # Two writers of the same file, maybe on two machines, must not share the unfinished one.
+    unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(data)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise _explained(path, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add UTF-8 text to a file, all of it or nothing; names of files in it need not be valid.
+
+    Raises:
+        CannotWriteError: If it cannot be written; names the file.
+    """
+    data = text.encode("utf-8", errors="surrogateescape")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise _explained(path, error) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with ``write_bytes``."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON (no NaN or Infinity, which other languages' readers refuse) with ``write_bytes``."""
+    write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_image(path: Path, image: NDArray[Any]) -> None:
+    """Write a picture with ``write_bytes``; the suffix names the format.
+
+    Args:
+        path: File to write, ``.png`` or ``.jpg``.
+        image: ``(H, W, 3)`` RGB uint8, or ``(H, W)`` uint8 or uint16.
+    """
+    # Maps and overlays are many and large: level 3 is about as small as the usual 6-9 and much faster.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    write_bytes(path, cv2.imencode(path.suffix, pixels, options)[1].tobytes())
+
+
+def _explained(path: Path, error: OSError) -> CannotWriteError:
+    why = error.strerror or str(error)
+    return CannotWriteError(f"Cannot write {path}: {why}. Free the disk or choose --trainer.default_root_dir.")
+
+
+def plain(value: Any) -> Any:
+    """Turn anything into what strict JSON can hold.
+
+    A NaN or infinity becomes None (undefined), a tensor or array its list, an object of a class the class's import
+    path; keys become strings.
+    """
+    if hasattr(value, "tolist"):  # tensors, arrays and their scalars
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "__dict__") and type(value).__name__ == "Namespace":  # how jsonargparse keeps a parsed config
+        return plain(vars(value))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    kind = value if isinstance(value, type) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file's content, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def unit_to_uint16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Map scores of [0, 1] to 0..65535 (score = value / 65535, exact to 1/131070); NaN becomes 0."""
+    return np.rint(np.clip(np.nan_to_num(values), 0, 1) * 65535.0).astype(np.uint16)

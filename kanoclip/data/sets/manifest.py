@@ -1,0 +1,148 @@
+"""A list of images in a csv or json file: for layouts that no other data set reads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
+
+COLUMNS = ("image", "mask", "label", "category", "split", "defect")
+LABELS = {
+    **dict.fromkeys(("0", "0.0", "false", "normal", "good", "ok"), NORMAL),
+    **dict.fromkeys(("1", "1.0", "true", "anomalous", "anomaly", "abnormal", "defect", "bad", "ng", "ko"), ANOMALOUS),
+    **dict.fromkeys(("", "-1", "unknown"), UNKNOWN),
+}
+Row = tuple[int, dict[str, Any]]
+
+
+class Manifest(AnomalyDataModule):
+    """Images listed in a csv file with a header, or in json lines (.json or .jsonl; also one json list of objects).
+
+    Columns: **image**; mask (several joined by ``;`` in csv, a list in json; may be empty); label (0 or normal, 1 or
+    anomalous, and common other words; may be empty for predict); category; split (train or test); defect. All but
+    image may be left out: category is then "object", split is test.
+
+    Args:
+        file: The csv or json file.
+        root: Folder that relative paths start from. Null: the folder of the file.
+        mask_values: Labels that are anomalous in masks of labels, such as 2 in CrackForest, instead of a threshold.
+        **kwargs: As in ``AnomalyDataModule``.
+
+    Raises:
+        MissingError: No such file, or a listed file is missing.
+        KanoclipError: With file, row and column. Row 1 is the first below the header in csv, the first object in json.
+
+    Reference:
+        Ours.
+    """
+
+    name: str = "manifest"
+    domain: ClassVar[str] = "own"
+
+    def __init__(self, file: str, root: str | None = None, mask_values: list[int] | None = None, **kwargs: Any) -> None:
+        super().__init__(root=root if root is not None else str(Path(file).expanduser().parent), **kwargs)
+        self.file = file
+        self.mask_values = mask_values
+
+    @property
+    def identity(self) -> str:
+        """The name and the file."""
+        return f"{self.name} {Path(self.file).expanduser().resolve()}"
+
+    def samples(self) -> list[Sample]:
+        """Index the file's rows; every listed file must exist."""
+        path = Path(self.file).expanduser()
+        if not path.is_file():
+            raise MissingError(f"No manifest {path}. Set --data.file to a csv or json file with a column image.")
+        if path.suffix.lower() not in (".csv", ".json", ".jsonl"):
+            raise KanoclipError(f"Manifest {path} is neither .csv, .json nor .jsonl. Rename or convert it.")
+        rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+        try:
+            return [self._sample(path, number, row) for number, row in rows]
+        except UnicodeDecodeError as error:
+            raise KanoclipError(f"Manifest {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+
+    def _sample(self, manifest: Path, number: int, row: dict[str, Any]) -> Sample:
+        def wrong(column: str, problem: str) -> str:
+            return f"{manifest}, row {number}, column {column}: {problem}"
+
+        if unknown := [str(column) for column in row if column not in COLUMNS]:
+            raise KanoclipError(wrong(unknown[0], f"unknown column. Rename or remove it; known: {', '.join(COLUMNS)}."))
+        for column, value in row.items():
+            if isinstance(value, dict) or (isinstance(value, list) and column != "mask"):
+                raise KanoclipError(wrong(column, f"expected one value, found {value!r}. Write a string or a number."))
+        text = {column: str(row.get(column) if row.get(column) is not None else "").strip() for column in COLUMNS}
+        if not text["image"]:
+            raise KanoclipError(wrong("image", "it is empty. Give the path of the image."))
+        if text["label"].lower() not in LABELS:
+            words = "0 or normal, 1 or anomalous, or nothing if unknown"
+            raise KanoclipError(wrong("label", f"{text['label']!r} is no label. Write {words}."))
+        if text["split"].lower() not in ("", "train", "test"):
+            raise KanoclipError(wrong("split", f"{text['split']!r} is no split. Write train or test."))
+        mask = row.get("mask")
+        parts = [str(part).strip() for part in mask] if isinstance(mask, list) else text["mask"].split(";")
+        paths = {"image": [text["image"]], "mask": [part.strip() for part in parts if part.strip()]}
+        files = {column: [Path(self._place()) / part for part in held] for column, held in paths.items()}
+        for column, held in files.items():
+            for path in held:
+                if not path.is_file():
+                    remedy = "Correct the path, or set --data.root to the folder that paths start from."
+                    raise MissingError(wrong(column, f"no file {path}. {remedy}"))
+        label = LABELS[text["label"].lower()]
+        return Sample(
+            image=str(files["image"][0]),
+            masks=() if label == NORMAL else tuple(map(str, files["mask"])),
+            label=label,
+            category=text["category"] or "object",
+            defect="good" if label == NORMAL else text["defect"],
+            split=text["split"].lower() or "test",
+        )
+
+    def _label_remedy(self) -> str:
+        return f"Fill the column label in {self.file} with 0 or 1; predict needs no labels."
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    # utf-8-sig: spreadsheets write a byte order mark, which would otherwise become part of the first column's name.
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines, skipinitialspace=True)
+        header = [column.strip() for column in reader.fieldnames or ()]
+        unknown = [repr(column) for column in header if column not in COLUMNS]
+        if unknown or "image" not in header:
+            problem = f"unknown columns {', '.join(unknown)}" if unknown else "there is no column image"
+            raise KanoclipError(f"{path}, header: {problem}. Use these, separated by commas: {', '.join(COLUMNS)}.")
+        reader.fieldnames = header
+        for number, row in enumerate(reader, 1):
+            if None in row:
+                surplus = f"{len(row[None])} values more than columns"
+                raise KanoclipError(f"{path}, row {number}: {surplus}. Put values that contain commas in quotes.")
+            yield number, row
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        whole = json.loads(text) if text.lstrip().startswith("[") else None
+    except json.JSONDecodeError as error:
+        raise KanoclipError(f"{path}, line {error.lineno}: {error.msg}. Correct the json.") from error
+    numbered = _json_lines(path, text) if whole is None else iter(enumerate(whole, 1))
+    for number, row in numbered:
+        if not isinstance(row, dict):
+            raise KanoclipError(f'{path}, row {number}: expected an object such as {{"image": ...}}, found {row!r}.')
+        yield number, row
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    number = 0
+    for line in text.splitlines():
+        if line.strip():
+            number += 1
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise KanoclipError(f"{path}, row {number}: {error.msg}. Write one json object a line.") from error

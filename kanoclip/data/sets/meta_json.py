@@ -1,0 +1,103 @@
+"""The meta.json that AnomalyCLIP, AdaCLIP, APRIL-GAN and their relatives write for each data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+from kanoclip.data.about import About
+from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.sets.pairing import ADDED
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
+
+
+class MetaJson(AnomalyDataModule):
+    """Images listed in a ``meta.json`` of AnomalyCLIP, AdaCLIP, APRIL-GAN or CLIP-AD.
+
+    ``{"train": {category: [entry]}, "test": {category: [entry]}}``, upper-case ``Train`` and ``Test`` too; an entry has
+    img_path, mask_path, cls_name, specie_name and anomaly. Relative paths start from root. The scripts that write these
+    files pair images and masks by their order, so that one stray file shifts all pairs: a mask whose name is not its
+    image's is an error here.
+
+    AnomalyCLIP takes every pixel of a mask above 0 as anomalous; ``--data.mask_threshold 0`` does the same.
+
+    Args:
+        root: Folder of the meta.json.
+        file: Its name, or a path.
+        **kwargs: As in ``AnomalyDataModule``.
+
+    Raises:
+        MissingError: No such file, or a listed file is missing.
+        KanoclipError: With file, category and entry.
+
+    Reference:
+        Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, ICLR 2024.
+    """
+
+    name: str = "meta_json"
+    domain: ClassVar[str] = "own"
+    about: ClassVar[About] = About(
+        title="a meta.json",
+        reference="Q. Zhou et al., ICLR 2024",
+        licence="that of the data set",
+        homepage="https://github.com/zqhang/AnomalyCLIP",
+    )
+
+    def __init__(self, root: str = "data", file: str = "meta.json", **kwargs: Any) -> None:
+        super().__init__(root=root, **kwargs)
+        self.file = file
+
+    @property
+    def identity(self) -> str:
+        """The name and the file."""
+        return f"{self.name} {self._path().resolve()}"
+
+    def samples(self) -> list[Sample]:
+        """Index the entries; every listed file must exist."""
+        path = self._path()
+        if not path.is_file():
+            raise MissingError(f"No file {path}. Set --data.root to the folder of the meta.json, or --data.file.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise KanoclipError(f"{path}, line {error.lineno}: {error.msg}. Write it again with its script.") from error
+        except UnicodeDecodeError as error:
+            raise KanoclipError(f"{path} is not UTF-8 text: {error}. Write it again with its script.") from error
+        if not isinstance(content, dict) or not {"train", "test"} & {key.lower() for key in content}:
+            raise KanoclipError(
+                f"{path}: expected the keys train and test at the top. Is it a meta.json of a data set?"
+            )
+        for split, categories in content.items():
+            lists = categories.values() if isinstance(categories, dict) else [None]
+            if not all(isinstance(entries, list) for entries in lists):
+                raise KanoclipError(
+                    f"{path}, {split}: expected a list of entries for each category. Is it a meta.json?"
+                )
+        return [
+            self._sample(f"{path}, {split}, {category}, entry {number}", entry, category, split.lower())
+            for split, categories in content.items()
+            for category, entries in categories.items()
+            for number, entry in enumerate(entries, 1)
+        ]
+
+    def _sample(self, where: str, entry: Any, category: str, split: str) -> Sample:
+        if not isinstance(entry, dict) or "img_path" not in entry or entry.get("anomaly") not in (0, 1):
+            raise KanoclipError(f"{where}: expected img_path and anomaly (0 or 1), found {entry!r}.")
+        root, normal = Path(self.root).expanduser(), entry["anomaly"] == 0
+        paths = [entry["img_path"], *([entry["mask_path"]] if entry.get("mask_path") and not normal else [])]
+        files = [root / path for path in paths]  # an absolute path stays as it is
+        for file in files:
+            if not file.is_file():
+                raise MissingError(f"{where}: no file {file}. Correct --data.root, or write the file again here.")
+        for mask in files[1:]:
+            if ADDED.sub("", mask.stem) != ADDED.sub("", files[0].stem):
+                raise KanoclipError(
+                    f"{where}: the mask {mask.name} is not that of {files[0].name}: pairs were made by order, and a "
+                    f"file too many has shifted them. Remove it and write the file again."
+                )
+        label, defect = (NORMAL, "good") if normal else (ANOMALOUS, entry.get("specie_name") or "anomalous")
+        return Sample(str(files[0]), tuple(map(str, files[1:])), label, category, defect, split)
+
+    def _path(self) -> Path:
+        return Path(self.root).expanduser() / Path(self.file).expanduser()

@@ -1,0 +1,134 @@
+"""Data sets that are read from the names of files: a declaration of two patterns is enough for most."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from kanoclip.data.about import About
+from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.listing import list_tree
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
+
+IMAGE = r"\.(?:png|jpe?g|bmp|tiff?|webp|pgm|ppm)"
+"""Pattern of an image's suffix, for the declarations."""
+SPLITS = {
+    "train": "train", "trainval": "train", "training": "train", "validation": "validation", "val": "validation",
+    "valid": "validation", "test": "test", "test_public": "test",
+}  # fmt: skip
+
+
+class Tree(AnomalyDataModule):
+    """Base of data sets whose file names say what an image is; a subclass declares the patterns.
+
+    Patterns match a whole path below the data set's folder, suffix included, in any case. Their named groups are
+    ``category``, ``split``, ``defect`` and ``stem``. A mask belongs to the image that agrees with it in all groups that
+    both patterns name and ``key`` lists; several masks of one image are merged.
+
+    Arguments as in ``AnomalyDataModule``. ``root`` is the folder that contains all data sets, or the data set's own.
+
+    Raises:
+        MissingError: No file of this layout below root, or a mask without an image.
+    """
+
+    about: ClassVar[About]
+    """What the publisher says."""
+    folders: ClassVar[tuple[str, ...]] = ()
+    """Where the publisher's archive may lie below ``root`` or ``root/<name>``, besides ``root/<name>`` itself."""
+    images: ClassVar[str]
+    """Pattern of an image's path."""
+    masks: ClassVar[str] = ""
+    """Pattern of a mask's path; "" where there are none."""
+    key: ClassVar[tuple[str, ...]] = ("category", "defect", "stem")
+    """Groups in which an image and its masks agree."""
+    normal: ClassVar[tuple[str, ...]] = ("good",)
+    """Values of the group ``defect`` that mean a normal image, lower case."""
+    subject: ClassVar[str] = "object"
+    """Category where the pattern names none."""
+    distinct: ClassVar[bool] = True
+    """Whether the patterns fit no other set: then root may be the set's own folder by any name, else by a known one."""
+    expected: ClassVar[str] = ""
+    """Example of a path, for the message when nothing is found."""
+
+    def samples(self) -> list[Sample]:
+        """Index the files."""
+        folder, files = self.find()
+        return self._index_files(folder, files)
+
+    def find(self) -> tuple[Path, list[str]]:
+        """Find the data set's own folder; returns it and its files, relative to it.
+
+        Raises:
+            MissingError: No file of this layout.
+        """
+        pattern = re.compile(self.images, re.IGNORECASE)
+        for folder in self.places():
+            if folder.is_dir():
+                files = list_tree(folder)
+                if any(map(pattern.fullmatch, files)):
+                    return folder, files
+        root = Path(self.root).expanduser()
+        raise MissingError(
+            f"No {self.about.title} at {root / self.name}: expected files such as {self.expected}. Set --data.root to "
+            f"the folder that contains {self.name}/, or get it: kanoclip data download {self.name}"
+        )
+
+    def places(self) -> list[Path]:
+        """Folders where the files may be, most likely first."""
+        root = Path(self.root).expanduser()
+        own = root / self.name
+        named = root.resolve().name in (self.name, *(name.rsplit("/", 1)[-1] for name in self.folders))
+        below = [root / name for name in self.folders]
+        within = [root, *below] if named else [*below, *([root] if self.distinct else [])]
+        return [own, *(own / name for name in self.folders), *within]
+
+    def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
+        masks: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        if self.masks:
+            for path, groups in _matches(self.masks, files).items():
+                masks[self._key(groups)].append(f"{folder}/{path}")
+        found, owners = [], dict[tuple[str, ...], str]()
+        for path, groups in _matches(self.images, files).items():
+            key, sample = self._key(groups), self.sample(f"{folder}/{path}", groups)
+            if key in masks and sample.label != NORMAL:
+                if owners.get(key):
+                    raise KanoclipError(
+                        f"Mask {masks[key][0]} fits 2 images: {owners[key]}, {sample.image}. Remove one of them."
+                    )
+                sample, owners[key] = replace(sample, masks=tuple(masks[key])), sample.image
+            owners.setdefault(key, "")
+            found.append(sample)
+        if orphans := [key for key in masks if key not in owners]:
+            wanted = "/".join(filter(None, orphans[0]))
+            raise MissingError(
+                f"No image for the mask {masks[orphans[0]][0]}: expected one named {wanted} "
+                f"({len(orphans)} such mask{'s' * (len(orphans) > 1)}). Add the image or remove the mask."
+            )
+        return found
+
+    def sample(self, path: str, groups: Mapping[str, str]) -> Sample:
+        """Say what an image is, by the groups of its path; the masks are added afterwards."""
+        split = SPLITS.get(groups.get("split", "test").lower(), "unlabelled")
+        defect = groups.get("defect", "" if split == "unlabelled" else "anomalous")
+        normal = defect.lower() in self.normal
+        label = UNKNOWN if not defect else NORMAL if normal else ANOMALOUS
+        category = groups.get("category", self.subject)
+        return Sample(path, (), label, category, "good" if normal else defect, split)
+
+    def _key(self, groups: Mapping[str, str]) -> tuple[str, ...]:
+        # as a split, so that Test/test and Test/test_label agree
+        named = {**groups, "split": SPLITS.get(groups.get("split", "").lower(), "")}
+        return tuple(named.get(name, "") for name in self.key)
+
+
+def _matches(pattern: str, files: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the groups that each fitting path has."""
+    compiled, found = re.compile(pattern, re.IGNORECASE), {}
+    for path in files:
+        if match := compiled.fullmatch(path):
+            found[path] = {name: text for name, text in match.groupdict().items() if text}
+    return found

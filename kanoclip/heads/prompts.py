@@ -1,0 +1,211 @@
+"""Prompts: the text features of the two states, written by hand or learned (KnPL)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.types import KanoclipError
+
+TEMPLATES = [
+    "a photo of a {}", "a photo of the {}", "a close-up photo of a {}", "a cropped photo of a {}", "a picture of a {}",
+    "a blurry photo of a {}", "a dark photo of a {}", "a bright photo of a {}",
+]  # fmt: skip
+NORMAL_STATES = [
+    "{}", "normal {}", "intact {}", "flawless {}", "perfect {}", "undamaged {}", "{} without defect",
+    "{} without damage", "{} in good condition",
+]  # fmt: skip
+ANOMALOUS_STATES = [
+    "damaged {}", "defective {}", "broken {}", "abnormal {}", "faulty {}", "{} with a defect", "{} with damage",
+    "{} with a flaw", "{} in bad condition",
+]  # fmt: skip
+
+# what WinCLIP and APRIL-GAN say, as a product of its parts
+_FLAWLESS = [
+    "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage",
+]  # fmt: skip
+_FLAWED = ["damaged {}", "{} with flaw", "{} with defect", "{} with damage"]
+_LOOKS = ["cropped", "close-up", "bright", "dark", "jpeg corrupted", "blurry"]
+_MORE_LOOKS = [*_LOOKS, "bad", "good", "low resolution", "black and white"]
+_WINCLIP = [
+    template.format(article, "{}")
+    for article in ("a", "the")
+    for template in [
+        "a photo of {} {}.", *(f"a {look} photo of {{}} {{}}." for look in _LOOKS), "a photo of {} small {}.",
+        "a photo of {} large {}.", "a photo of {} {} for visual inspection.", "a photo of {} {} for anomaly detection.",
+    ]
+]  # fmt: skip
+_APRIL_GAN = [
+    *(f"a {look} photo of {which} {{}}." for look in _MORE_LOOKS for which in ("a", "the")),
+    *(f"a photo of {which} {{}}." for which in ("a", "the", "my", "one")),
+    *(f"a photo of {which} {kind} {{}}." for kind in ("cool", "large", "small") for which in ("a", "the")),
+    *(f"there is {which} {{}} in the scene." for which in ("a", "the")),
+    *(f"this is {which} {{}} in the scene." for which in ("a", "the", "one")),
+]
+WORDINGS = {
+    "kanoclip": (NORMAL_STATES, ANOMALOUS_STATES, TEMPLATES),
+    "winclip": (_FLAWLESS, _FLAWED, _WINCLIP),
+    "april_gan": (_FLAWLESS, [*_FLAWED, "broken {}"], _APRIL_GAN),
+}
+
+
+def readable(category: str) -> str:
+    """Turn the name of a folder into words: metal_nut -> metal nut."""
+    return category.replace("_", " ").replace("-", " ").strip()
+
+
+class Prompts(nn.Module, ABC):
+    """Text features of the states normal and anomalous."""
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Create the weights for a backbone; the model calls it once."""
+
+    @abstractmethod
+    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
+        """Return the states ``(B, 2, D)``, unit length, index 0 = normal, for the category of each image."""
+
+
+class EnsemblePrompts(Prompts):
+    """Describe the two states by hand: each phrase in each template, averaged per state.
+
+    Nothing is learned. The features of a category are computed when it is first met, and kept.
+
+    Args:
+        class_name: Whether the phrases name the category; false says "object" for all.
+        wording: Whose phrases and templates: ours, those of WinCLIP (7 normal and 4 anomalous phrases in 22
+            templates) or those of APRIL-GAN (7 and 5 in 35).
+
+    Reference:
+        J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.1 (compositional prompt ensemble) and its appendix; X. Chen et
+        al., *APRIL-GAN*, arXiv 2305.17382, 2023, and its code. Names of folders are turned into words.
+    """
+
+    def __init__(
+        self, class_name: bool = True, wording: Literal["kanoclip", "winclip", "april_gan"] = "kanoclip"
+    ) -> None:
+        super().__init__()
+        self.class_name = class_name
+        self.wording = wording
+        *self._phrases, self._templates = WORDINGS[wording]
+        self._known: dict[tuple[str, torch.dtype | None], dict[str, Tensor]] = {}  # backbone, precision -> category
+
+    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
+        """Return ``(B, 2, D)``."""
+        names = [readable(name) if self.class_name else "object" for name in category]
+        known = self._known.setdefault((backbone.fingerprint, _precision(backbone.mean)), {})
+        for name in set(names) - set(known):
+            states = [
+                backbone.encode_text([t.format(one.format(name)) for one in phrases for t in self._templates]).mean(0)
+                for phrases in self._phrases
+            ]
+            known[name] = F.normalize(torch.stack(states), dim=-1)  # (2, D)
+        return torch.stack([known[name].to(backbone.mean.device) for name in names])
+
+
+class LearnedPrompts(Prompts):
+    """Learn a normal and an abnormal prompt that fit objects of any kind (LNP and LAP of KnPL).
+
+    ``[V1]..[VE] object.`` and ``[W1]..[WE] damaged object.``: E learned vectors each, in the embedding space of the
+    frozen text encoder. They name no category, so that they serve categories never seen.
+
+    Args:
+        context: Learned vectors E per prompt.
+        deep_tokens: Learned tokens that replace those after the begin token inside the text encoder; 0 for none.
+        deep_depth: Number of text blocks, from the second on, that get such tokens; at most the blocks there are.
+        normal: Words after the normal context.
+        anomalous: Words after the abnormal context.
+
+    Raises:
+        KanoclipError: If a prompt is longer than the text encoder reads.
+
+    Reference:
+        KAnoCLIP, section 2.2 (class-agnostic LNP and LAP). The words, E = 12 and the deep tokens are those of Q. Zhou
+        et al., *AnomalyCLIP*, ICLR 2024, which has 4 deep tokens in 9 blocks; default here none.
+    """
+
+    begin: Tensor
+    end: Tensor
+    eot: Tensor
+
+    def __init__(
+        self,
+        context: int = 12,
+        deep_tokens: int = 0,
+        deep_depth: int = 8,
+        normal: str = "object.",
+        anomalous: str = "damaged object.",
+    ) -> None:
+        super().__init__()
+        if context < 1:
+            raise KanoclipError(f"prompts.context is {context}, but a learned prompt needs at least 1 vector.")
+        self.context = context
+        self.deep_tokens = deep_tokens
+        self.deep_depth = deep_depth
+        self.normal = normal
+        self.anomalous = anomalous
+        self._kept: tuple[list[Tensor], torch.dtype | None, Tensor] | None = None  # weights, precision -> states
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Create context vectors from N(0, 0.02) and place the words behind them."""
+        words = [self.normal, self.anomalous]
+        embeddings, eot = backbone.token_embeddings(words)  # (2, M, W), (2,)
+        longest = int(eot.max()) + 1 + self.context
+        if longest > backbone.context_length:
+            raise KanoclipError(
+                f"A prompt of {self.context} learned vectors and the words {words} takes {longest} tokens, but "
+                f"{backbone.description} reads {backbone.context_length}. Use a smaller --model.prompts.context."
+            )
+        keep = backbone.context_length - self.context
+        self.register_buffer("begin", embeddings[:, :1].clone(), persistent=False)
+        self.register_buffer("end", embeddings[:, 1:keep].clone(), persistent=False)
+        self.register_buffer("eot", eot + self.context, persistent=False)
+        width = backbone.text_width
+        self.vectors = nn.Parameter(0.02 * torch.randn(2, self.context, width))  # the states learn apart
+        depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
+        self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
+
+    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
+        """Return ``(B, 2, D)``: the same states for each image; without gradients, encoded once."""
+        weights, precision, kept = list(self.parameters()), _precision(self.begin), self._kept
+        if kept is None or torch.is_grad_enabled() or kept[1] != precision or not _equal(kept[0], weights):
+            prompts = torch.cat([self.begin, self.vectors, self.end], 1)  # (2, M, W)
+            states = backbone.encode_embeddings(prompts, self.eot, self.deep)  # (2, D)
+            # a copy of the weights tells whether they changed, by whatever way: a few kB beside a pass of the encoder
+            copies = [] if states.requires_grad else [weight.detach().clone() for weight in weights]
+            self._kept = None if states.requires_grad else (copies, precision, states)
+        else:
+            states = kept[2]
+        return states.expand(len(category), -1, -1)
+
+
+class ObjectAgnosticPrompts(LearnedPrompts):
+    """Learn a normal and an abnormal prompt for any object, with learned tokens inside the text encoder as well.
+
+    Args:
+        deep_tokens: As in ``LearnedPrompts``, in the text blocks 2 to 9 as its ``deep_depth`` says.
+        **options: As in ``LearnedPrompts``.
+
+    Reference:
+        Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, section 3.2, whose depth of 9 counts the first block, which gets
+        none. Its checkpoints also hold a linear layer per block that its code never uses; there is none here.
+    """
+
+    def __init__(self, deep_tokens: int = 4, **options: Any) -> None:
+        super().__init__(deep_tokens=deep_tokens, **options)
+
+
+def _precision(tensor: Tensor) -> torch.dtype | None:
+    """Type that autocast computes in where a tensor is; None without autocast."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    pairs = zip(first, second, strict=True)
+    return all(a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)

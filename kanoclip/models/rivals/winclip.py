@@ -1,0 +1,81 @@
+"""WinCLIP: windows of the image against hand-written prompts."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.windows import encode_windows
+from kanoclip.heads.prompts import EnsemblePrompts
+from kanoclip.heads.scoring import GlobalScore, Score, harmonic_mean, window_map
+from kanoclip.models.base import AnomalyModule
+from kanoclip.types import ANOMALOUS, Batch, KanoclipError, Scores
+
+
+class WinCLIP(AnomalyModule):
+    """Compare windows of the image with hand-written prompts (WinCLIP, zero-shot); learns nothing.
+
+    Every window of 2 x 2 and of 3 x 3 patches, and the image as the largest window, is encoded on its own. A patch
+    gets the harmonic mean of the windows of a size that cover it, then that of the sizes.
+
+    Args:
+        backbone: Frozen CLIP. null: ViT-B-16-plus-240 with the weights of LAION-400M at 240 pixels. Its levels play
+            no part.
+        prompts: Hand-written text features of the two states. null: in WinCLIP's words.
+        score: How the image score is made of the image's own probability and the map.
+        windows: Sides of the windows in patches, each smaller than the grid.
+        temperature: Divisor of the cosine.
+
+    Raises:
+        KanoclipError: If a window is not at least 1 patch and smaller than the grid.
+
+    Reference:
+        J. Jeong et al., *WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation*, CVPR 2023. It has no public
+        code. Where we differ: the temperature is 0.07 as in anomalib, the map is enlarged bilinearly and then scored
+        without blur, and a picture that is not square is cut into tiles as for every model here. Zero-shot alone.
+    """
+
+    name = "winclip"
+
+    def __init__(
+        self,
+        backbone: CLIPBackbone | None = None,
+        prompts: EnsemblePrompts | None = None,
+        score: Score | None = None,
+        windows: tuple[int, ...] = (2, 3),
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False, ignore=["backbone", "prompts", "score"])
+        self.backbone = backbone or CLIPBackbone("ViT-B-16-plus-240", "laion400m_e31", 240)
+        self.prompts = prompts or EnsemblePrompts(wording="winclip")
+        self.prompts.build(self.backbone)
+        self.score = score or GlobalScore()
+        self.image_size = self.backbone.image_size
+        self.temperature = temperature
+        self.side = self.image_size // self.backbone.patch_size
+        if not windows or not all(1 <= size < self.side for size in windows):
+            raise KanoclipError(
+                f"windows are {list(windows)}, but the image has {self.side} x {self.side} patches: expected sides "
+                f"from 1 to {self.side - 1}. Use --model.windows '[2, 3]', or a larger --model.backbone.image_size."
+            )
+        self.windows = tuple(windows)
+
+    def forward(self, batch: Batch) -> Scores:
+        """Score a batch; see ``Scores`` for shapes and ranges."""
+        sizes = (self.side, *self.windows)  # the image is the largest window
+        states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
+        windows = encode_windows(self.backbone, batch.image, sizes)  # (B, W, D) of each size
+        with torch.autocast(states.device.type, enabled=False):  # it would round until images tie
+            anomalous = [(one @ states.mT / self.temperature).softmax(-1)[..., ANOMALOUS] for one in windows]  # (B, W)
+        grid = (self.side, self.side)
+        maps = [window_map(one, grid, size) for one, size in zip(anomalous, sizes, strict=True)]  # (B, h, w)
+        heat = harmonic_mean(torch.stack(maps))
+        heat = F.interpolate(heat[:, None], size=(self.image_size,) * 2, mode="bilinear")[:, 0]  # (B, H, W)
+        return Scores(heat, self.score(anomalous[0][:, 0], heat))
+
+    def describe_components(self) -> dict[str, str]:
+        """Name the class of each component."""
+        kinds = ("prompts", "score")
+        return {"backbone": self.backbone.description} | {kind: type(getattr(self, kind)).__name__ for kind in kinds}

@@ -1,0 +1,1 @@
+"""Verbs: what the command line can do."""

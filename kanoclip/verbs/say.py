@@ -1,0 +1,87 @@
+"""What a command says beside its results: one line on a mistake, notes, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import gc
+import io
+import logging
+import sys
+import threading
+import warnings
+
+from kanoclip.types import KanoclipError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk, the user's share, a file; read-only
+DENIED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # the last two: a file where a folder should be
+
+
+def complain(message: str) -> int:
+    """Print one line on what the caller should mend; returns the exit code."""
+    print(f"kanoclip: error: {message}", file=sys.stderr)
+    return 2
+
+
+def note(text: str) -> None:
+    """Tell a reader something beside the results; of several processes the first one speaks."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if not getattr(rank_zero_only, "rank", 0):
+        print(f"kanoclip: {text}", file=sys.stderr)
+
+
+def mistake(error: BaseException) -> str | None:
+    """Return what the caller should mend, in one line; None for a fault of the program.
+
+    A mistake is a ``KanoclipError``, or a disk that is full or may not be written to. A parser wraps what a constructor
+    raises, so the causes of an error are looked through, outermost first.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KanoclipError):
+            return str(cause)
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            where = cause.filename or "into the folder of the run"
+            return f"Cannot write {where}: {cause.strerror}. Free the disk or choose --trainer.default_root_dir."
+        if isinstance(cause, OSError) and cause.errno in DENIED and cause.filename:
+            place = "Allow it, or choose another place; runs are written to --trainer.default_root_dir"
+            return f"Cannot use {cause.filename}: {cause.strerror}. {place}."
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _thread_ended(told: threading.ExceptHookArgs) -> None:
+    """Print why a thread has ended, unless it is TensorBoard's at a full disk: the main one raises the same."""
+    if getattr(told.exc_value, "errno", None) not in FULL:
+        threading.__excepthook__(told)
+
+
+def quiet() -> None:
+    """Keep Lightning's tips and counts to itself; its warnings of real trouble stay."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a table's lines must not fail on an ASCII terminal
+    threading.excepthook = _thread_ended
+    atexit.register(gc.freeze)  # or Python looks through all there is before it leaves, for a second or two
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # expected on 2 cores
+        ".*Checkpoint directory.*",
+        ".*args parameter is intended to run from within Python.*",  # both are the same words
+        ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
+        r".*Found \d+ module\(s\) in eval mode.*",  # the frozen backbone
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*The dirpath has changed.*",  # a test writes elsewhere than the fit
+        ".*smaller than the logging interval.*",
+        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # metrics and losses are of all processes already
+        "(?s).*was called before the ``update`` method.*",  # the images of a category may all be another process's
+        "(?s).*Grad strides do not match bucket view strides.*",  # of a side of 1, where any stride is right
+    ):
+        warnings.filterwarnings("ignore", message)
+    if getattr(rank_zero_only, "rank", 0):  # of several processes the first one speaks
+        warnings.simplefilter("ignore")
+        logging.getLogger("kanoclip").setLevel(logging.ERROR)

@@ -1,0 +1,137 @@
+"""The verbs of the command line: their names, their help, and the module that runs each.
+
+What can be answered without torch is answered here, at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from kanoclip import __version__
+from kanoclip.registry import NAMES, did_you_mean, summary
+from kanoclip.types import KanoclipError
+from kanoclip.verbs.say import complain
+
+
+class Verb(NamedTuple):
+    """A verb.
+
+    Attributes:
+        about: What it does, in one line.
+        module: Module of this folder whose ``main(argv) -> exit code`` runs it.
+        actions: What may follow the verb, and what that does.
+    """
+
+    about: str
+    module: str
+    actions: dict[str, str] = {}  # noqa: RUF012  # never changed
+
+
+VERBS = {
+    "fit": Verb("train the heads on an auxiliary data set", "run"),
+    "validate": Verb("metrics on the held-out part of a data set", "run"),
+    "test": Verb("metrics on a data set, zero-shot", "run"),
+    "predict": Verb("score images: maps, overlays, predictions.csv", "run"),
+    "benchmark": Verb("models x data sets x seeds -> one table", "benchmark_verb"),
+    "data": Verb(
+        "list, check, show and download data sets",
+        "data",
+        {
+            "list": "every data set: size, licence, whether it is here",
+            "check": "open every file of a data set and count: kanoclip data check mvtec --root data",
+            "show": "a contact sheet of images with outlined masks: kanoclip data show mvtec --output sheet.png",
+            "download": "fetch a data set that has a public link: kanoclip data download visa --accept-license",
+        },
+    ),
+    "knowledge": Verb(
+        "ask language and vision models for a knowledge base, and show one",
+        "knowledge",
+        {
+            "build": "ask models: kanoclip knowledge build --data mvtec --model gpt-4o-mini --vqa_model gpt-4o-mini",
+            "show": "what a base says: kanoclip knowledge show mvtec",
+        },
+    ),
+    "list": Verb("every kind of component and its names", "table"),
+}
+HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
+
+usage: kanoclip VERB [options]
+
+{chr(10).join(f"  {name:<10} {verb.about}" for name, verb in VERBS.items())}
+
+  kanoclip fit --config configs/quickstart.yaml
+  kanoclip test --data surfaces
+  kanoclip predict --data folder --data.root my_photos
+
+More: kanoclip VERB --help, kanoclip test --data.help mvtec, kanoclip list
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code.
+
+    0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).
+    """
+    if arguments is None and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KanoclipError as error:
+        return complain(str(error))
+    except KeyboardInterrupt:  # also while torch is imported, which takes seconds
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"kanoclip {__version__}")
+        return 0
+    name, options = argv[0], argv[1:]
+    if name.startswith("-"):
+        return complain(f"Before {name} comes what to do: kanoclip VERB {name} ... Verbs: {', '.join(VERBS)}.")
+    if name not in VERBS:
+        return complain(f"Unknown verb {name!r}.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.")
+    verb = VERBS[name]
+    if name == "list":
+        if options and options[0] in ("-h", "--help"):
+            print(f"usage: kanoclip list [KIND ...]\n\n{verb.about}: {', '.join(NAMES)}")
+            return 0
+        return list_components(options)
+    if verb.actions and (not options or options[0] in ("-h", "--help")):
+        print(f"usage: kanoclip {name} ACTION [NAME] [options]\n")
+        print("\n".join(f"  {action:<10} {text}" for action, text in verb.actions.items()))
+        return 0
+    if verb.actions and options[0] not in verb.actions:
+        hint = did_you_mean(options[0], verb.actions)
+        return complain(f"Unknown action {options[0]!r}.{hint} Actions: {', '.join(verb.actions)}.")
+    which = options[-1] if options and options[-1].endswith(".help") else ""
+    if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
+        return list_components([kind], [f"For the options of one of these: {which} NAME"])
+    if verb.module == "run":
+        from kanoclip.verbs.arguments import check
+
+        check(argv)
+    code: int = import_module(f"kanoclip.verbs.{verb.module}").main(argv)
+    return code
+
+
+def list_components(kinds: Sequence[str], above: Sequence[str] = ()) -> int:
+    """Print the names of the given kinds, or of all, with a line on each, below other lines."""
+    lines = list(above)
+    for kind in kinds or NAMES:
+        if kind not in NAMES:
+            return complain(f"Unknown kind {kind!r}. Kinds: {', '.join(NAMES)}.")
+        lines.append(f"{kind}:")
+        lines += [f"  {name:<20} {summary(path)}" for name, path in NAMES[kind].items()]
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,71 @@
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from kanoclip.data.files import plain, sha256, unit_to_uint16, write_bytes, write_image, write_json
+
+
+def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch):
+    file = tmp_path / "results.json"
+    write_bytes(file, b"old")
+
+    def full(self, data):
+        with open(self, "wb") as target:
+            target.write(data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"Cannot write .*results.json: No space left"):
+        write_bytes(file, b"new content")
+    assert file.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    file, seen = tmp_path / "x.png", []
+    rename = os.replace
+
+    def look(source, target):
+        seen.append((file.read_bytes(), Path(source).read_bytes(), Path(source).parent == tmp_path))
+        rename(source, target)
+
+    write_bytes(file, b"old")
+    monkeypatch.setattr(os, "replace", look)
+    write_bytes(file, b"new")
+    assert seen == [(b"old", b"new", True)]
+    assert file.read_bytes() == b"new"
+
+
+def test_json_is_strict_and_shows_the_undefined_as_null(tmp_path):
+    content = {"a": float("nan"), "b": torch.tensor([1.0, float("inf")]), 3: np.float32(0.5), "p": Path("x"), "c": dict}
+    write_json(tmp_path / "x.json", content)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    read = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert read == {"a": None, "b": [1.0, None], "3": 0.5, "p": "x", "c": "builtins.dict"}
+
+
+def test_an_object_is_named_by_its_class():
+    assert plain([torch.nn.Identity()]) == ["torch.nn.modules.linear.Identity"]
+
+
+def test_a_colour_image_comes_back_as_it_was_written(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    write_image(tmp_path / "deep" / "er" / "x.png", image)
+    assert np.array_equal(cv2.imread(str(tmp_path / "deep" / "er" / "x.png"))[..., ::-1], image)
+
+
+def test_scores_fill_16_bits():
+    assert unit_to_uint16(np.array([0, 0.5, 1, 2, -1, np.nan])).tolist() == [0, 32768, 65535, 65535, 0, 0]
+
+
+def test_the_hash_is_the_one_of_sha256sum(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -1,0 +1,335 @@
+"""What goes wrong in the world: processes killed, disks full, odd pictures, files made to do harm."""
+
+import csv
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from several import full_disk, kill_in_write, run
+
+from kanoclip.data.listing import list_tree
+from kanoclip.verbs.table import main
+
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def model(tiny_name) -> list[str]:
+    backbone = ["--model.backbone", "clip", "--model.backbone.name", tiny_name, "--model.backbone.image_size", "32"]
+    return [*backbone, "--model.knowledge", "surfaces"]
+
+
+def write_images(folder: Path, masks: dict[str, np.ndarray | None], side: int = 32) -> list[str]:
+    """Write noise with these masks (None: a normal image) and a manifest of them; returns the options to read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, rows = np.random.default_rng(3), [["image", "mask", "label"]]
+    for name, mask in masks.items():
+        picture = numbers.integers(0, 120, (side, side, 3), np.uint8)
+        if mask is not None:
+            picture[mask > 0] += 120
+            cv2.imwrite(str(folder / f"{name}_mask.png"), mask)
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+        rows.append([f"{name}.png", f"{name}_mask.png" if mask is not None else "", str(int(mask is not None))])
+    with open(folder / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return ["--data", "manifest", "--data.file", str(folder / "list.csv"), "--data.num_workers", "0"]
+
+
+def square(top: int, height: int, side: int = 32) -> np.ndarray:
+    mask = np.zeros((side, side), np.uint8)
+    mask[top : top + height, top : top + height] = 255
+    return mask
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("images")
+    return [
+        *write_images(folder, {str(i): square(4 * i, 9) if i % 2 else None for i in range(6)}),
+        "--data.batch_size",
+        "3",
+    ]
+
+
+@pytest.fixture(scope="module")
+def fitted(model, data, tmp_path_factory) -> Path:
+    """The checkpoint of an unbroken fit of three epochs."""
+    folder = tmp_path_factory.mktemp("fitted")
+    codes, _, err = run(1, ["fit", *data, *model, "--trainer.max_epochs", "3"], folder)
+    assert codes == [0], err
+    return next(folder.glob("runs/fit/*/*/version_0/checkpoints/last.ckpt"))
+
+
+def whole(folder: Path) -> int:
+    """Check that every file that has its name has its content; returns how many there are."""
+    found = [path for path in folder.rglob("*.*") if path.is_file() and not path.name.endswith(".tmp")]
+    for path in found:
+        if path.suffix == ".png":
+            assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None, path
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".csv":
+            assert len({len(row) for row in csv.reader(path.open(newline=""))}) == 1, path
+        elif path.suffix == ".ckpt":
+            torch.load(path, weights_only=True)
+    return len(found)
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def test_a_fit_that_is_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
+    model, data, fitted, tmp_path
+) -> None:
+    argv = ["fit", *data, *model, "--trainer.max_epochs", "3"]
+    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 2))[0] == [KILLED]
+    (first,) = tmp_path.glob("runs/fit/*/*/version_0/checkpoints/last.ckpt")
+    assert torch.load(first, weights_only=True)["epoch"] == 0
+    assert whole(tmp_path)
+    codes, _, err = run(1, [*argv, "--ckpt_path", "last"], tmp_path)
+    assert codes == [0], err
+    (second,) = tmp_path.glob("runs/fit/*/*/version_1/checkpoints/last.ckpt")
+    for name, weight in weights(fitted).items():
+        assert torch.equal(weights(second)[name], weight), name
+
+
+def test_a_fit_that_is_killed_before_its_record_is_whole_does_not_count_as_finished(model, data, tmp_path) -> None:
+    argv = ["fit", *data, *model, "--trainer.max_epochs", "1"]
+    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 2))[0] == [KILLED]
+    assert not list(tmp_path.glob("runs/fit/*/*/version_0/run.json"))
+    codes, _, err = run(1, ["test", "--data", "surfaces", "--data.images", "2", "--data.num_workers", "0"], tmp_path)
+    assert codes == [2]
+    assert "No finished fit of kanoclip" in err[0]
+
+
+@pytest.mark.parametrize("turn", [3, 8])
+def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitted, tmp_path, turn) -> None:
+    argv = ["test", *data, "--ckpt_path", str(fitted)]  # six overlays, results.csv, results.json
+    assert run(1, argv, tmp_path, fault=partial(kill_in_write, turn))[0] == [KILLED]
+    assert whole(tmp_path)
+    assert not list(tmp_path.rglob("results.json"))
+    assert run(1, argv, tmp_path)[0] == [0]
+    (report,) = tmp_path.rglob("results.json")
+    assert report.parent.name == "version_1"
+    assert json.loads(report.read_text())["images"] == 6
+
+
+def test_a_prediction_that_is_killed_while_it_writes_lists_what_is_there(data, fitted, tmp_path) -> None:
+    argv = ["predict", *data, "--ckpt_path", str(fitted)]  # three images of a batch, a map and an overlay each
+    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 9))[0] == [KILLED]
+    assert whole(tmp_path)
+    (folder,) = tmp_path.glob("runs/predict/*/*/version_0")
+    rows = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
+    assert len(rows) == 3
+    assert all((folder / row[kind]).is_file() for row in rows for kind in ("map", "overlay"))
+    assert run(1, argv, tmp_path)[0] == [0]
+    assert len(list(csv.DictReader((folder.parent / "version_1/predictions.csv").open(newline="")))) == 6
+
+
+def test_a_benchmark_that_is_killed_again_and_again_ends_as_an_unbroken_one(model, data, tiny_name, tmp_path) -> None:
+    backbone = {"class_path": "clip", "init_args": {"name": tiny_name, "image_size": 32}}
+    small = {"images": 2, "num_workers": 0}
+    plan = {
+        "auxiliary": {"class_path": "surfaces_auxiliary", "init_args": {**small, "category": "wood"}},
+        "data": [{"class_path": "surfaces", "init_args": {**small, "category": "gear"}}],
+        "models": [{"class_path": "kanoclip", "init_args": {"backbone": backbone}}],
+        "seeds": [1],
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+    found = {}
+    for name, turns in (("whole", ()), ("killed", (3, 4, 5))):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+        argv = ["benchmark", "--config", "plan.yaml", "--output", "out"]
+        for turn in turns:
+            assert run(1, argv, folder, fault=partial(kill_in_write, turn))[0] == [KILLED]
+            assert whole(folder)
+        codes, _, err = run(1, argv, folder)
+        assert codes == [0], err
+        (row,) = csv.DictReader((folder / "out/results.csv").open(newline=""))
+        found[name] = {key: value for key, value in row.items() if key != "ms_per_image"}
+        assert whole(folder)
+    assert found["killed"] == found["whole"]
+
+
+def test_a_checkpoint_that_was_cut_is_told_with_the_remedy(data, fitted, tmp_path, capsys) -> None:
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(fitted.read_bytes()[:5000])
+    assert main(["test", *data, "--ckpt_path", str(cut)]) == 2
+    said = capsys.readouterr().err
+    assert f"{cut} is damaged, or no checkpoint of kanoclip" in said
+    assert "Give --ckpt_path another one from runs/fit, or fit anew." in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "size", "what"),
+    [
+        ("fit", ["--trainer.logger=false"], 60_000, "last.ckpt:"),
+        ("fit", [], 60_000, "into the folder of the run"),  # TensorBoard
+        ("test", [], 2_000, "overlays/00_"),
+        ("predict", [], 2_000, "overlays/0.png"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, options, size, what) -> None:
+    more = [*model, *options, "--trainer.max_epochs", "1"] if verb == "fit" else ["--ckpt_path", str(fitted)]
+    codes, _, err = run(1, [verb, *data, *more], tmp_path, fault=partial(full_disk, size))
+    assert codes == [2]
+    (line,) = [line for line in err[0].splitlines() if "error" in line]
+    assert line.startswith("kanoclip: error: Cannot write ")
+    assert what in line
+    assert line.endswith("Free the disk or choose --trainer.default_root_dir.")
+    assert "Traceback" not in err[0]
+    assert whole(tmp_path)
+
+
+def test_a_benchmark_on_a_full_disk_ends_in_one_line(tmp_path) -> None:
+    plan = {
+        "auxiliary": "surfaces_auxiliary",
+        "data": [{"class_path": "surfaces", "init_args": {"images": 2, "category": "gear", "num_workers": 0}}],
+        "models": ["local_stats"],
+        "seeds": [1],
+        "trainer": {"accelerator": "cpu"},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    codes, _, err = run(1, ["benchmark", "--config", "plan.yaml"], tmp_path, fault=partial(full_disk, 1000))
+    assert codes == [2], err
+    assert "kanoclip: error: Cannot write " in err[0]
+    assert "Traceback" not in err[0]
+
+
+def test_a_csv_takes_all_of_a_batch_or_nothing_when_the_disk_is_full(tmp_path) -> None:
+    codes, _, _ = run(1, ["--version"], tmp_path, fault=partial(fill, tmp_path / "x.csv"))
+    assert codes == [0]
+    assert (tmp_path / "x.csv").read_text() == "1234567890\n" * 9
+
+
+def fill(file: Path) -> None:
+    from kanoclip.data.files import append_text
+
+    full_disk(105)
+    for _ in range(9):
+        append_text(file, "1234567890\n")
+    with pytest.raises(OSError, match=r"Cannot write .*x.csv: .*Free the disk"):
+        append_text(file, "1234567890\n")
+
+
+@pytest.fixture
+def tested(fitted, tmp_path, monkeypatch):
+    """Test images with the given masks; returns the results of all of them."""
+    monkeypatch.chdir(tmp_path)
+
+    def test(masks: dict[str, np.ndarray | None], side: int = 32) -> dict:
+        options = write_images(tmp_path / "odd", masks, side)
+        assert main(["test", *options, "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu"]) == 0
+        (report,) = tmp_path.rglob("results.json")
+        return json.loads(report.read_text())["results"]["object"]
+
+    return test
+
+
+def test_a_mask_of_one_pixel_counts(tested) -> None:
+    found = tested({"a": square(5, 1), "b": None, "c": None})
+    assert (found["images"], found["anomalous"]) == (3, 1)
+    assert 0 <= found["pixel_auroc"] <= 1
+    assert 0 <= found["pixel_aupro"] <= 1
+
+
+def test_a_mask_that_shrinks_to_nothing_leaves_pixel_metrics_undefined_and_the_image_anomalous(tested) -> None:
+    mask = np.zeros((320, 320), np.uint8)
+    mask[1, 1] = 255
+    found = tested({"a": mask, "b": None}, side=320)
+    assert found["image_auroc"] in (0, 0.5, 1)
+    assert [found[name] for name in ("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_aupro")] == [None] * 4
+
+
+@pytest.mark.parametrize(("mask", "anomalous"), [(None, 0), (square(3, 9), 2)])
+def test_one_class_only_is_undefined_for_images(tested, capsys, mask, anomalous) -> None:
+    found = tested({"a": mask, "b": mask})
+    assert (found["image_auroc"], found["images"], found["anomalous"]) == (None, 2, anomalous)
+    assert "—" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_scores_that_are_not_numbers_are_an_error(data, fitted, tmp_path, monkeypatch, capsys, verb) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = torch.load(fitted, weights_only=True)
+    for name, weight in content["state_dict"].items():
+        content["state_dict"][name] = weight * float("nan")
+    torch.save(content, "nan.ckpt")
+    assert main([verb, *data, "--ckpt_path", "nan.ckpt", "--trainer.accelerator", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "are NaN or infinite. The model overflowed: use --trainer.precision 32-true" in said
+
+
+class Harm:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.fixture
+def harmless(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not Path("harm").exists()
+
+
+@pytest.mark.parametrize("place", ["state_dict", "kanoclip", "hyper_parameters", "extra"])
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_a_checkpoint_cannot_run_code(data, fitted, harmless, capsys, place, verb) -> None:
+    content = torch.load(fitted, weights_only=True)
+    content.setdefault(place, {})["harm"] = Harm()
+    torch.save(content, "bad.ckpt")
+    assert main([verb, *data, "--ckpt_path", "bad.ckpt"]) == 2
+    assert "bad.ckpt is damaged, or no checkpoint of kanoclip (UnpicklingError)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["model", "backbone"])
+def test_a_checkpoint_builds_only_what_is_a_model(data, fitted, harmless, capsys, section) -> None:
+    content = torch.load(fitted, weights_only=True)
+    stored = content["hyper_parameters"]
+    harm = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "harm"]}}
+    if section == "model":
+        stored.clear()
+        stored |= {"_class_path": harm["class_path"], **harm["init_args"]}
+    else:
+        stored["backbone"] = harm
+    torch.save(content, "bad.ckpt")
+    assert main(["test", *data, "--ckpt_path", "bad.ckpt"]) == 2
+    assert "error" in capsys.readouterr().err
+
+
+HARM = "!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [harm]]"
+
+
+def test_a_config_cannot_run_code(harmless, capsys) -> None:
+    Path("bad.yaml").write_text(f"seed_everything: {HARM}\ndata: surfaces\n")
+    assert main(["fit", "--config", "bad.yaml"]) == 2
+    assert "bad.yaml is not YAML: could not determine a constructor" in capsys.readouterr().err
+
+
+def test_a_knowledge_base_cannot_run_code(model, data, harmless, capsys) -> None:
+    Path("bad.yaml").write_text(f"general: {HARM}\n")
+    assert main(["fit", *data, *model, "--model.knowledge", "bad.yaml", "--trainer.accelerator", "cpu"]) == 2
+    assert "bad.yaml" in capsys.readouterr().err
+
+
+def test_a_list_of_files_in_the_cache_is_never_unpickled(harmless, monkeypatch) -> None:
+    monkeypatch.setenv("KANOCLIP_CACHE", str(harmless / "cache"))
+    monkeypatch.setattr("kanoclip.data.listing.WORTH_CACHING", 1)
+    monkeypatch.setattr("kanoclip.data.listing.SETTLED", 0)
+    Path("tree").mkdir()
+    Path("tree/a.png").touch()
+    assert list_tree(Path("tree")) == ["a.png"]
+    (cached,) = (harmless / "cache").rglob("*.json")
+    cached.write_bytes(pickle.dumps({"folders": Harm(), "files": ["b.png"]}))
+    assert list_tree(Path("tree")) == ["a.png"]

@@ -1,0 +1,417 @@
+"""The verbs from end to end, with a tiny CLIP and a few drawn images."""
+
+import ast
+import inspect
+import json
+import signal
+import typing
+from importlib import import_module
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+
+import kanoclip
+from kanoclip.data.drawn.surfaces import Surfaces
+from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.registry import NAMES, expand
+from kanoclip.verbs.run import learns
+from kanoclip.verbs.table import main
+
+DATA = ["--data.images", "2", "--data.num_workers", "0", "--data.category"]
+SEEN = ["--data", "surfaces_auxiliary", *DATA, "wood"]
+UNSEEN = ["--data", "surfaces", *DATA, "gear"]
+FIT = "runs/fit/kanoclip/surfaces_auxiliary"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_options(tiny_name) -> list[str]:
+    return ["--model.backbone", "clip", "--model.backbone.name", tiny_name, "--model.backbone.image_size", "32"]
+
+
+@pytest.fixture
+def fit(tiny_options):
+    """Fit the tiny model for an epoch; further options may follow."""
+
+    def run(*options: str) -> None:
+        assert main(["fit", *SEEN, *tiny_options, "--trainer.max_epochs", "1", *options]) == 0
+
+    return run
+
+
+def read(path: str) -> dict:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def heads(path: str) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_fit_leaves_its_config_checkpoint_and_record_and_a_test_finds_them(fit, capsys) -> None:  # T3, T8, T9
+    fit("--model.adapter", "linear")
+    record, config = read(f"{FIT}/version_0/run.json"), yaml.safe_load(Path(f"{FIT}/version_0/config.yaml").read_text())
+    assert (record["model"], record["auxiliary"], record["categories"]) == ("kanoclip", "surfaces_auxiliary", ["wood"])
+    assert (record["seed"], config["seed_everything"]) == (111, 111)
+    assert config["model"]["init_args"]["adapter"]["class_path"] == "kanoclip.heads.adapter.LinearAdapter"
+    assert config["data"]["init_args"]["image_size"] is None  # read from the model, not linked to it
+    checkpoint = torch.load(f"{FIT}/version_0/{record['ckpt']}", weights_only=True)
+    assert f"fitted: {FIT}/version_0/checkpoints/last.ckpt" in capsys.readouterr().err
+    assert not [name for name in checkpoint["state_dict"] if name.startswith("backbone.")]
+
+    assert main(["test", *UNSEEN]) == 0  # neither backbone nor adapter is said again
+    printed = capsys.readouterr()
+    assert f"checkpoint {FIT}/version_0/checkpoints/last.ckpt: kanoclip, fitted on surfaces_auxiliary" in printed.err
+    assert "surfaces_auxiliary -> surfaces, zero-shot" in printed.out
+    report = read("runs/test/kanoclip/surfaces/version_0/results.json")
+    assert report["components"]["adapter"] == "LinearAdapter"
+    assert report["results"]["gear"]["images"] == 2
+    assert not Path("runs/test/kanoclip/surfaces/version_0/config.yaml").exists()
+    assert KAnoCLIP.load_from_checkpoint(f"{FIT}/version_0/{record['ckpt']}").adapter.reduction == 4  # from Python too
+
+
+def test_the_newest_finished_fit_counts_and_a_fit_has_a_folder_of_its_own(fit, capsys) -> None:
+    fit()
+    fit()
+    fit()
+    Path(f"{FIT}/version_2/run.json").unlink()  # as if interrupted
+    capsys.readouterr()
+    assert main(["predict", *UNSEEN]) == 0
+    assert f"checkpoint {FIT}/version_1/" in capsys.readouterr().err
+    assert len(Path("runs/predict/kanoclip/surfaces/version_0/predictions.csv").read_text().splitlines()) == 3
+
+
+def test_a_model_is_not_tested_on_its_own_auxiliary_set_unless_told_to(fit, capsys) -> None:
+    fit()
+    assert main(["test", *SEEN]) == 2
+    assert "No finished fit of kanoclip on another data set than surfaces_auxiliary" in capsys.readouterr().err
+    assert main(["test", *SEEN, "--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]) == 0
+    printed = capsys.readouterr()
+    assert "this is NOT zero-shot: surfaces_auxiliary was the auxiliary set of the fit" in printed.err
+    assert read("runs/test/kanoclip/surfaces_auxiliary/version_0/results.json")["zero_shot"] is False
+
+
+def test_what_is_held_out_of_a_fit_is_validated_with_it_and_the_metrics_are_printed(fit, capsys) -> None:
+    fit("--data.images", "4", "--data.holdout", "0.5")
+    capsys.readouterr()
+    assert main(["validate", *SEEN, "--data.images", "4", "--data.holdout", "0.5"]) == 0
+    printed = capsys.readouterr()
+    assert f"checkpoint {FIT}/version_0/checkpoints/last.ckpt" in printed.err
+    (row,) = [line.split() for line in printed.out.splitlines() if line.strip().startswith("wood")]
+    assert row[1:3] == ["1", "1"]  # normal and anomalous
+
+
+def test_a_checkpoint_alone_says_which_model_it_is_of(tiny_options, capsys) -> None:
+    assert main(["fit", *SEEN, "--model", "clip_vv_knpl", *tiny_options, "--trainer.max_epochs", "1"]) == 0
+    checkpoint = "runs/fit/clip_vv_knpl/surfaces_auxiliary/version_0/checkpoints/last.ckpt"
+    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint]) == 0
+    assert "clip_vv_knpl: surfaces_auxiliary -> surfaces" in capsys.readouterr().out
+    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint, "--model", "kanoclip"]) == 2
+    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint, "--model.adapter", "linear"]) == 2
+    assert "was fitted with model.adapter" in capsys.readouterr().err
+
+
+def test_a_fit_does_not_go_on_from_one_on_other_data(fit, tiny_options, capsys) -> None:
+    fit()
+    checkpoint = f"{FIT}/version_0/checkpoints/last.ckpt"
+    assert main(["fit", *UNSEEN, *tiny_options, "--ckpt_path", checkpoint]) == 2
+    assert "was fitted on surfaces_auxiliary; a fit on surfaces cannot go on with it" in capsys.readouterr().err
+
+
+def test_without_a_fit_the_command_to_type_is_told_before_any_backbone_is_loaded(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
+    for verb in ("test", "predict", "validate"):
+        assert main([verb, *UNSEEN]) == 2
+        said = capsys.readouterr().err
+        assert "under runs/fit. Fit one first, such as: kanoclip fit --data surfaces_auxiliary --model kanoclip" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--data", "mvtec", "--data.root", "nowhere"], "error: No MVTec AD at nowhere/mvtec: expected files such as"),
+        (["--data", "surfaces", "--data.category", "gaer"], "error: Unknown category 'gaer' of surfaces. Did you mean"),
+    ],
+)
+def test_a_wrong_path_or_category_is_told_before_any_backbone_is_loaded(options, answer, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
+    for verb in ("fit", "test", "predict"):
+        assert main([verb, *options]) == 2
+        said = capsys.readouterr().err
+        assert answer in said
+        assert said.count("\n") == 1
+
+
+def test_the_index_is_read_once_by_a_command(monkeypatch) -> None:
+    read, samples = [], Surfaces.samples
+    monkeypatch.setattr(Surfaces, "samples", lambda self: read.append(self) or samples(self))
+    assert main(["test", *UNSEEN, "--model", "local_stats", "--model.image_size", "32"]) == 0
+    assert len(read) == 1
+
+
+def test_a_users_model_with_a_name_of_its_own_is_tested_after_its_fit(folder, tiny_options, monkeypatch) -> None:
+    source = 'from kanoclip.models.kanoclip import KAnoCLIP\n\n\nclass Named(KAnoCLIP):\n    name = "mine"\n'
+    (folder / "own_model.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    own = ["--model", "own_model.Named", *tiny_options]
+    assert main(["fit", *SEEN, *own, "--trainer.max_epochs", "1"]) == 0
+    assert main(["test", *UNSEEN, *own]) == 0
+    assert list(Path("runs/test/mine").glob("surfaces/version_*/results.json"))
+
+
+def test_a_precision_that_would_round_the_scores_is_refused(capsys) -> None:
+    assert main(["test", *UNSEEN, "--trainer.precision", "bf16-true"]) == 2
+    assert "precision bf16-true would round the scores too. Use bf16-mixed" in capsys.readouterr().err
+
+
+def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> None:
+    assert main(["test", *UNSEEN, "--model", "clip", *tiny_options]) == 0
+    assert main(["test", *UNSEEN, "--model", "local_stats", "--model.image_size", "32"]) == 0
+    bare = ["--model.prompts", "ensemble", "--model.interaction", "none", "--model.adapter", "none"]
+    assert main(["test", *UNSEEN, *tiny_options, *bare]) == 0
+    assert read("runs/test/clip/surfaces/version_0/results.json")["checkpoint"] is None
+    capsys.readouterr()
+    assert main(["fit", *SEEN, "--model", "clip", *tiny_options]) == 2
+    assert "clip learns nothing, so it cannot be fitted. Run: kanoclip test --model clip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (
+            ["--model.adapter", "linear"],
+            ("model.adapter ConvAdapter", "kanoclip.heads.adapter.LinearAdapter is asked for"),
+        ),
+        (["--model.sigma", "2"], ("model.sigma 4.0", "2.0 is asked for")),
+        (["--model.backbone", "embedded"], ("model.backbone kanoclip.backbone.clip.CLIPBackbone", "EmbeddedBackbone")),
+    ],
+)
+def test_a_checkpoint_and_options_that_contradict_each_other_stop_the_run(fit, options, values, capsys) -> None:  # T4
+    fit()
+    capsys.readouterr()
+    given = ["--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]
+    for argv in (["test", *UNSEEN, *options], ["test", *UNSEEN, *options, *given], ["fit", *SEEN, *options, *given]):
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert all(value in said for value in values)
+        assert f"Leave out --{options[0][2:]}, or fit anew" in said
+    assert main(["test", *UNSEEN, "--model.sigma", "4", "--model.adapter", "conv"]) == 0  # they agree
+
+
+def test_the_checkpoint_of_a_model_built_in_python_must_fit_what_is_built(fit, tiny_options, capsys) -> None:
+    fit("--model.adapter", "linear")
+    path = Path(f"{FIT}/version_0/checkpoints/last.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"] = {}
+    torch.save(content, path)
+    capsys.readouterr()
+    assert main(["test", *UNSEEN, *tiny_options]) == 2
+    assert "was fitted with the adapter LinearAdapter, but ConvAdapter would be tested" in capsys.readouterr().err
+    assert main(["test", *UNSEEN, *tiny_options, "--model.adapter", "linear"]) == 0
+
+
+def test_a_fit_that_is_resumed_ends_where_an_unbroken_one_ends(fit, tiny_options) -> None:
+    fit("--trainer.max_epochs", "3")
+    unbroken = heads(f"{FIT}/version_0/checkpoints/last.ckpt")
+    Path(FIT).rename("elsewhere")
+    fit("--trainer.max_epochs", "1")
+    assert main(["fit", *SEEN, "--trainer.max_epochs", "3", "--ckpt_path", "last"]) == 0  # options: from the checkpoint
+    newest = max(Path(FIT).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+    resumed = heads(str(newest))
+    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+    assert torch.load(newest, weights_only=True)["epoch"] == 2
+
+
+def test_there_is_nothing_to_resume_before_the_first_fit(capsys) -> None:
+    assert main(["fit", *SEEN, "--ckpt_path", "last"]) == 2
+    assert "No fit of kanoclip on surfaces_auxiliary in runs/fit to go on with" in capsys.readouterr().err
+
+
+def test_an_interrupted_fit_says_what_is_done_and_how_to_go_on(tiny_options, monkeypatch, capsys) -> None:
+    losses = KAnoCLIP.losses
+
+    def interrupted(self, *arguments):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return losses(self, *arguments)
+
+    monkeypatch.setattr(KAnoCLIP, "losses", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["fit", *SEEN, *tiny_options, "--trainer.max_epochs", "3"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning switches it off while it shuts down
+    said = capsys.readouterr().err
+    assert f"interrupted. Finished epochs: {FIT}/version_0/checkpoints/last.ckpt; to go on" in said
+    assert not Path(f"{FIT}/version_0/run.json").exists()
+    assert main(["test", *UNSEEN]) == 2  # not taken for a finished one
+
+
+def test_the_checkpoint_of_a_config_counts_as_one_that_is_typed(fit, folder, tiny_options, capsys) -> None:
+    fit()
+    fit()
+    older = f"{FIT}/version_0/checkpoints/last.ckpt"
+    (folder / "c.yaml").write_text(f"ckpt_path: {older}", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["test", *UNSEEN, "--config", "c.yaml"]) == 0
+    assert f"checkpoint {older}: kanoclip" in capsys.readouterr().err
+    assert main(["test", *UNSEEN, "--config", "c.yaml", f"--ckpt_path={FIT}/version_1/checkpoints/last.ckpt"]) == 0
+    assert f"checkpoint {FIT}/version_1/checkpoints/last.ckpt: kanoclip" in capsys.readouterr().err
+    assert main(["fit", *UNSEEN, *tiny_options, "--config", "c.yaml"]) == 2
+    assert "a fit on surfaces cannot go on with it" in capsys.readouterr().err
+
+
+def test_a_checkpoint_below_the_home_folder_is_found_and_hashed(fit, folder, monkeypatch) -> None:
+    fit()
+    monkeypatch.setenv("HOME", str(folder))
+    assert main(["test", *UNSEEN, f"--ckpt_path=~/{FIT}/version_0/checkpoints/last.ckpt"]) == 0
+    checkpoint = read("runs/test/kanoclip/surfaces/version_0/results.json")["checkpoint"]
+    assert checkpoint["path"] == str(folder / FIT / "version_0/checkpoints/last.ckpt")
+    assert len(checkpoint["sha256"]) == 64
+
+
+@pytest.mark.parametrize("holdout", ["0", "0.5"])
+def test_the_last_epoch_is_kept_however_rarely_a_fit_validates(fit, holdout) -> None:
+    often = ["--trainer.check_val_every_n_epoch", "2", "--trainer.max_epochs", "3"]
+    fit("--data.images", "4", "--data.holdout", holdout, *often)
+    assert torch.load(f"{FIT}/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_without_a_logger_each_run_has_its_folder_and_a_fit_goes_on(fit, capsys) -> None:
+    fit("--trainer.logger", "false")
+    fit("--trainer.logger", "false", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert [read(f"{FIT}/version_{number}/run.json")["epochs"] for number in (0, 1)] == [1, 2]
+    for _ in range(2):
+        assert main(["test", *UNSEEN, "--trainer.logger", "false"]) == 0
+    assert len(list(Path("runs/test/kanoclip/surfaces").glob("version_*/results.json"))) == 2
+
+
+def test_a_writer_with_options_takes_the_place_of_the_usual_one(fit, capsys) -> None:
+    fit()
+    writer = ["--trainer.callbacks", "kanoclip.outputs.PredictionWriter", "--trainer.callbacks.map_format", "npy"]
+    capsys.readouterr()
+    assert main(["predict", *UNSEEN, *writer]) == 0
+    assert capsys.readouterr().out.count("predictions.csv") == 1
+    rows = Path("runs/predict/kanoclip/surfaces/version_0/predictions.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert all(".npy," in row for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--data", "lightning.LightningDataModule"], "--data lightning.LightningDataModule: expected a subclass of"),
+        (
+            [*UNSEEN, "--model", "lightning.LightningModule"],
+            "expected a subclass of kanoclip.models.base.AnomalyModule",
+        ),
+    ],
+)
+def test_lightning_s_own_classes_are_not_enough(options, answer, capsys) -> None:
+    assert main(["test", *options]) == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_what_learns_nothing_is_tested_though_there_is_a_fit_of_that_model(fit, tiny_options) -> None:
+    fit()
+    bare = ["--model.prompts", "ensemble", "--model.interaction", "none", "--model.adapter", "none"]
+    assert main(["test", *UNSEEN, *tiny_options, *bare]) == 0
+    assert read("runs/test/kanoclip/surfaces/version_0/results.json")["checkpoint"] is None
+
+
+def test_the_fit_that_is_recommended_is_of_another_set(capsys) -> None:
+    assert main(["test", *SEEN]) == 2
+    assert "such as: kanoclip fit --data surfaces --model kanoclip" in capsys.readouterr().err
+    assert main(["validate", *SEEN, "--data.holdout", "0.5"]) == 2
+    assert "No finished fit of kanoclip under runs/fit." in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(fit, monkeypatch) -> None:
+    monkeypatch.setattr(KAnoCLIP, "losses", lambda *_: {}["missing"])
+    with pytest.raises(KeyError, match="missing"):
+        fit()
+
+
+def test_predict_reports_unreadable_images_and_goes_on(folder, capsys) -> None:
+    (folder / "photos").mkdir()
+    cv2.imwrite("photos/good.png", np.full((20, 30, 3), 90, np.uint8))
+    Path("photos/broken.png").write_bytes(b"not a picture")
+    options = ["--model", "local_stats", "--model.image_size", "32", "--data.num_workers", "0"]
+    assert main(["predict", "--data", "folder", "--data.root", "photos", *options]) == 1
+    said = capsys.readouterr().err
+    assert "broken.png" in said
+    assert "1 files could not be read; all others are done" in said
+    table = next(Path("runs/predict/local_stats").glob("*/version_0/predictions.csv")).read_text()
+    assert "good.png" in table
+    assert "broken.png" not in table
+
+
+def test_the_embedded_backbone_says_what_it_is_for_except_on_drawings(folder, capsys) -> None:
+    (folder / "photos").mkdir()
+    cv2.imwrite("photos/good.png", np.full((20, 30, 3), 90, np.uint8))
+    options = ["--model", "clip_vv", "--model.backbone", "embedded", "--data.num_workers", "0"]
+    assert main(["predict", "--data", "folder", "--data.root", "photos", *options]) == 0
+    assert "the embedded backbone is for demonstration" in (said := capsys.readouterr().err)
+    assert "ViT-L-14-336" in said
+    assert main(["predict", *UNSEEN, *options]) == 0
+    assert "demonstration" not in capsys.readouterr().err
+
+
+def test_the_help_of_a_verb_names_data_sets_and_models(capsys) -> None:  # T5
+    assert main(["test", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"Data sets (--data): {', '.join(NAMES['data'])}." in said
+    assert f"Models (--model): {', '.join(NAMES['model'])}; kanoclip without --model" in said
+    assert main(["test", "--data.help", "mvtec"]) == 0
+    assert "--data.holdout HOLDOUT Share of the test split" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_private_name_of_a_dependency_is_imported_and_versions_are_bounded() -> None:  # T10
+    package = Path(kanoclip.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith(("jsonargparse", "lightning")):
+                private = [name for name in [*node.module.split("."), *(a.name for a in node.names)] if name[0] == "_"]
+                assert private == [], path
+    project = (package.parent / "pyproject.toml").read_text()
+    assert '"lightning>=2.6,<2.7"' in project
+    assert '"jsonargparse[signatures]>=4.51,<5"' in project
+
+
+@pytest.mark.parametrize("path", [path for kind in NAMES.values() for path in kind.values()])
+def test_the_annotations_of_a_constructor_resolve_when_it_is_parsed(path) -> None:  # T10
+    module, _, name = path.rpartition(".")
+    cls = getattr(import_module(module), name)
+    assert set(typing.get_type_hints(cls.__init__)) >= set(inspect.signature(cls).parameters) - {"args", "kwargs"}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("kanoclip", True),
+        ("kanoclip_no_knpl", True),
+        ("clip_vv", False),
+        ("winclip", False),
+        ("local_stats", False),
+        (
+            {"class_path": "kanoclip", "init_args": {"prompts": "ensemble", "interaction": "none", "adapter": "none"}},
+            False,
+        ),
+        ({"class_path": "clip", "init_args": {"adapter": "kanoclip.models.base.AnomalyModule"}}, None),
+        ({"class_path": "kanoclip", "init_args": {"adapter": "kanoclip.models.base.AnomalyModule"}}, True),
+        ("lightning.pytorch.demos.boring_classes.BoringModel", None),
+    ],
+)
+def test_the_names_of_heads_tell_whether_a_model_learns_or_that_only_building_it_will(model, expected) -> None:
+    given = expand({"class_path": model} if isinstance(model, str) else model, kind="model")
+    heads = {kind: Namespace(class_path=path) for kind, path in given.get("init_args", {}).items()}
+    assert learns(Namespace(class_path=given["class_path"], init_args=Namespace(**heads))) is expected
