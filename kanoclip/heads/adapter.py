@@ -14,6 +14,8 @@ from kanoclip.types import KanoclipError
 class Adapter(nn.Module, ABC):
     """Changes the global feature; the identity before training."""
 
+    learns = True
+
     def build(self, backbone: CLIPBackbone) -> None:
         """Create the weights for a backbone; the model calls it once."""
 
@@ -24,6 +26,8 @@ class Adapter(nn.Module, ABC):
 
 class NoAdapter(Adapter):
     """Leave the global feature as CLIP makes it."""
+
+    learns = False
 
     def forward(self, cls: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return ``cls``."""

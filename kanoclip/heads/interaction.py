@@ -18,6 +18,8 @@ from kanoclip.types import KanoclipError
 class Interaction(nn.Module, ABC):
     """Changes patches and states, level by level; the identity before training."""
 
+    learns = True
+
     def build(self, backbone: CLIPBackbone) -> None:
         """Create the weights for a backbone; the model calls it once."""
 
@@ -33,6 +35,8 @@ class Interaction(nn.Module, ABC):
 
 class NoInteraction(Interaction):
     """Leave patches and states as they are."""
+
+    learns = False
 
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return both, the states once per level."""

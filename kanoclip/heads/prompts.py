@@ -63,6 +63,8 @@ def readable(category: str) -> str:
 class Prompts(nn.Module, ABC):
     """Text features of the states normal and anomalous."""
 
+    learns = True
+
     def build(self, backbone: CLIPBackbone) -> None:
         """Create the weights for a backbone; the model calls it once."""
 
@@ -85,6 +87,8 @@ class EnsemblePrompts(Prompts):
         J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.1 (compositional prompt ensemble) and its appendix; X. Chen et
         al., *APRIL-GAN*, arXiv 2305.17382, 2023, and its code. Names of folders are turned into words.
     """
+
+    learns = False
 
     def __init__(
         self, class_name: bool = True, wording: Literal["kanoclip", "winclip", "april_gan"] = "kanoclip"

@@ -5,27 +5,32 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kanoclip import __version__
 from kanoclip.backbone.clip import uncopied
 from kanoclip.metrics import ImageMetrics, PixelMetrics
-from kanoclip.models.settings import TRAINED_WITH, plain, trained_with
+from kanoclip.models.checkpoint import (
+    CheckpointError,
+    about,
+    check_agreement,
+    check_format,
+    plain,
+    run_seed,
+    up_to_date,
+)
 from kanoclip.models.tiling import tiled
 from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
 
 FROZEN = "backbone."
-
-
-class CheckpointError(KanoclipError):
-    """A checkpoint that does not belong to this model."""
 
 
 class NonFiniteLossError(KanoclipError, RuntimeError):
@@ -43,6 +48,10 @@ class AnomalyModule(LightningModule):
         results: After a validation or test epoch: category -> name of the metric -> value, with ``mean`` over the
             categories where a metric is defined. None = undefined (one class only, no mask).
         auxiliary: The data set it was fitted on; None before.
+        fitted_images: Digests of the images it was fitted on, see ``AnomalyDataModule.image_digests``; None: not known.
+        fit_seed: Seed of its fit; None: not known, or not seeded.
+        strict_options: Whether a checkpoint must agree in the options that decide a fit alone, such as lr, too. The
+            command line sets it: there every difference was typed.
         tiles_at_once: Tiles of a picture that is not square to score together; a trainer sets the data's batch size.
     """
 
@@ -57,6 +66,9 @@ class AnomalyModule(LightningModule):
         self.betas = float(betas[0]), float(betas[1])
         self.results: dict[str, dict[str, float | None]] = {}
         self.auxiliary: str | None = None
+        self.fitted_images: list[int] | None = None
+        self.fit_seed: int | None = None
+        self.strict_options = False
         self.tiles_at_once = 8
         self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
         self._counter: ThreadPoolExecutor | None = None  # counts a batch while the next one is scored
@@ -92,30 +104,39 @@ class AnomalyModule(LightningModule):
         """Whether anything is learned; a model that learns nothing can be tested without a fit."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over the heads.
+    @classmethod
+    def learns(cls, options: Mapping[str, Any]) -> bool | None:
+        """Tell from the options of its constructor whether a model has anything to train; None: building it will tell.
 
-        Raises:
-            KanoclipError: If nothing is learned.
+        Args:
+            options: Name -> value, a component as its class or null.
         """
+        return None
+
+    def configure_optimizers(self) -> Any:
+        """Adam over the heads."""
         heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not heads:
-            name = self.name
-            raise KanoclipError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
     def setup(self, stage: str) -> None:
-        """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""
-        self.tiles_at_once = getattr(getattr(self.trainer, "datamodule", None), "batch_size", self.tiles_at_once)
+        """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good.
+
+        Raises:
+            KanoclipError: For a fit of a model that learns nothing.
+        """
+        if stage == "fit" and not self.needs_training:
+            raise learns_nothing(self.name)
+        self.tiles_at_once = getattr(self._data, "batch_size", self.tiles_at_once)
         # DDP would send buffers before every batch, and wait where another process has fewer batches to validate.
         same = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         same += [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, same)
 
     def on_fit_start(self) -> None:
-        """Remember the auxiliary set."""
-        data = getattr(self.trainer, "datamodule", None)
-        self.auxiliary = getattr(data, "identity", None) or "unnamed data"
+        """Remember the auxiliary set and the contents of its images."""
+        data = self._data
+        self.auxiliary, self.fit_seed = getattr(data, "identity", None) or "unnamed data", run_seed()
+        self.fitted_images = data.image_digests("fit") if hasattr(data, "image_digests") else None
 
     def on_train_start(self) -> None:
         """Go on with the random numbers of the run that is resumed."""
@@ -172,7 +193,7 @@ class AnomalyModule(LightningModule):
         self._finish_metrics("test")
 
     def _start_metrics(self) -> None:
-        data = getattr(self.trainer, "datamodule", None)
+        data = self._data
         self._metrics, self._counting = {}, None  # of a run that was stopped, too
         self._counter = ThreadPoolExecutor(1)
         for name in getattr(data, "categories", []):
@@ -231,60 +252,45 @@ class AnomalyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the heads, where they come from, and nothing that would have to be unpickled."""
-        state = checkpoint["state_dict"]
+        state, given = checkpoint["state_dict"], checkpoint.get("hyper_parameters", {})
         checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(FROZEN)}
-        given = checkpoint.get("hyper_parameters", {})
         checkpoint["hyper_parameters"] = {k: plain(v) for k, v in given.items() if not isinstance(v, nn.Module)}
-        data = getattr(self.trainer, "datamodule", None)
-        checkpoint["kanoclip"] = {
-            "version": __version__,
-            "model": self.name,
-            "components": self.describe_components(),
-            "settings": trained_with(self),
-            "auxiliary": self.auxiliary,
-            "categories": list(getattr(data, "categories", [])),
-            "backbone": self._backbone_identity(),
-            "random_state": torch.get_rng_state(),
-        }
+        checkpoint["kanoclip"] = about(self, self._data, run_seed())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model, and add the backbone's own weights.
+        """Check that the checkpoint belongs to this model, and to the data of a fit; add the backbone's own weights.
 
         Raises:
-            CheckpointError: If it was written by something else, or for another backbone, or other components or
-                settings of them.
+            CheckpointError: If it was written by something else or fitted with other options, see ``check_agreement``.
         """
-        about = checkpoint.get("kanoclip")
-        if about is None:
+        entry = checkpoint.get("kanoclip")
+        if entry is None:
             raise CheckpointError(
                 "This checkpoint was not written by kanoclip. Give one from runs/fit with --ckpt_path."
             )
-        theirs, mine = about["backbone"], self._backbone_identity()
-        if theirs["fingerprint"] != mine["fingerprint"]:
-            raise CheckpointError(
-                f"The checkpoint's heads were trained on the backbone {theirs['description']} "
-                f"({theirs['fingerprint'][:12]}), but this is {mine['description']} ({mine['fingerprint'][:12]}). "
-                f"Choose the same --model.backbone, or fit anew."
-            )
-        ours, settings = trained_with(self), about.get("settings", {})  # older checkpoints have none
-        mine, theirs = self.describe_components() | ours, about["components"] | settings
-        for name in (*TRAINED_WITH, *(name for name in settings if name in ours)):
-            if mine.get(name) != theirs.get(name):
-                raise CheckpointError(
-                    f"The checkpoint's heads were trained with {name} {theirs.get(name)}, but this model has "
-                    f"{mine.get(name)}. Choose the same --model.{name}, or fit anew."
-                )
-        self.auxiliary = about["auxiliary"]
-        self._random_state = about["random_state"]
+        check_format(entry, "This checkpoint")
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        check_agreement(entry, checkpoint.get("hyper_parameters", {}), self, self._data if fitting else None)
+        self.auxiliary, self.fit_seed = entry["auxiliary"], entry.get("seed")
+        images = entry.get("images")
+        self.fitted_images = None if images is None else images.tolist()
+        self._random_state = entry["random_state"]
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}
 
-    def _backbone_identity(self) -> dict[str, str]:
-        backbone = getattr(self, "backbone", None)
-        return {
-            "description": getattr(backbone, "description", "none"),
-            "fingerprint": getattr(backbone, "fingerprint", "none"),
-        }
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Build the model that a checkpoint tells, with its heads; one of version 0.1.0 loads too."""
+        return super().load_from_checkpoint(up_to_date(checkpoint_path), *args, **kwargs)
+
+    @property
+    def _data(self) -> Any:
+        return getattr(self._trainer, "datamodule", None)
+
+
+def learns_nothing(name: str) -> KanoclipError:
+    """Return the error of a fit of a model that has nothing to train."""
+    return KanoclipError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
 
 
 def _mean(values: list[float | None]) -> float | None:

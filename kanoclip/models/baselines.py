@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,6 +51,11 @@ class LocalStats(AnomalyModule):
         heat = F.interpolate(1 - torch.exp(-distance / 4), size=(self.image_size,) * 2, mode="bilinear")[:, 0]
         heat = smooth(heat, 4 * self.image_size / 518)
         return Scores(heat, heat.flatten(1).amax(1))
+
+    @classmethod
+    def learns(cls, options: Mapping[str, Any]) -> bool | None:
+        """It learns nothing."""
+        return False
 
     def describe_components(self) -> dict[str, str]:
         """No backbone and no components."""

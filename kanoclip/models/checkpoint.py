@@ -1,123 +1,249 @@
-"""Run folders: which fit a test should take, and whether a checkpoint agrees with what the command line asks for."""
+"""What a checkpoint says: which model to build, what it was fitted on, and whether it belongs to the model at hand.
+
+A checkpoint holds heads alone, and loads without unpickling. Beside them it has an entry ``kanoclip``, see ``about``.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from kanoclip.data.about import same_images
+from kanoclip import __version__
+from kanoclip.registry import NAMES, expand
 from kanoclip.types import KanoclipError, MissingError
+
+FORMAT = 2
+"""Raised when what a checkpoint holds changes its meaning. 1 is that of version 0.1.0, which has no number."""
+FREE = ("score", "sigma")
+"""Options of a model that no head depends on: a test may change them."""
+HEADS = ("backbone", "attention", "prompts", "interaction", "adapter", "temperature", "windows")
+"""Options that heads depend on; those beside them, such as lr, decide a fit alone."""
+SIMPLE = (bool, int, float, str, type(None))
 
 Config = dict[str, Any]
 
 
-class NoFitError(KanoclipError):
-    """No finished fit that could be tested."""
+class CheckpointError(KanoclipError):
+    """A checkpoint that is damaged, or does not belong to this model or data."""
 
 
-class ContradictionError(KanoclipError):
-    """A checkpoint and the command line name different values."""
+def run_seed() -> int | None:
+    """Return the seed of ``seed_everything``, by which heads and order are drawn; None if nothing was seeded."""
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning keeps it
+    return int(seed) if seed else None
 
 
-def newest_fit(folder: Path, model: str, auxiliary: str | None = None, but_not: str | None = None) -> Path | None:
-    """Return the checkpoint of the newest fit of a model.
+def about(model: Any, data: Any, seed: int | None) -> Config:
+    """Return what a checkpoint tells beside the weights.
 
     Args:
-        folder: The run folder (``--trainer.default_root_dir``).
-        model: Registered name or class path.
-        auxiliary: Only fits on this data set, finished or not; else only finished ones.
-        but_not: Not those that were fitted on the images of this data set.
+        model: An ``AnomalyModule``.
+        data: The data module it is fitted on, if it is one of ours.
+        seed: Of the fit.
     """
-    if auxiliary is not None:
-        begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
-        newest = sorted(begun, key=lambda path: path.stat().st_mtime, reverse=True)
-        # sets of one name share a folder, wherever they are
-        return next((path for path in newest if read_checkpoint(path)[0]["auxiliary"] == auxiliary), None)
-    found: list[tuple[float, Path]] = []
-    for record in (*(folder / "fit").glob("**/run.json"), *folder.glob("run.json")):  # the last: without a logger
-        content = json.loads(record.read_text(encoding="utf-8"))
-        path = record.parent / content["ckpt"]
-        if content["model"] == model and not same_images(content["auxiliary"], but_not) and path.is_file():
-            found.append((record.stat().st_mtime, path))
-    return max(found)[1] if found else None
-
-
-def folder_name(identity: str) -> str:
-    """Turn a data set's identity into a folder's name: ``folder /home/me/photos`` -> ``folder-photos``."""
-    name, _, path = identity.partition(" ")
-    return f"{name}-{Path(path).stem}" if path else name
-
-
-def next_version(folder: Path) -> Path:
-    """Return ``version_N`` in a folder, N one above those that are there."""
-    there = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
-    return folder / f"version_{max(there, default=-1) + 1}"
+    digests = model.fitted_images
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "model": model.name,
+        "components": model.describe_components(),
+        "settings": settings(model),
+        "backbone": backbone_of(model),
+        "seed": seed,
+        "auxiliary": model.auxiliary,
+        "categories": list(getattr(data, "categories", [])),
+        "data": plain(data.fit_options()) if hasattr(data, "fit_options") else {},
+        "images": None if digests is None else torch.tensor(sorted(digests), dtype=torch.int64),
+        "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
+        "random_state": torch.get_rng_state(),
+    }
 
 
 def read_checkpoint(path: str | Path) -> tuple[Config, Config]:
-    """Read what a checkpoint says of itself and of its model's options, without running anything in it.
+    """Read what a checkpoint says of itself and of its model's options; no weight is read and nothing in it is run.
 
     Returns:
-        The ``kanoclip`` entry and the model as ``{"class_path": ..., "init_args": ...}``, empty for a model that was
+        The entry ``kanoclip``, and the model as ``{"class_path": ..., "init_args": ...}``, empty for a model that was
         built in Python.
 
     Raises:
         MissingError: If there is no such file.
-        KanoclipError: If it is damaged, or no checkpoint of kanoclip.
+        CheckpointError: If it is damaged, no checkpoint of kanoclip, or one of a newer version.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise MissingError(f"No checkpoint at {file}. Give --ckpt_path a file such as runs/fit/.../last.ckpt.")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        about, given = content["kanoclip"], dict(content.get("hyper_parameters", {}))
-    except Exception as error:
-        raise KanoclipError(
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        entry, given = content["kanoclip"], moved_options(dict(content.get("hyper_parameters", {})))
+    except Exception as error:  # torch raises many kinds, of what is in the file
+        raise CheckpointError(
             f"{file} is damaged, or no checkpoint of kanoclip ({type(error).__name__}). Give --ckpt_path another one "
             f"from runs/fit, or fit anew."
         ) from error
+    check_format(entry, f"{file}")
     given.pop("_instantiator", None)
     class_path = given.pop("_class_path", None)
-    return about, {"class_path": class_path, "init_args": given} if class_path else {}
+    return entry, {"class_path": class_path, "init_args": given} if class_path else {}
 
 
-def check_agreement(asked: Any, stored: Any, components: Mapping[str, str], checkpoint: Path, option: str) -> None:
-    """Compare the options that were asked for with those of a checkpoint, key by key.
+def check_format(entry: Config, where: str) -> None:
+    """Refuse a checkpoint of a later version."""
+    if entry.get("format", 1) > FORMAT:
+        raise CheckpointError(
+            f"{where} was written by kanoclip {entry['version']}, and this is {__version__}, which cannot read it. "
+            f"Install the newer one: pip install --upgrade kanoclip."
+        )
+
+
+def moved_options(given: Config) -> Config:
+    """Return the options of a model as a checkpoint keeps them, with today's import paths of its classes."""
+    if "_class_path" in given:
+        given = {**given, "_class_path": expand(given["_class_path"], kind="model")}
+    return dict(expand(given))
+
+
+def up_to_date(path: str | Path) -> str | Path | BytesIO:
+    """Return a checkpoint for Lightning to load: the path, or the content with moved import paths if it is older."""
+    entry, _ = read_checkpoint(path)
+    if entry.get("format", 1) == FORMAT:
+        return path
+    content = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    content["hyper_parameters"] = moved_options(content.get("hyper_parameters", {}))
+    buffer = BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    return buffer
+
+
+def check_agreement(entry: Config, options: Config, model: Any, data: Any = None) -> None:
+    """Compare a checkpoint with the model that was built, and with the data if a fit is to go on with it.
 
     Args:
-        asked: What the command line and config ask for, with import paths instead of short names.
-        stored: The same part of the checkpoint's model.
-        components: Kind -> class name of the components that were built, for those that were left to the model.
-        checkpoint: For the message.
-        option: Name of the option so far, for the message.
+        entry: The checkpoint's entry ``kanoclip``.
+        options: Its ``hyper_parameters``.
+        model: An ``AnomalyModule``. What it has in ``HEADS`` must be as fitted; if ``model.strict_options``, the other
+            options too. ``FREE`` ones may differ.
+        data: The data module of a fit that is resumed; None otherwise.
 
     Raises:
-        ContradictionError: Naming the option and both values.
+        CheckpointError: Naming the option and both values.
     """
-    kind = option.rpartition(".")[2]
-    if isinstance(asked, dict):
-        if "class_path" in asked:
-            here = stored["class_path"] if isinstance(stored, dict) and "class_path" in stored else None
-            check_agreement(asked["class_path"], here, components, checkpoint, option)
-            asked = asked.get("init_args") or {}
-            stored = (stored.get("init_args") or {}) if isinstance(stored, dict) else {}
-        for key, value in asked.items():
-            if isinstance(stored, dict) and key in stored:
-                check_agreement(value, stored[key], components, checkpoint, f"{option}.{key}")
-        return
-    if isinstance(stored, dict) and "class_path" in stored:
-        stored = stored["class_path"]
-    asked = list(asked) if isinstance(asked, tuple) else asked  # as it is stored
-    if asked is None or asked == stored:
-        return
-    if isinstance(asked, str) and "." in asked and asked.rpartition(".")[2] == components.get(kind):
-        return
-    fitted = components.get(kind, "null") if stored is None else stored
-    raise ContradictionError(
-        f"The checkpoint {checkpoint} was fitted with {option} {fitted}, but {asked} is asked for. "
+    theirs, mine = entry["backbone"], backbone_of(model)
+    if model.strict_options and entry["model"] != model.name:
+        raise _contradiction("model", entry["model"], model.name)
+    if theirs["fingerprint"] != mine["fingerprint"]:
+        raise CheckpointError(
+            f"The checkpoint was fitted with model.backbone {theirs['description']} ({theirs['fingerprint'][:12]}), "
+            f"but {mine['description']} ({mine['fingerprint'][:12]}) is asked for. Leave out --model.backbone, choose "
+            f"the same one, or fit anew."
+        )
+    fitted, built = _fitted_settings(entry, options), settings(model)
+    for name in built:
+        counts = model.strict_options or name.partition(".")[0] in HEADS
+        if counts and name in fitted and fitted[name] != built[name]:
+            raise _contradiction(f"model.{name}", fitted[name], built[name])
+    if data is not None:
+        _check_data(entry, data)
+
+
+def _check_data(entry: Config, data: Any) -> None:
+    """Check that a fit goes on with the samples, in the order and with the pixels that it began with."""
+    identity = getattr(data, "identity", None) or "unnamed data"
+    if entry["auxiliary"] != identity:
+        raise CheckpointError(
+            f"The checkpoint was fitted on {entry['auxiliary']}; a fit on {identity} cannot go on with it: it would "
+            f"pass for one on {identity} alone. Leave out --ckpt_path to fit anew."
+        )
+    now = plain(data.fit_options()) if hasattr(data, "fit_options") else {}
+    for name, value in entry.get("data", {}).items():
+        if name in now and now[name] != value:
+            raise _contradiction(f"data.{name}", value, now[name])
+    samples = entry.get("samples")
+    if samples and samples != data.samples_digest("fit"):
+        raise CheckpointError(
+            f"The checkpoint was fitted on other images of {identity} than those that are there now. Leave out "
+            f"--ckpt_path to fit anew."
+        )
+
+
+def _contradiction(option: str, fitted: Any, asked: Any) -> CheckpointError:
+    return CheckpointError(
+        f"The checkpoint was fitted with {option} {fitted}, but {asked} is asked for. "
         f"Leave out --{option}, or fit anew."
     )
+
+
+def settings(model: Any, free: bool = False) -> Config:
+    """Return the options of a built model as plain values, defaults included: ``adapter`` and ``adapter.reduction``.
+
+    Of the backbone its settings alone: its fingerprint tells the rest.
+
+    Args:
+        model: An ``AnomalyModule``.
+        free: Also those in ``FREE``.
+    """
+    left = () if free else FREE
+    found: Config = {}
+    for kind, name in model.describe_components().items():
+        if kind not in (*left, "backbone"):
+            found |= {kind: name} | {f"{kind}.{k}": v for k, v in settings_of(getattr(model, kind)).items()}
+    found |= {f"backbone.{k}": v for k, v in getattr(getattr(model, "backbone", None), "settings", {}).items()}
+    found |= {k: v for k, v in model.hparams.items() if k[0] != "_" and k not in (*NAMES, *left)}
+    return _simple(found | {"lr": model.lr, "betas": model.betas})
+
+
+def _fitted_settings(entry: Config, options: Config) -> Config:
+    """Return the settings that a checkpoint was fitted with; one of version 0.1.0 tells them in three places."""
+    if "format" in entry:
+        return dict(entry["settings"])
+    kinds = {kind: name for kind, name in entry["components"].items() if kind not in (*FREE, "backbone")}
+    given = {k: v for k, v in options.items() if k[0] != "_" and k not in NAMES and k not in FREE}
+    return _simple(kinds | given | entry.get("settings", {}))
+
+
+def settings_of(component: nn.Module) -> Config:
+    """Return the public attributes of a component that are neither weights nor modules."""
+    return {name: value for name, value in vars(component).items() if name[0] != "_" and name != "training"}
+
+
+def backbone_of(model: Any) -> dict[str, str]:
+    """Return the description and the fingerprint of a model's backbone."""
+    backbone = getattr(model, "backbone", None)
+    return {key: getattr(backbone, key, "none") for key in ("description", "fingerprint")}
+
+
+def zero_shot(fitted: Tensor | Collection[int] | None, tested: Iterable[int] | None) -> bool | None:
+    """Tell whether no tested image was among the fitted ones, by the digests of their contents.
+
+    Returns:
+        None if either is not known.
+    """
+    if fitted is None or tested is None:
+        return None
+    seen = set(fitted.tolist() if isinstance(fitted, Tensor) else fitted)
+    return seen.isdisjoint(tested)
+
+
+def plain(value: Any) -> Any:
+    """Turn NumPy's numbers, paths and tuples into Python's numbers, texts and lists; all else stays as it is."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _simple(found: Config) -> Config:
+    """Keep what is a number, a text or a list of them, as plain values."""
+    found = {name: plain(value) for name, value in found.items()}
+    return {k: v for k, v in found.items() if all(type(one) in SIMPLE for one in (v if isinstance(v, list) else [v]))}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, level_maps, sm
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.models.base import AnomalyModule
-from kanoclip.models.settings import settings_of
+from kanoclip.models.checkpoint import settings_of
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
@@ -183,6 +184,13 @@ class KAnoCLIP(AnomalyModule):
         self._facts = self.backbone.encode_text(base.facts(categories))
         if self.image_knowledge is not None and data is not None:
             self._facts_of = ImageFacts(self.backbone, base, data, self.image_knowledge)
+
+    @classmethod
+    def learns(cls, options: Mapping[str, Any]) -> bool | None:
+        """Tell whether any of its heads has something to train; None if one of them is not ours."""
+        heads = [options.get(kind) or getattr(cls, f"own_{kind}") for kind in ("prompts", "interaction", "adapter")]
+        does = [getattr(head, "learns", None) for head in heads]
+        return True if True in does else None if None in does else False
 
     def describe_components(self) -> dict[str, str]:
         """Name the class of each component."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 import time
+from collections.abc import Collection
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -14,10 +17,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip import __version__
 from kanoclip.data.files import write_bytes, write_json
+from kanoclip.models.checkpoint import read_checkpoint, run_seed, zero_shot
 from kanoclip.ranks import gather
 
 
@@ -27,10 +32,64 @@ def run_folder(trainer: Trainer) -> Path:
     return Path(gather(str(getattr(trainer.logger, "log_dir", None) or trainer.default_root_dir))[0])
 
 
-def run_seed(trainer: Trainer) -> int | None:
-    """Return the seed of a run: of ``seed_everything``, which the weights are drawn by, or else of its data."""
-    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning keeps it
-    return int(seed) if seed else getattr(getattr(trainer, "datamodule", None), "seed", None)
+def folder_name(identity: str) -> str:
+    """Turn a data set's identity into a folder's name: ``folder /home/me/photos`` -> ``folder-photos``."""
+    name, _, path = identity.partition(" ")
+    return f"{name}-{Path(path).stem}" if path else name
+
+
+def claim_version(folder: Path) -> Path:
+    """Make ``version_N`` in a folder, N one above those that are there, for this run alone.
+
+    Making a folder either succeeds or finds it there, so runs that start at once get one each. Of the processes of one
+    run the first one claims; the others are told where to write, see ``run_folder``.
+    """
+    if getattr(rank_zero_only, "rank", 0):
+        return folder / "version_0"
+    number = 1 + max((int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()), default=-1)
+    while True:
+        try:
+            (folder / f"version_{number}").mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder / f"version_{number}"
+
+
+def drop_if_empty(folder: Path) -> None:
+    """Delete the folder of a run that failed, unless it has a checkpoint, results or rows of predictions."""
+    lists = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("predictions*.csv")]
+    done = any(folder.rglob("*.ckpt")) or (folder / "results.json").exists() or any(t.count("\n") > 1 for t in lists)
+    if not done and not getattr(rank_zero_only, "rank", 0):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def newest_fit(
+    folder: Path, model: str, auxiliary: str | None = None, tested: Collection[int] | None = None
+) -> Path | None:
+    """Return the checkpoint of the newest fit of a model.
+
+    Args:
+        folder: The run folder (``--trainer.default_root_dir``).
+        model: Registered name or class path.
+        auxiliary: Only fits on this data set, finished or not; else only finished ones.
+        tested: Digests of the images that are tested: not a fit that has seen one of them.
+    """
+    if auxiliary is not None:
+        begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
+        newest = sorted(begun, key=lambda path: path.stat().st_mtime, reverse=True)
+        # sets of one name share a folder, wherever they are
+        return next((path for path in newest if read_checkpoint(path)[0]["auxiliary"] == auxiliary), None)
+    found: list[tuple[float, Path]] = []
+    for record in (*(folder / "fit").glob("**/run.json"), *folder.glob("run.json")):  # the last: without a logger
+        content = json.loads(record.read_text(encoding="utf-8"))
+        path = record.parent / content["ckpt"]
+        if content["model"] == model and path.is_file():
+            found.append((record.stat().st_mtime, path))
+    for _, path in sorted(found, reverse=True):
+        if tested is None or zero_shot(read_checkpoint(path)[0].get("images"), tested) is not False:
+            return path
+    return None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -79,7 +138,7 @@ class RunRecord(Callback):
             "auxiliary": getattr(pl_module, "auxiliary", None),
             "categories": list(getattr(data, "categories", [])),
             "ckpt": (file.relative_to(folder.resolve()) if inside else file).as_posix(),
-            "seed": run_seed(trainer),
+            "seed": run_seed(),
             "images": len(data.part("fit")) if hasattr(data, "part") else None,
             "epochs": trainer.current_epoch,
             "version": __version__,

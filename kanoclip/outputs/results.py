@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import zip_longest
@@ -18,15 +20,40 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.trainer.states import TrainerFn
 
 from kanoclip import __version__
-from kanoclip.data.about import same_images
 from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
+from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings, zero_shot
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
-from kanoclip.outputs.record import run_folder, run_seed
+from kanoclip.outputs.record import run_folder
 from kanoclip.outputs.tables import results_csv, results_table, table_text
 from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, Batch, Scores
 
 LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
+
+
+ZERO_SHOT = {
+    True: "zero-shot",
+    False: "NOT zero-shot",
+    None: "zero-shot or not is unknown: which images it was fitted on is not known",
+}
+RESULTS_VERSION = 1
+"""Raised when a change of the code moves numbers; a test with golden results fails until it is."""
+
+
+def identity(report: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of all that the numbers of a test depend on, and of nothing else.
+
+    That is the model and its weights (the checkpoint's content, or without one the backbone's), its heads and score,
+    the precision, the content of the samples and how their pixels are read, how many were tested, and
+    ``RESULTS_VERSION``; not paths, the number of workers or the device.
+    """
+    checkpoint = report["checkpoint"]
+    scored_with = {k: v for k, v in report["settings"].items() if k.partition(".")[0] in (*HEADS, *FREE)}
+    told = [
+        report["model"], checkpoint["sha256"] if checkpoint else report["backbone"], report["components"], scored_with,
+        report["precision"], report["images"], report["samples"], report["pixels"], report["results_version"],
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ResultsWriter(Callback):
@@ -106,25 +133,34 @@ class ResultsWriter(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
+        model: Any = pl_module
         checkpoint = os.fspath(trainer.ckpt_path) if trainer.ckpt_path else ""
-        auxiliary, tested = getattr(pl_module, "auxiliary", None), getattr(data, "identity", "unnamed data")
-        describe = getattr(pl_module, "describe_components", dict)
-        return {
-            "model": getattr(pl_module, "name", "") or type(pl_module).__name__,
-            "data": tested,
+        auxiliary, seen = getattr(model, "auxiliary", None), getattr(model, "fitted_images", None)
+        digests = data.image_digests("test") if hasattr(data, "image_digests") else None
+        report = {
+            "model": getattr(model, "name", "") or type(model).__name__,
+            "data": getattr(data, "identity", "unnamed data"),
             "auxiliary": auxiliary,
-            "zero_shot": not same_images(auxiliary, tested),
-            "components": describe(),
+            "zero_shot": True if auxiliary is None else zero_shot(seen, digests),
+            "components": getattr(model, "describe_components", dict)(),
             "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if os.path.isfile(checkpoint) else None,
-            "seed": run_seed(trainer),
+            "backbone": backbone_of(model)["fingerprint"],
+            "seed": getattr(model, "fit_seed", None),
+            "data_seed": getattr(data, "seed", None),
+            "precision": str(trainer.precision),
             "images": self._images,
+            "samples": data.samples_digest("test") if hasattr(data, "samples_digest") else None,
+            "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
+            "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
-            "results": getattr(pl_module, "results", {}),
-            "options": plain({"model": _options(pl_module), "data": _settings(data)}),
+            "results": getattr(model, "results", {}),
+            "results_version": RESULTS_VERSION,
+            "options": plain({"model": _options(model), "data": _settings(data)}),
             "versions": {"kanoclip": __version__, "python": platform.python_version()}
             | {name: version(name) for name in LIBRARIES},
         }
+        return report | {"identity": identity(report)}
 
     def _write_overlays(self, folder: Path) -> None:
         """Write the kept images on the colour scale of the whole run."""
@@ -171,16 +207,18 @@ def _in_turn(queues: Sequence[Sequence[str]]) -> list[str]:
 
 def headline(report: dict[str, Any]) -> str:
     """Say in three lines which model, on which data, by which protocol."""
-    fitted = report["auxiliary"]
+    fitted, checkpoint = report["auxiliary"], report["checkpoint"]
     if fitted is None:
         protocol = f"nothing fitted -> {report['data']}"
     else:
-        protocol = f"{fitted} -> {report['data']}, {'zero-shot' if report['zero_shot'] else 'NOT zero-shot'}"
-    checkpoint = report["checkpoint"]
-    weights = f"checkpoint {checkpoint['path']} (sha256 {checkpoint['sha256'][:12]})" if checkpoint else "no checkpoint"
+        protocol = f"{fitted} -> {report['data']}, {ZERO_SHOT[report['zero_shot']]}"
+    weights = "no checkpoint"
+    if checkpoint:
+        seed = "an unknown seed" if report["seed"] is None else f"seed {report['seed']}"
+        weights = f"checkpoint {checkpoint['path']} (sha256 {checkpoint['sha256'][:12]}), fitted with {seed}"
     return (
         f"{report['model']}: {protocol}\n"
-        f"backbone {report['components'].get('backbone', 'unknown')}; {weights}; seed {report['seed']}\n"
+        f"backbone {report['components'].get('backbone', 'unknown')}; {weights}; precision {report['precision']}\n"
         f"{report['images']} images, {1000 * report['seconds_per_image']:.1f} ms an image"
     )
 

@@ -21,15 +21,14 @@ from rich import box
 from rich.table import Table
 
 from kanoclip.data.files import write_json, write_text
-from kanoclip.models.checkpoint import NoFitError
 from kanoclip.outputs.comparison import Comparison, Tested
 from kanoclip.outputs.published import published
 from kanoclip.outputs.tables import UNDEFINED, print_table, table_text
-from kanoclip.verbs.arguments import mistake
+from kanoclip.verbs.arguments import prepare
 from kanoclip.verbs.plan import Data, Job, Plan, read_plan, read_report
 from kanoclip.verbs.processes import leave_with_parent, run_in_processes
-from kanoclip.verbs.run import KanoclipCLI, quiet
-from kanoclip.verbs.say import complain
+from kanoclip.verbs.run import KanoclipCLI, NoFitError
+from kanoclip.verbs.say import complain, mistake, quiet
 from kanoclip.verbs.specs import Spec, parse_spec
 
 REMEDY = ("--trainer.default_root_dir", "--output")  # a benchmark's runs are below its own folder
@@ -68,7 +67,7 @@ def run(options: Namespace, argv: Sequence[str]) -> int:
             work(jobs, time.time())
         return _report(plan, output)
     except OSError as error:  # of the benchmark's own files; what goes wrong in a job is told in its error.txt
-        return complain((mistake(error, argv) or str(error)).replace(*REMEDY))
+        return complain((mistake(error) or str(error)).replace(*REMEDY))
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C and SIGTERM by leaving
         terminated = isinstance(end, SIGTERMException)
         if not terminated and not any(isinstance(one, KeyboardInterrupt) for one in (end, end.__context__)):
@@ -126,7 +125,7 @@ def _run(job: Job) -> None:
         try:
             report = _test(job, data)
         except Exception as error:
-            said = (mistake(error, ()) or f"{type(error).__name__}: {error}").replace(*REMEDY)
+            said = (mistake(error) or f"{type(error).__name__}: {error}").replace(*REMEDY)
             details.append(traceback.format_exc())
             if (job.folder / "fit").is_dir() and not job.fitted:
                 failures.setdefault(said, []).append(f"fit on {job.auxiliary.label}")
@@ -170,7 +169,7 @@ def _verb(verb: str, job: Job, data: Spec, *options: str) -> dict[str, Any]:
         if not sys.stdout.isatty():
             log = stack.enter_context(open(job.folder / "log.txt", "a", encoding="utf-8"))
             stack.enter_context(redirect_stdout(log))
-        cli = KanoclipCLI([verb, f"--config={config}", *options])
+        cli = KanoclipCLI(prepare([verb, f"--config={config}", *options]))
     return read_report(Path(str(cli.trainer.log_dir)) / "results.json") if verb == "test" else {}
 
 

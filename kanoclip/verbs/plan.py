@@ -15,7 +15,7 @@ from kanoclip.outputs.published import families, usual_family
 from kanoclip.registry import did_you_mean, load_class, name_of
 from kanoclip.types import ANOMALOUS, NORMAL
 from kanoclip.verbs.arguments import read_config
-from kanoclip.verbs.run import build, learns
+from kanoclip.verbs.build import build, learns
 from kanoclip.verbs.specs import (
     PlanError,
     Spec,

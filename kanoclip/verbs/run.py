@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
@@ -15,37 +14,26 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from kanoclip.data.about import same_images
 from kanoclip.data.base import AnomalyDataModule
-from kanoclip.models.base import AnomalyModule
-from kanoclip.models.checkpoint import (
-    ContradictionError,
-    NoFitError,
-    check_agreement,
-    folder_name,
-    newest_fit,
-    next_version,
-    read_checkpoint,
-)
+from kanoclip.models.base import AnomalyModule, learns_nothing
+from kanoclip.models.checkpoint import read_checkpoint, zero_shot
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
-from kanoclip.registry import NAMES, available, expand_argv, load_class, name_of
-from kanoclip.verbs.arguments import UsageError, mistake, names_model, prepare, take_checkpoint
-from kanoclip.verbs.say import complain, note, quiet
+from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
+from kanoclip.registry import NAMES, available, load_class, name_of
+from kanoclip.types import KanoclipError, MissingError
+from kanoclip.verbs.arguments import CommandLine, UsageError, explain
+from kanoclip.verbs.build import Parser, build, learns, model_name
+from kanoclip.verbs.say import complain, mistake, note, quiet
 from kanoclip.verbs.table import VERBS
 
 RUNS = "runs"
 LOST = r"DistBackendError|Connection (closed|reset) by peer"  # what NCCL and gloo raise when a process is gone
-FREE = {"prompts": "ensemble", "interaction": "none", "adapter": "none"}  # heads that learn nothing
 
 
-class Parser(LightningArgumentParser):
-    """A parser that raises what is wrong, for the edge to put into one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of printing a usage dump."""
-        raise UsageError(message) from ex
+class NoFitError(MissingError):
+    """No finished fit that could be tested."""
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -60,18 +48,30 @@ class SaveFitConfig(SaveConfigCallback):
 class KanoclipCLI(LightningCLI):
     """LightningCLI with this project's names, run folders and checkpoints.
 
+    What is typed is parsed, the data set is built and indexed, the checkpoint is found, and its model's options stand
+    in for those that were not typed; then the model is built. Whether the checkpoint agrees with it is checked once,
+    when Lightning loads it (``AnomalyModule.on_load_checkpoint``).
+
     Args:
-        argv: Verb and options as typed.
+        command: What was typed, as ``prepare`` returns it.
     """
 
     datamodule: Any
     model: Any
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        self.argv, given = take_checkpoint(prepare(argv))
-        self.names_model = names_model(argv)
-        self.checkpoint: str | Path | None = given
-        self.about: dict[str, Any] = {}
+    def __init__(self, command: CommandLine) -> None:
+        self.command = command
+        self.checkpoint: Path | None = None
+        self.folder: Path | None = None  # claimed for this run
+        try:
+            self._run()
+        except BaseException:
+            if self.folder:
+                drop_if_empty(self.folder)
+            raise
+
+    def _run(self) -> None:
+        verb = self.command.verb
         super().__init__(
             LightningModule,
             None,
@@ -94,95 +94,116 @@ class KanoclipCLI(LightningCLI):
                 ],
             },
             seed_everything_default=111,
-            parser_kwargs={"parser_mode": "kanoclip", self.argv[0]: {"description": _about(self.argv[0])}},
+            parser_kwargs={"parser_mode": "kanoclip", verb: {"description": _about(verb)}},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=self.argv,
-            auto_configure_optimizers=False,
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
         """Build the parser of the verb at hand alone: each of the others would take a tenth of a second."""
-        verb = self.argv[0]
+        verb = self.command.verb
         return {verb: LightningCLI.subcommands()[verb]}
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was typed over the model of the checkpoint that was typed, if there is one."""
+        self.fitted: dict[str, Any] = {}
+        if self.command.checkpoint not in (None, "last"):
+            self._take(Path(str(self.command.checkpoint)).expanduser())
+        self._parse()
+
+    def _take(self, checkpoint: Path) -> None:
+        self.checkpoint = checkpoint
+        self.about, self.fitted = read_checkpoint(checkpoint)
+
+    def _parse(self, *more: str) -> None:
+        try:
+            self.config = self.parser.parse_args([*self.command.words(self.fitted), *more])
+        except UsageError as error:
+            raise UsageError(explain(str(error), self.command)) from error
+
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint, before the model is built, and take the model's options from it.
+        """Build the data set and find the checkpoint: mistakes are told before gigabytes of backbone are loaded."""
+        verb = self.command.verb
+        chosen, seed = self.config[verb], self.config[verb].seed_everything
+        if seed is False:
+            os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
+        searches = self.checkpoint is None and (verb != "fit" or self.command.checkpoint == "last")
+        if not searches:
+            self._print_config()
+        _check(verb, chosen)
+        section, options = chosen.data, chosen.data.get("init_args", Namespace())
+        if "seed" in options and options.seed is None and seed is not False:
+            options.seed = seed  # one seed rules all that is drawn
+        self.datamodule = build(section)
+        self.datamodule.index()
+        if searches and (found := self._find_fit(chosen)):
+            self._take(found)
+            self._parse()
+            chosen = self.config[verb]
+            chosen.data, chosen.seed_everything = section, seed
+        self._print_config()
+        for option in {"verbose", "return_predictions"} & set(chosen):  # ours print, and write predictions to disk
+            chosen[option] = False
+        if self.checkpoint:
+            chosen["ckpt_path"] = str(self.checkpoint)
+            note(f"checkpoint {self.checkpoint}: {self.about['model']}, fitted on {self.about['auxiliary']}.")
+            if verb == "test" and zero_shot(self.about.get("images"), self.datamodule.image_digests("test")) is False:
+                note(f"this is NOT zero-shot: {self.about['auxiliary']} has images that are tested.")
+        if chosen.get("lr_scheduler") and not chosen.get("optimizer"):
+            chosen["optimizer"] = _adam(chosen.model.get("init_args", Namespace()))
 
-        Without options for the model a checkpoint alone says what to build; with them they must agree.
-        """
-        verb = str(self.subcommand)
-        chosen = self.config[verb]
-        if "verbose" in chosen:
-            chosen["verbose"] = False  # ResultsWriter prints a table
-        if "return_predictions" in chosen:
-            chosen["return_predictions"] = False  # PredictionWriter has them on disk; in memory they would add up
-        precision = str(chosen.trainer.precision or "")
-        if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
-            raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
-        if chosen.get("data") is None:
-            raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
-        for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
-            if not issubclass(load_class(chosen[kind].class_path), base):
-                expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"
-                raise UsageError(f"--{kind} {chosen[kind].class_path}: {expected} {', '.join(NAMES[kind])}.")
-        self._early = build(chosen.data)
-        self._early.index()  # a wrong path or category is told before gigabytes of backbone are loaded
-        identity = self._early.identity
-        name = model_name(chosen.model.class_path)
-        runs = Path(chosen.trainer.default_root_dir or RUNS)
-        if verb == "fit" and self.checkpoint == "last":
-            self.checkpoint = newest_fit(runs, name, auxiliary=identity)
-            if self.checkpoint is None:
+    def _print_config(self) -> None:
+        """Print what would be run and exit, if that was asked for: with the checkpoint and its model's options."""
+        if self.command.print_config:
+            self._parse(*([f"--ckpt_path={self.checkpoint}"] if self.checkpoint else []), self.command.print_config)
+
+    def _find_fit(self, chosen: Namespace) -> Path | None:
+        """Return the checkpoint of the newest fit of the model: to go on with, or to test; None if none is needed."""
+        verb, identity = self.command.verb, self.datamodule.identity
+        name, runs = model_name(chosen.model.class_path), Path(chosen.trainer.default_root_dir or RUNS)
+        if verb == "fit":
+            found = newest_fit(runs, name, auxiliary=identity)
+            if found is None:
                 raise NoFitError(f"No fit of {name} on {identity} in {runs}/fit to go on with. Leave out --ckpt_path.")
-        elif verb != "fit" and self.checkpoint in (None, "last"):
-            does = learns(chosen.model)
-            but_not = None if verb == "validate" else identity
-            self.checkpoint = None if does is False else newest_fit(runs, name, but_not=but_not)
-            if self.checkpoint is None and does:  # told before gigabytes of backbone are loaded
-                raise self._no_fit()
-        if self.checkpoint is None:
-            return
-        about, stored = read_checkpoint(self.checkpoint)
-        note(f"checkpoint {self.checkpoint}: {about['model']}, fitted on {about['auxiliary']}.")
-        if verb != "fit" and same_images(about["auxiliary"], identity):
-            note(f"this is NOT zero-shot: {about['auxiliary']} was the auxiliary set of the fit.")
-        if verb == "fit" and about["auxiliary"] != identity:
-            raise ContradictionError(
-                f"The checkpoint {self.checkpoint} was fitted on {about['auxiliary']}; a fit on {identity} cannot go "
-                f"on with it: it would pass for one on {identity} alone. Leave out --ckpt_path to fit anew."
-            )
-        if stored:
-            asked = self.parser.parse_args(self.argv, defaults=False)[verb].get("model").as_dict()
-            if not self.names_model:  # the default is nobody's wish
-                asked = {**stored, "init_args": asked.get("init_args")}
-            check_agreement(asked, stored, about["components"], Path(self.checkpoint), "model")
-            chosen["model"] = None  # or settings that were not asked for would stay
-            self.config = self.parser.parse_object({verb: {"model": stored}}, self.config)
-        self.about = about
-        self.config[verb]["ckpt_path"] = str(Path(self.checkpoint).expanduser())
+            return found
+        does = learns(chosen.model)
+        if does is False:
+            return None
+        found = newest_fit(runs, name, tested=self.datamodule.image_digests("test") if verb == "test" else None)
+        if found is None and does:
+            raise self._no_fit(chosen)
+        return found
 
-    def _no_fit(self) -> NoFitError:
-        chosen, identity = self.config[self.subcommand], self._early.identity
-        path, name = chosen.model.class_path, model_name(chosen.model.class_path)
-        other = "" if self.subcommand == "validate" else f" on another data set than {identity}"
+    def _no_fit(self, chosen: Namespace) -> NoFitError:
+        identity, path = self.datamodule.identity, chosen.model.class_path
+        other = f" on another data set than {identity}" if self.command.verb == "test" else ""
         data = "surfaces" if identity == "surfaces_auxiliary" else "surfaces_auxiliary"
         command = f"kanoclip fit --data {data} --model {name_of('model', path)} --model.backbone embedded"
         return NoFitError(
-            f"No finished fit of {name}{other} under {chosen.trainer.default_root_dir}/fit. Fit one first, such as: "
-            f"{command}, or give --ckpt_path."
+            f"No finished fit of {model_name(path)}{other} under {chosen.trainer.default_root_dir}/fit. Fit one first, "
+            f"such as: {command}, or give --ckpt_path."
         )
 
+    def instantiate_classes(self) -> None:
+        """Build the model and the trainer; the data set is built and indexed already."""
+        chosen = self.config[self.command.verb]
+        section, chosen["data"] = chosen.data, self.datamodule
+        super().instantiate_classes()
+        chosen["data"] = section
+        self.model.strict_options = True
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Put the run into its own folder, ``<default_root_dir>/<verb>/<model>/<data>/version_N``."""
-        trainer = self.config_init[self.subcommand].trainer
-        folder = Path(trainer.default_root_dir or RUNS, str(self.subcommand), self.model.name or "model")
+        """Put the run into a folder of its own, ``<default_root_dir>/<verb>/<model>/<data>/version_N``."""
+        trainer = self.config_init[self.command.verb].trainer
+        folder = Path(trainer.default_root_dir or RUNS, self.command.verb, self.model.name or "model")
         data, logger = folder_name(self.datamodule.identity), trainer.logger
         if logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(folder, data)
+            self.folder = claim_version(folder / data)
+            kwargs["logger"] = TensorBoardLogger(folder, data, version=self.folder.name)
         elif getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None:
-            kwargs["default_root_dir"] = str(next_version(folder / data))  # no logger, or one with no folder to share
+            self.folder = claim_version(folder / data)  # no logger, or one with no folder to share
+            kwargs["default_root_dir"] = str(self.folder)
         callbacks = trainer.callbacks or []
         own = {type(one) for one in (callbacks if isinstance(callbacks, list) else [callbacks])} - {ModelCheckpoint}
         self.trainer_defaults["callbacks"] = [
@@ -190,23 +211,22 @@ class KanoclipCLI(LightningCLI):
             for one in self.trainer_defaults["callbacks"]
             if type(one) not in own  # two would write the same files
         ]
-        built = super().instantiate_trainer(**kwargs)
+        try:
+            built = super().instantiate_trainer(**kwargs)
+        except (
+            MisconfigurationException,
+            ValueError,
+            TypeError,
+        ) as error:  # of what it was given
+            raise KanoclipError(f"--trainer: {' '.join(str(error).split())}") from error
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()
         return built
 
     def after_instantiate_classes(self) -> None:
         """Refuse to test what was never fitted, and say what a reader of the numbers must know."""
-        self.datamodule.adopt(self._early)
-        if self.subcommand != "fit" and self.checkpoint is None and self.model.needs_training:
-            raise self._no_fit()
-        for kind, built in self.model.describe_components().items():
-            fitted = self.about.get("components", {}).get(kind, built)
-            if kind != "backbone" and built != fitted:  # a model built in Python: its checkpoint has no options
-                raise ContradictionError(
-                    f"The checkpoint {self.checkpoint} was fitted with the {kind} {fitted}, but {built} would be "
-                    f"tested. Give --model.{kind} as it was fitted."
-                )
+        if self.command.verb != "fit" and self.checkpoint is None and self.model.needs_training:
+            raise self._no_fit(self.config[self.command.verb])
         backbone = getattr(self.model, "backbone", None)
         if getattr(backbone, "description", "") == "kanoclip embedded" and self.datamodule.domain != "drawn":
             note(
@@ -215,11 +235,11 @@ class KanoclipCLI(LightningCLI):
             )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run one verb; returns the exit code (see ``kanoclip.__main__.main``)."""
+def main(command: CommandLine) -> int:
+    """Run one verb; returns the exit code (see ``kanoclip.verbs.table.main``)."""
     quiet()
     try:
-        cli = KanoclipCLI(argv)
+        cli = KanoclipCLI(command)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
         if isinstance(end, SIGTERMException):
             return 143
@@ -227,7 +247,7 @@ def main(argv: Sequence[str]) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        said, rank = mistake(error, expand_argv(argv)), getattr(rank_zero_only, "rank", 0)
+        said, rank = mistake(error), getattr(rank_zero_only, "rank", 0)
         if re.search(LOST, f"{type(error).__name__}: {error}"):
             said = "lost the connection to the other processes; one of them says why, or was killed."
         if said is None or os.environ.get("KANOCLIP_TRACEBACK"):
@@ -241,10 +261,23 @@ def main(argv: Sequence[str]) -> int:
     return 1 if unreadable else 0
 
 
-def model_name(path: str) -> str:
-    """Return the name of a model by its import path: the registered one, or the class's ``name``, or the class."""
-    name = name_of("model", path)
-    return name if name != path else getattr(load_class(path), "name", "") or path.rpartition(".")[2]
+def _check(verb: str, chosen: Namespace) -> None:
+    """Raise for what can be seen in the options and cannot be run."""
+    precision = str(chosen.trainer.precision or "")
+    if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
+        raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
+    for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
+        if not issubclass(load_class(chosen[kind].class_path), base):
+            expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"
+            raise UsageError(f"--{kind} {chosen[kind].class_path}: {expected} {', '.join(NAMES[kind])}.")
+    if verb == "fit" and learns(chosen.model) is False:
+        raise learns_nothing(model_name(chosen.model.class_path))
+
+
+def _adam(model: Namespace) -> Namespace:
+    """Return the optimiser of a fit for which only a schedule was given: the model's own, see ``AnomalyModule``."""
+    options = Namespace({name: model[name] for name in ("lr", "betas") if name in model})
+    return Namespace(class_path="torch.optim.Adam", init_args=options)
 
 
 def _about(verb: str) -> str:
@@ -254,21 +287,3 @@ def _about(verb: str) -> str:
         f"{', '.join(available('model'))}; kanoclip without --model. Options of one of them: --data.help NAME, "
         f"--model.help NAME. Components: kanoclip list."
     )
-
-
-def build(section: Namespace) -> Any:
-    """Build what a parsed ``class_path`` with ``init_args`` names."""
-    return load_class(section.class_path)(**section.get("init_args", Namespace()).as_dict())
-
-
-def learns(model: Namespace) -> bool | None:
-    """Say by the names of its heads, before it is built, whether a model learns; None if one is not ours."""
-    settings, cls = model.get("init_args") or Namespace(), load_class(model.class_path)
-    ours = model_name(model.class_path) in available("model")
-    for kind, free in FREE.items():
-        given, own = settings.get(kind), getattr(cls, f"own_{kind}", None)
-        path = given.class_path if given else f"{own.__module__}.{own.__name__}" if own else NAMES[kind][free]
-        if name_of(kind, path) in set(available(kind)) - {free}:
-            return True
-        ours = ours and name_of(kind, path) == free
-    return False if ours else None

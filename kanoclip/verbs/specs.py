@@ -11,8 +11,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from kanoclip.registry import NAMES, expand, name_of
 from kanoclip.types import KanoclipError
-from kanoclip.verbs.arguments import mistake
-from kanoclip.verbs.run import Parser
+from kanoclip.verbs.arguments import CommandLine, UsageError, explain
+from kanoclip.verbs.build import Parser
 
 Spec = dict[str, Any]
 BASES: dict[str, type] = {"data": LightningDataModule, "model": LightningModule}
@@ -111,11 +111,8 @@ def check_trainer(options: dict[str, Any], file: str) -> None:
 def _parse(parser: Parser, given: dict[str, Any], argv: Sequence[str], file: str) -> Any:
     try:
         return parser.parse_object(given)
-    except Exception as error:
-        said = mistake(error, argv)
-        if said is None:
-            raise
-        raise PlanError(f"{file}: {said}") from error
+    except UsageError as error:
+        raise PlanError(f"{file}: {explain(str(error), CommandLine('', list(argv)))}") from error
 
 
 def text(value: Any) -> str:

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kanoclip import __version__
 from kanoclip.registry import NAMES, did_you_mean, summary
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: Any) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -115,9 +115,9 @@ def _run(argv: list[str]) -> int:
     if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
         return list_components([kind], [f"For the options of one of these: {which} NAME"])
     if verb.module == "run":
-        from kanoclip.verbs.arguments import check
+        from kanoclip.verbs.arguments import prepare  # a mistyped name is answered before torch is imported
 
-        check(argv)
+        argv = prepare(argv)
     code: int = import_module(f"kanoclip.verbs.{verb.module}").main(argv)
     return code
 

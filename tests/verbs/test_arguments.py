@@ -12,8 +12,10 @@ from lightning.pytorch import Trainer
 
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.registry import UnknownNameError
-from kanoclip.verbs.arguments import UsageError, check, mistake, prepare, take_checkpoint
-from kanoclip.verbs.run import KanoclipCLI, Parser
+from kanoclip.verbs.arguments import UsageError, prepare
+from kanoclip.verbs.build import Parser
+from kanoclip.verbs.run import KanoclipCLI
+from kanoclip.verbs.say import mistake
 from kanoclip.verbs.table import main
 
 CONFIG = """
@@ -50,7 +52,7 @@ class ParseOnly(KanoclipCLI):
 
 
 def parse(*argv: str) -> Namespace:
-    return ParseOnly(argv).config[argv[0]]
+    return ParseOnly(prepare(argv)).config[argv[0]]
 
 
 @pytest.fixture
@@ -169,23 +171,23 @@ def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
 def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, expected) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises((UsageError, UnknownNameError), match=expected):
-        check(["fit", "--config", str(tmp_path / "mine.yaml")])
+        prepare(["fit", "--config", str(tmp_path / "mine.yaml")])
 
 
 def test_a_config_that_is_not_utf_8_is_named(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_bytes("data: Tür".encode("cp1252"))
     with pytest.raises(UsageError, match=r"mine\.yaml is not UTF-8 text: .*Save it as UTF-8"):
-        check(["fit", "--config", str(tmp_path / "mine.yaml")])
+        prepare(["fit", "--config", str(tmp_path / "mine.yaml")])
 
 
 def test_a_config_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match=r"No config at nope\.yaml \(No such file or directory\)"):
-        check(["fit", "--config=nope.yaml"])
+        prepare(["fit", "--config=nope.yaml"])
 
 
 @pytest.mark.parametrize("options", [["--data", "surfaces"], ["--help"], ["--data.help", "mvtec"], ["-h"]])
 def test_nothing_is_missed_when_there_is_a_data_set_or_a_question(options) -> None:
-    check(["test", *options])
+    prepare(["test", *options])
 
 
 S = "test --data surfaces "
@@ -236,7 +238,7 @@ def test_only_our_own_errors_are_put_into_words() -> None:
     def caught(*, wrapped: bool, ours: bool) -> Exception:
         try:
             try:
-                check(["fit"]) if ours else json.loads("{")
+                prepare(["fit"]) if ours else json.loads("{")
             except ValueError as error:
                 if wrapped:
                     raise RuntimeError("wrapped") from error
@@ -251,7 +253,7 @@ def test_only_our_own_errors_are_put_into_words() -> None:
 
 
 def test_a_config_lends_no_mistake_to_what_is_chosen_instead(config) -> None:
-    check(["fit", "--config", config, "--data", "surfaces", "--model", "clip_vv"])
+    prepare(["fit", "--config", config, "--data", "surfaces", "--model", "clip_vv"])
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_what_the_trainer_refuses_is_a_mistake_of_the_caller(options, answer) ->
 def test_a_list_where_one_class_belongs_is_told(tmp_path) -> None:
     (tmp_path / "b.yaml").write_text("auxiliary: surfaces_auxiliary\ndata: [surfaces]\n", encoding="utf-8")
     with pytest.raises(UsageError, match=r"b\.yaml: Unknown key auxiliary"):
-        check(["fit", "--config", str(tmp_path / "b.yaml"), "--data.num_workers", "0"])
+        prepare(["fit", "--config", str(tmp_path / "b.yaml"), "--data.num_workers", "0"])
 
 
 def test_the_parser_raises_instead_of_exiting() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -74,6 +77,11 @@ class WinCLIP(AnomalyModule):
         heat = harmonic_mean(torch.stack(maps))
         heat = F.interpolate(heat[:, None], size=(self.image_size,) * 2, mode="bilinear")[:, 0]  # (B, H, W)
         return Scores(heat, self.score(anomalous[0][:, 0], heat))
+
+    @classmethod
+    def learns(cls, options: Mapping[str, Any]) -> bool | None:
+        """It learns nothing."""
+        return False
 
     def describe_components(self) -> dict[str, str]:
         """Name the class of each component."""
