@@ -99,7 +99,7 @@ def test_a_checkpoint_of_another_backbone_is_refused_by_both_names(
     config, other = make_clip(embed_dim=16, text={"context_length": 48}, seed=1)
     backbone = CLIPBackbone(write_clip(tmp_path / "other", config, other.state_dict()), image_size=32)
     model = KAnoCLIP(backbone=backbone, interaction=NoInteraction())
-    with pytest.raises(CheckpointError, match=r"fitted with model\.backbone .* but .* is asked for\. .*choose the same one"):
+    with pytest.raises(CheckpointError, match=r"fitted with model\.backbone .* but .* is asked for\. .*the same one"):
         make_trainer().test(model, make_data(Surfaces, category="pill"), ckpt_path=checkpoint[1])
 
 
@@ -128,7 +128,10 @@ def test_a_checkpoint_of_other_components_is_refused_by_both_names(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": VV(first=3)}, r"model\.attention\.first None, but 3 is asked for\. Leave out --model\.attention\.first"),
+        (
+            {"attention": VV(first=3)},
+            r"attention\.first None, but 3 is asked for\. Leave out --model\.attention\.first",
+        ),
         ({"prompts": LearnedPrompts(normal="thing.")}, r"prompts\.normal object\., but thing\. is asked for"),
         ({"adapter": ConvAdapter(pool="max")}, r"adapter\.pool mean, but max is asked for"),
         ({"temperature": 0.02}, r"model\.temperature 0\.07, but 0\.02 is asked for"),
@@ -147,7 +150,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_both_values(
 def test_a_checkpoint_of_other_features_is_refused(checkpoint, tiny_name, setting) -> None:
     ((name, value),) = setting.items()
     model = KAnoCLIP(backbone=CLIPBackbone(tiny_name, image_size=32, **setting), interaction=NoInteraction())
-    with pytest.raises(CheckpointError, match=rf"with model\.backbone\.{name} .*, but {re.escape(str(value))} is asked for"):
+    with pytest.raises(CheckpointError, match=rf"backbone\.{name} .*, but {re.escape(str(value))} is asked for"):
         model.on_load_checkpoint(torch.load(checkpoint[1], weights_only=True))
 
 
