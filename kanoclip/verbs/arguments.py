@@ -216,8 +216,8 @@ def _accepted(group: str, command: CommandLine) -> list[str]:
         sections = [*(_inside(config, group) for config in command.configs.values()), *typed]
         default = DEFAULT_MODEL if group == "model" else ""
         path = next((found for one in reversed(sections) if (found := _class_path(one))), default)
-    if not path:
-        return list(SECTIONS) if not group else []
+    if "." not in path:  # none, or a bare class name, which the parser alone can find
+        return [] if group else list(SECTIONS)
     parser = ArgumentParser()
     parser.add_class_arguments(load_class(path), fail_untyped=False)
     return list(parser.get_defaults(skip_validation=True).as_dict())

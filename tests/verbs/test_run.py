@@ -415,3 +415,38 @@ def test_the_names_of_heads_tell_whether_a_model_learns_or_that_only_building_it
     given = expand({"class_path": model} if isinstance(model, str) else model, kind="model")
     heads = {kind: Namespace(class_path=path) for kind, path in given.get("init_args", {}).items()}
     assert learns(Namespace(class_path=given["class_path"], init_args=Namespace(**heads))) is expected
+
+
+def optimised(path: str = f"{FIT}/version_0/checkpoints/last.ckpt") -> tuple[dict, list]:
+    content = torch.load(path, weights_only=True)
+    return content["optimizer_states"][0]["param_groups"][0], content["lr_schedulers"]
+
+
+def test_a_fit_takes_any_optimiser_and_schedule_by_their_usual_names(fit, folder) -> None:
+    fit()
+    assert (optimised()[0]["lr"], optimised()[0]["betas"], optimised()[1]) == (1e-3, (0.5, 0.999), [])
+    fit("--optimizer", "SGD", "--optimizer.lr", "0.25", "--optimizer.momentum", "0.5")
+    group, _ = optimised(f"{FIT}/version_1/checkpoints/last.ckpt")
+    assert (group["lr"], group["momentum"]) == (0.25, 0.5)
+    config = yaml.safe_load(Path(f"{FIT}/version_1/config.yaml").read_text())
+    assert config["optimizer"]["class_path"] == "torch.optim.SGD"
+    text = "optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.5}}\n"
+    text += "lr_scheduler: {class_path: ExponentialLR, init_args: {gamma: 0.1}}\n"
+    (folder / "o.yaml").write_text(text, encoding="utf-8")
+    fit("--config", "o.yaml")
+    group, (schedule,) = optimised(f"{FIT}/version_2/checkpoints/last.ckpt")
+    assert (group["initial_lr"], group["lr"], schedule["gamma"]) == (0.5, pytest.approx(0.05), 0.1)
+
+
+def test_a_schedule_alone_is_that_of_the_usual_optimiser(fit) -> None:
+    fit("--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1", "--model.lr", "0.01")
+    group, (schedule,) = optimised()
+    assert (group["initial_lr"], group["lr"], group["betas"]) == (0.01, pytest.approx(0.001), (0.5, 0.999))
+    assert schedule["step_size"] == 1
+
+
+def test_a_mistyped_option_of_an_optimiser_is_told(capsys) -> None:
+    assert main(["fit", *SEEN, "--optimizer", "Adam", "--optimizer.learning_rate", "1"]) == 2
+    assert "Unknown option --optimizer.learning_rate." in capsys.readouterr().err
+    assert main(["fit", *SEEN, "--optimiser", "Adam"]) == 2
+    assert "Unknown option --optimiser. Did you mean --optimizer?" in capsys.readouterr().err
