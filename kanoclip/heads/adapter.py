@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,14 +15,21 @@ from kanoclip.types import KanoclipError
 class Adapter(nn.Module, ABC):
     """Changes the global feature; the identity before training."""
 
-    learns = True
+    learns: ClassVar[bool] = True
+    """Whether it has anything to train."""
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create the weights for a backbone; the model calls it once."""
 
     @abstractmethod
     def forward(self, cls: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Adapt ``cls`` ``(B, D)`` by patches ``(L, B, N, D)`` on a grid ``(h, w)``; ``(B, D)``, unit length."""
+        """Return the adapted global feature ``(B, D)``, unit length.
+
+        Args:
+            cls: ``(B, D)``, unit length.
+            patches: ``(L, B, N, D)``, unit length.
+            grid: ``(h, w)`` of the patches, N = h * w.
+        """
 
 
 class NoAdapter(Adapter):
@@ -62,7 +70,7 @@ class LinearAdapter(Adapter):
 
 
 class ConvAdapter(Adapter):
-    """Let the patches of the last level, seen through a convolution, correct the global feature (Conv-Adapter).
+    """Correct the global feature by a convolution over the patches of the last level (Conv-Adapter).
 
     1x1 down to D / ``reduction``, 3x3 depthwise, GELU, pooled over the grid, 1x1 up and added to the class feature.
 
@@ -73,7 +81,7 @@ class ConvAdapter(Adapter):
         class_token: Whether the class feature also passes the two 1x1 layers, as in Convpass.
 
     Raises:
-        KanoclipError: If ``pool`` is neither.
+        KanoclipError: If ``pool`` is neither mean nor max.
 
     Reference:
         KAnoCLIP, section 2.3: a Conv-Adapter aligns the global visual feature with text; its form is not given. Ours,
@@ -108,7 +116,7 @@ class ConvAdapter(Adapter):
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
-    """Start a layer at zero, so that the branch it ends adds nothing before training."""
+    """Set the weights of a branch's last layer to zero, so that the branch adds nothing before training."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,13 +1,14 @@
 """Losses: knowledge (KD), global and local (focal and Dice).
 
-In a run of several processes they are the losses of all images of a step, whichever process has them; see ``ranks``.
-A ``KDLoss`` takes the states of one image; the model averages it over all.
+In a distributed run the global and the local loss are over the images of all ranks, see ``ranks``. A ``KDLoss`` takes
+the states of one image; the model averages it over the images.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +24,34 @@ def global_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def focal_loss(maps: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
-    """Sum over levels of the mean over pixels of ``(1 - p)^gamma * -log p``, p the probability of the true state.
+    """Sum over levels of the mean over pixels of ``-(1 - p)^gamma log(p + 1e-5)``, p the probability of the true state.
 
     Args:
-        maps: ``(L, B, H, W)``, how probable it is that a pixel is anomalous.
+        maps: ``(L, B, H, W)``, the probability that a pixel is anomalous.
         mask: ``(B, H, W)``, 1 = anomalous.
-        gamma: How much pixels that are right already are left alone.
+        gamma: The higher, the less the pixels count that are right already.
 
     Reference:
-        T.-Y. Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 4, without class weights.
+        T.-Y. Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 4, without class weights. The 1e-5
+        keeps the logarithm finite and, unlike a clamp, its gradient at p = 0; AnomalyCLIP's code adds it too.
     """
-    true = torch.where(mask.bool(), maps, 1 - maps).clamp_min(1e-5)
-    return len(maps) * mean((1 - true) ** gamma * -true.log())
+    p = torch.where(mask.bool(), maps, 1 - maps)
+    return len(maps) * mean(-((1 - p) ** gamma) * (p + 1e-5).log())
 
 
 def dice_loss(maps: Tensor, mask: Tensor, over: str = "batch", normal: bool = False) -> Tensor:
-    """Sum over levels of one minus the overlap of map and mask.
+    """Sum over levels of ``1 - (2 |map * mask| + 1) / (|map| + |mask| + 1)``, where ``||`` sums over pixels.
 
     Args:
-        maps: ``(L, B, H, W)``, how probable it is that a pixel is anomalous.
+        maps: ``(L, B, H, W)``, the probability that a pixel is anomalous.
         mask: ``(B, H, W)``, 1 = anomalous.
-        over: "batch" counts the pixels of all images together; "image" takes each image apart, then the mean. Apart,
-            an image with an empty mask costs almost 1 until its probabilities sum to less than a single pixel, which
-            drives maps into saturation.
-        normal: Add the same of what is normal, ``1 - maps`` and ``1 - mask``.
+        over: "batch" sums over the pixels of all images; "image" takes the loss of each image, then the mean. With
+            "image", an image with an empty mask costs almost 1 until its probabilities sum to less than one pixel,
+            which drives maps into saturation.
+        normal: Add the Dice loss of the normal state, of ``1 - maps`` and ``1 - mask``.
 
     Reference:
-        F. Milletari et al., *V-Net*, 3DV 2016, with 1 added above and below so that empty masks are defined.
+        F. Milletari et al., *V-Net*, 3DV 2016. The 1 in both terms defines it for empty masks.
     """
     first = 2 if over == "image" else 1
     mask = mask.float()
@@ -69,9 +71,9 @@ def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch") -> Tensor:
     """Sum over levels of focal + Dice(anomalous) + Dice(normal).
 
     Args:
-        maps: ``(L, B, H, W)``, how probable it is that a pixel is anomalous.
-        mask: ``(B, H, W)``, 1 = anomalous; only of images whose mask is known. The loss of none is 0.
-        dice: What Dice is taken over, see ``dice_loss``.
+        maps: ``(L, B, H, W)``, the probability that a pixel is anomalous, of images whose mask is known; B may be 0.
+        mask: ``(B, H, W)``, 1 = anomalous.
+        dice: ``over`` of ``dice_loss``.
 
     Reference:
         KAnoCLIP, L_local; its terms are those of AnomalyCLIP (ICLR 2024), whose Dice is per image.
@@ -80,15 +82,16 @@ def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch") -> Tensor:
 
 
 def with_mask(maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Level maps ``(L, B, H, W)`` and masks of the images whose mask is known; copied only if others are left out."""
-    known = batch.has_mask
+    """Select level maps ``(L, b, H, W)`` and masks ``(b, H, W)`` of the b images of a batch whose mask is known."""
+    known = batch.has_mask  # most often all of them: then nothing is copied
     return (maps, batch.mask) if known.all() else (maps[:, known], batch.mask[known])
 
 
 class KDLoss(nn.Module, ABC):
-    """Pulls the abnormal prompt toward what the knowledge base says of damage."""
+    """Pulls the abnormal prompt toward the knowledge base's descriptions of damage."""
 
-    needs_knowledge = True
+    needs_knowledge: ClassVar[bool] = True
+    """Whether it reads the knowledge base."""
 
     @abstractmethod
     def forward(self, states: Tensor, knowledge: Tensor) -> Tensor:
@@ -96,7 +99,7 @@ class KDLoss(nn.Module, ABC):
 
 
 class NoKD(KDLoss):
-    """Learn the prompts without knowledge."""
+    """Learn the prompts without the knowledge base."""
 
     needs_knowledge = False
 
@@ -109,7 +112,7 @@ class MeanKD(KDLoss):
     """Pull the abnormal prompt to the mean of the knowledge: ``d(w_a, k_mean)``, d the squared distance.
 
     Reference:
-        H. Yao et al., *KgCoOp*, CVPR 2023, pulls learned to hand-written prompts so; here to the knowledge.
+        H. Yao et al., *KgCoOp*, CVPR 2023, which pulls learned prompts to hand-written ones by this distance.
     """
 
     def forward(self, states: Tensor, knowledge: Tensor) -> Tensor:
@@ -118,12 +121,12 @@ class MeanKD(KDLoss):
 
 
 class MeanMarginKD(KDLoss):
-    """Pull the abnormal prompt to the knowledge, and keep the knowledge nearer to it than to the normal prompt.
+    """Pull the abnormal prompt to the knowledge, and keep it nearer there than the normal prompt.
 
     ``d(w_a, k_mean) + mean_i max(0, margin + d(w_a, k_i) - d(w_n, k_i))``, d the squared distance.
 
     Args:
-        margin: By how much nearer, as a squared distance of unit vectors.
+        margin: How much nearer, as a difference of squared distances of unit vectors.
 
     Reference:
         KAnoCLIP, section 2.2: the KD loss brings LAP near the knowledge and pushes it from LNP. The formula is ours.
@@ -134,14 +137,14 @@ class MeanMarginKD(KDLoss):
         self.margin = margin
 
     def forward(self, states: Tensor, knowledge: Tensor) -> Tensor:
-        """Return the pull and the margin's violations."""
+        """Return the pull plus the mean violation of the margin."""
         pull = _distance(states[ANOMALOUS], F.normalize(knowledge.mean(0), dim=-1))
         nearer = _distance(states[ANOMALOUS], knowledge) - _distance(states[NORMAL], knowledge)  # (K,)
         return pull + (self.margin + nearer).clamp_min(0).mean()
 
 
 class ContrastiveKD(KDLoss):
-    """Tell the abnormal from the normal prompt by each piece of knowledge (InfoNCE with one negative).
+    """Classify each description as the abnormal prompt's, not the normal one's (InfoNCE with one negative).
 
     Args:
         temperature: Divisor of the cosine.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ ANOMALOUS_STATES = [
     "{} with a flaw", "{} in bad condition",
 ]  # fmt: skip
 
-# what WinCLIP and APRIL-GAN say, as a product of its parts
+# The prompts of WinCLIP and APRIL-GAN: every phrase in every template.
 _FLAWLESS = [
     "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage",
 ]  # fmt: skip
@@ -61,9 +61,10 @@ def readable(category: str) -> str:
 
 
 class Prompts(nn.Module, ABC):
-    """Text features of the states normal and anomalous."""
+    """Text features of the two states, normal and anomalous."""
 
-    learns = True
+    learns: ClassVar[bool] = True
+    """Whether it has anything to train."""
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create the weights for a backbone; the model calls it once."""
@@ -76,11 +77,11 @@ class Prompts(nn.Module, ABC):
 class EnsemblePrompts(Prompts):
     """Describe the two states by hand: each phrase in each template, averaged per state.
 
-    Nothing is learned. The features of a category are computed when it is first met, and kept.
+    The features of a category are computed when it is first asked for, and kept.
 
     Args:
-        class_name: Whether the phrases name the category; false says "object" for all.
-        wording: Whose phrases and templates: ours, those of WinCLIP (7 normal and 4 anomalous phrases in 22
+        class_name: Whether the phrases name the category; false: all say "object".
+        wording: Whose phrases and templates to use: ours, those of WinCLIP (7 normal and 4 anomalous phrases in 22
             templates) or those of APRIL-GAN (7 and 5 in 35).
 
     Reference:
@@ -97,7 +98,8 @@ class EnsemblePrompts(Prompts):
         self.class_name = class_name
         self.wording = wording
         *self._phrases, self._templates = WORDINGS[wording]
-        self._known: dict[tuple[str, torch.dtype | None], dict[str, Tensor]] = {}  # backbone, precision -> category
+        # (backbone, precision) -> category -> states (2, D)
+        self._known: dict[tuple[str, torch.dtype | None], dict[str, Tensor]] = {}
 
     def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
         """Return ``(B, 2, D)``."""
@@ -113,24 +115,24 @@ class EnsemblePrompts(Prompts):
 
 
 class LearnedPrompts(Prompts):
-    """Learn a normal and an abnormal prompt that fit objects of any kind (LNP and LAP of KnPL).
+    """Learn a normal and an abnormal prompt for objects of any kind (LNP and LAP of KnPL).
 
     ``[V1]..[VE] object.`` and ``[W1]..[WE] damaged object.``: E learned vectors each, in the embedding space of the
-    frozen text encoder. They name no category, so that they serve categories never seen.
+    frozen text encoder. They name no category, so they apply to categories never seen.
 
     Args:
         context: Learned vectors E per prompt.
-        deep_tokens: Learned tokens that replace those after the begin token inside the text encoder; 0 for none.
-        deep_depth: Number of text blocks, from the second on, that get such tokens; at most the blocks there are.
-        normal: Words after the normal context.
-        anomalous: Words after the abnormal context.
+        deep_tokens: Learned tokens that replace as many after the begin token inside the text encoder; 0 for none.
+        deep_depth: Number of text blocks, from the second on, that get such tokens; at most all of them.
+        normal: Words after the learned vectors of the normal prompt.
+        anomalous: Words after those of the abnormal prompt.
 
     Raises:
-        KanoclipError: If a prompt is longer than the text encoder reads.
+        KanoclipError: If ``context`` is below 1, or a prompt is longer than the text encoder reads.
 
     Reference:
         KAnoCLIP, section 2.2 (class-agnostic LNP and LAP). The words, E = 12 and the deep tokens are those of Q. Zhou
-        et al., *AnomalyCLIP*, ICLR 2024, which has 4 deep tokens in 9 blocks; default here none.
+        et al., *AnomalyCLIP*, ICLR 2024, which has 4 deep tokens in 9 blocks; the default here is none.
     """
 
     begin: Tensor
@@ -156,7 +158,7 @@ class LearnedPrompts(Prompts):
         self._kept: tuple[list[Tensor], torch.dtype | None, Tensor] | None = None  # weights, precision -> states
 
     def build(self, backbone: CLIPBackbone) -> None:
-        """Create context vectors from N(0, 0.02) and place the words behind them."""
+        """Draw the learned vectors from N(0, 0.02), and embed the words that follow them."""
         words = [self.normal, self.anomalous]
         embeddings, eot = backbone.token_embeddings(words)  # (2, M, W), (2,)
         longest = int(eot.max()) + 1 + self.context
@@ -170,17 +172,17 @@ class LearnedPrompts(Prompts):
         self.register_buffer("end", embeddings[:, 1:keep].clone(), persistent=False)
         self.register_buffer("eot", eot + self.context, persistent=False)
         width = backbone.text_width
-        self.vectors = nn.Parameter(0.02 * torch.randn(2, self.context, width))  # the states learn apart
+        self.vectors = nn.Parameter(0.02 * torch.randn(2, self.context, width))  # none shared by the states
         depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
         self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
 
     def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
-        """Return ``(B, 2, D)``: the same states for each image; without gradients, encoded once."""
+        """Return ``(B, 2, D)``: the same states for each image. Without gradients they are encoded once and kept."""
         weights, precision, kept = list(self.parameters()), _precision(self.begin), self._kept
         if kept is None or torch.is_grad_enabled() or kept[1] != precision or not _equal(kept[0], weights):
             prompts = torch.cat([self.begin, self.vectors, self.end], 1)  # (2, M, W)
             states = backbone.encode_embeddings(prompts, self.eot, self.deep)  # (2, D)
-            # a copy of the weights tells whether they changed, by whatever way: a few kB beside a pass of the encoder
+            # Comparing with a copy of the weights (a few kB) notices every change, whoever made it.
             copies = [] if states.requires_grad else [weight.detach().clone() for weight in weights]
             self._kept = None if states.requires_grad else (copies, precision, states)
         else:
@@ -192,12 +194,12 @@ class ObjectAgnosticPrompts(LearnedPrompts):
     """Learn a normal and an abnormal prompt for any object, with learned tokens inside the text encoder as well.
 
     Args:
-        deep_tokens: As in ``LearnedPrompts``, in the text blocks 2 to 9 as its ``deep_depth`` says.
+        deep_tokens: As in ``LearnedPrompts``; with its default ``deep_depth`` they are in text blocks 2 to 9.
         **options: As in ``LearnedPrompts``.
 
     Reference:
-        Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, section 3.2, whose depth of 9 counts the first block, which gets
-        none. Its checkpoints also hold a linear layer per block that its code never uses; there is none here.
+        Q. Zhou et al., *AnomalyCLIP*, ICLR 2024, section 3.2. Its depth of 9 counts the first block, which gets no
+        tokens. Its checkpoints also hold a linear layer per block that its code never uses; it is left out here.
     """
 
     def __init__(self, deep_tokens: int = 4, **options: Any) -> None:
@@ -205,7 +207,7 @@ class ObjectAgnosticPrompts(LearnedPrompts):
 
 
 def _precision(tensor: Tensor) -> torch.dtype | None:
-    """Type that autocast computes in where a tensor is; None without autocast."""
+    """Return the type that autocast computes in on a tensor's device; None without autocast."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 

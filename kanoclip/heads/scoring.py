@@ -13,7 +13,7 @@ from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
 
 def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int, temperature: float) -> Tensor:
-    """Compare each patch with the two states and enlarge to pixels.
+    """Compare each patch with the two states, and resize the result to pixels.
 
     Args:
         patches: ``(L, B, N, D)``, unit length.
@@ -26,7 +26,7 @@ def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int
         Probability of anomalous ``(L, B, size, size)``, bilinear between patch centres.
     """
     difference = states[:, :, ANOMALOUS] - states[:, :, NORMAL]
-    with torch.autocast(patches.device.type, enabled=False):  # it would round until pixels tie, here and below
+    with torch.autocast(patches.device.type, enabled=False):  # in half precision different pixels would tie
         nearer = torch.einsum("lbnd,lbd->lbn", patches.float(), difference.float())
     small = (nearer / temperature).sigmoid()  # the softmax over the two states
     return F.interpolate(small.unflatten(-1, grid), size=(size, size), mode="bilinear", align_corners=False)
@@ -38,7 +38,7 @@ def anomaly_map(maps: Tensor) -> Tensor:
 
 
 def window_map(probability: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """Give each patch the harmonic mean of the windows that cover it, so that one low window is enough to clear it.
+    """Give each patch the harmonic mean of the windows that cover it: one low window makes it low.
 
     Args:
         probability: ``(B, W)`` of all windows of ``size`` x ``size`` patches, row by row, W = (h-size+1) * (w-size+1).
@@ -62,7 +62,7 @@ def harmonic_mean(maps: Tensor) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Blur maps ``(B, H, W)`` by a Gaussian of ``sigma`` pixels (cut at 4 sigma, borders mirrored); 0 leaves them."""
+    """Blur maps ``(B, H, W)`` by a Gaussian of ``sigma`` pixels, cut at 4 sigma, borders mirrored; 0: no blur."""
     radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
     if radius < 1:
         return maps
@@ -76,7 +76,7 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 class Score(nn.Module, ABC):
-    """Makes one number of the global probability and the anomaly map."""
+    """Makes the image score of the global probability and the anomaly map."""
 
     @abstractmethod
     def forward(self, probability: Tensor, anomaly_map: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Score(nn.Module, ABC):
 
 
 class GlobalScore(Score):
-    """Take the global probability alone.
+    """Take the global probability.
 
     Reference:
         Q. Zhou et al., *AnomalyCLIP*, ICLR 2024.
@@ -96,10 +96,10 @@ class GlobalScore(Score):
 
 
 class MapMaxScore(Score):
-    """Take the highest pixel of the map alone."""
+    """Take the highest pixel of the map."""
 
     def forward(self, probability: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Return the maximum of each map."""
+        """Return the highest pixel of each map."""
         return anomaly_map.flatten(1).amax(1)
 
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kanoclip.heads.interaction import BiCMCI, LinearInteraction, NoInteraction, PatchToText, TextToPatch, unit
+from kanoclip.heads.cross_attention import PatchQueries, TextQueries
+from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
+from kanoclip.heads.interaction import BiCMCI, LinearInteraction, NoInteraction, PatchToText, TextToPatch
 
 ALL = [NoInteraction, LinearInteraction, BiCMCI, TextToPatch, PatchToText]
 
@@ -53,51 +55,58 @@ def test_each_half_changes_only_its_side_and_levels_share_nothing(tiny_clip, tok
         assert bool((values[0] - values[1]).abs().max() > 1e-3) == bool(changed)
 
 
-def looked(query, context, look, norms, level):
-    """What a look is by the book, before anything is folded: pre-norm attention of one level with a residual."""
-
-    def layer(name, x):
-        part = getattr(look, name)
-        return F.linear(x, part.weight[level], part.bias[level])
-
-    asked, seen = (
-        F.layer_norm(x, x.shape[-1:], n.weight[level], n.bias[level])
-        for x, n in zip((query, context), norms, strict=True)
-    )
-    q, k, v = layer("query", asked), *layer("key_value", seen).chunk(2, -1)
-    q, k, v = (x.unflatten(-1, (look.heads, -1)).transpose(1, 2) for x in (q, k, v))
-    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    return F.normalize(query + layer("out", found), dim=-1)
+ROLES = {PatchQueries: ("norm_patches", "norm_states"), TextQueries: ("norm_states", "norm_patches")}
 
 
-@pytest.mark.parametrize("width", [None, 8])
-def test_folded_looks_are_cross_attention_and_so_are_their_gradients(tiny_clip, tokens, width) -> None:
-    interaction = build(lambda: BiCMCI(heads=4, width=width), tiny_clip, trained=True)
-    patches, states = tokens[0], tokens[1].clone().requires_grad_()
-    one, other = interaction.patches_look, interaction.texts_look
-    expected = [
-        [looked(p, states, one, (one.norm_patches, one.norm_states), i) for i, p in enumerate(patches)],
-        [looked(states, p, other, (other.norm_states, other.norm_patches), i) for i, p in enumerate(patches)],
-    ]
-    weights = [states, *interaction.parameters()]
-    for side, found in enumerate(interaction(patches, states)):
-        wanted = torch.stack(expected[side])
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-        towards = torch.linspace(-1, 1, 16)
-        mine, theirs = (torch.autograd.grad((x * towards).sum(), weights, allow_unused=True) for x in (found, wanted))
-        for a, b in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+def cross_attention(kind, width=16, heads=4, dtype=torch.float32):
+    """One with random weights of every sort, four levels, D = 16."""
+    torch.manual_seed(0)
+    attention = kind(4, 16, heads, width).to(dtype)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return attention
 
 
-def test_unit_is_normalize_and_so_is_its_gradient() -> None:
-    tokens = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    towards = torch.linspace(-1, 1, 7)
-    for scale in (unit, lambda x: F.normalize(x, dim=-1)):
-        tokens.grad, before = None, tokens.grad
-        scale(tokens).mul(towards).square().sum().backward()
-    torch.testing.assert_close(tokens.grad, before)
-    torch.testing.assert_close(unit(tokens), F.normalize(tokens, dim=-1))
-    assert unit(torch.zeros(1, 3)).tolist() == [[0, 0, 0]]
+@pytest.mark.parametrize("kind", ROLES)
+def test_cross_attention_is_torchs_multi_head_attention_of_each_level(tokens, kind) -> None:
+    patches, states = tokens[0], tokens[1].expand(4, -1, -1, -1)
+    attention = cross_attention(kind)
+    queries, context = (patches, states) if kind is PatchQueries else (states, patches)
+    for level, found in enumerate(attention(patches, states)):
+
+        def layer(name, level=level):
+            return {key: value[level] for key, value in getattr(attention, name).state_dict().items()}
+
+        norm, norm_context, reference = torch.nn.LayerNorm(16), torch.nn.LayerNorm(16), torch.nn.MultiheadAttention(
+            16, 4, batch_first=True
+        )  # fmt: skip
+        for module, name in zip((norm, norm_context), ROLES[kind], strict=True):
+            module.load_state_dict(layer(name))
+        q, kv = layer("query"), layer("key_value")
+        reference.load_state_dict(
+            {f"in_proj_{key}": torch.cat([q[key], kv[key]]) for key in q}
+            | {f"out_proj.{key}": value for key, value in layer("out").items()}
+        )
+        seen = norm_context(context[level])
+        expected = queries[level] + reference(norm(queries[level]), seen, seen)[0]
+        torch.testing.assert_close(found, F.normalize(expected, dim=-1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [16, 8])
+@pytest.mark.parametrize(("kind", "folded"), [(PatchQueries, FoldedPatchQueries), (TextQueries, FoldedTextQueries)])
+def test_folded_cross_attention_is_cross_attention_and_so_are_its_gradients(tokens, kind, folded, width) -> None:
+    for dtype, close, close_gradient in ((torch.float32, 4e-7, 1e-4), (torch.float64, 1e-14, 1e-12)):
+        patches, states = tokens[0].to(dtype), tokens[1].to(dtype).expand(4, -1, -1, -1).clone()
+        towards, results = torch.linspace(-1, 1, 16, dtype=dtype), []
+        for one in (kind, folded):
+            attention = cross_attention(one, width, dtype=dtype)
+            inputs = [patches.clone().requires_grad_(), states.clone().requires_grad_()]
+            out = attention(*inputs)
+            results.append((out, torch.autograd.grad((out * towards).sum(), [*inputs, *attention.parameters()])))
+        (plain, gradients), (fast, fast_gradients) = results
+        torch.testing.assert_close(fast, plain, rtol=0, atol=close)
+        for mine, theirs in zip(fast_gradients, gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=close_gradient)
 
 
 def test_every_weight_of_the_whole_interaction_learns(tiny_clip, tokens) -> None:
@@ -119,3 +128,12 @@ def test_a_narrow_interaction_is_the_identity_before_training_and_smaller(tiny_c
     torch.testing.assert_close(narrow(*tokens)[0], tokens[0])
     sizes = [sum(parameter.numel() for parameter in kind.parameters()) for kind in (narrow, wide)]
     assert sizes[0] < 0.4 * sizes[1]
+
+
+def test_the_weights_keep_the_names_and_the_order_of_version_0_1_0(tiny_clip) -> None:
+    interaction = build(BiCMCI, tiny_clip, trained=False)
+    layers = ("query", "key_value", "out", "norm_patches", "norm_states")
+    names = [f"{look}.{layer}.{part}" for look in ("patches_look", "texts_look") for layer in layers
+             for part in ("weight", "bias")]  # fmt: skip
+    assert [name for name, _ in interaction.named_parameters()] == names
+    assert interaction.patches_look.key_value.weight.shape == (4, 32, 16)

@@ -22,8 +22,27 @@ MAPS = ANOMALOUS[None]  # one level of one image
 
 
 def test_focal_loss_by_hand() -> None:
-    expected = (0.2**2 * -math.log(0.8) + 0.4**2 * -math.log(0.6)) / 4
+    expected = (0.2**2 * -math.log(0.8 + 1e-5) + 0.4**2 * -math.log(0.6 + 1e-5)) / 4
     assert float(focal_loss(MAPS, MASK)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-8, 1e-5])
+def test_the_focal_loss_still_teaches_where_the_model_is_most_wrong(wrong) -> None:
+    maps = torch.tensor([[[[wrong, 1 - wrong], [0.0, 1.0]]]], requires_grad=True)
+    mask = torch.tensor([[[1, 0], [0, 1]]])
+    focal_loss(maps, mask).backward()
+    assert torch.isfinite(maps.grad).all()
+    assert maps.grad[0, 0, 0, 0] < -1  # a defect that is missed becomes more anomalous
+    assert maps.grad[0, 0, 0, 1] > 1  # a false alarm less
+    assert maps.grad[0, 0, 1].abs().max() < 1e-3  # what is right stays
+
+
+def test_the_focal_loss_is_the_papers_away_from_0_and_1() -> None:
+    maps = torch.linspace(0.003, 0.98, 1000, dtype=torch.float64)
+    for p in maps:
+        expected = (1 - p) ** 2 * -p.log()
+        found = focal_loss(p.view(1, 1, 1, 1), torch.ones(1, 1, 1))
+        assert float(found) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_dice_loss_by_hand() -> None:
