@@ -131,16 +131,16 @@ class KanoclipCLI(LightningCLI):
         if seed is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
         _check(verb, chosen)
-        section, options = chosen.data, chosen.data.get("init_args", Namespace())
-        if "seed" in options and options.seed is None and seed is not False:
-            options.seed = seed  # one seed rules all that is drawn
+        section = chosen.data.clone()
+        if "seed" in section.get("init_args", {}) and section.init_args.seed is None and seed is not False:
+            section.init_args.seed = seed  # one seed rules all that is drawn
         self.datamodule = build(section)
         self.datamodule.index()
         if self.checkpoint is None and (found := self._find_fit(chosen)):
             self._take(found)
             self._parse()
             chosen = self.config[verb]
-            chosen.data, chosen.seed_everything = section, seed
+            chosen.seed_everything = seed
         self._print_config()
         for option in ("verbose", "return_predictions"):  # our callbacks print, and write predictions to disk
             if option in chosen:
