@@ -72,5 +72,7 @@ def piece(text: str | None, **other: Any) -> str:
 
 
 def failed(status: int, message: str = "no", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Let the client try again after a millisecond, unless a header asks for another pause."""
+    headers = headers or {"Retry_After_Ms": "1"}
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     return status, {"Content-Type": "application/json", **headers}, json.dumps({"error": {"message": message}}).encode()

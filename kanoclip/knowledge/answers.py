@@ -1,4 +1,4 @@
-"""What a model said -> phrases that may teach: read, cleaned, and everything else left out."""
+"""Reads the phrases out of a model's answer, cleans them, and drops those that describe nothing visible."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _REFUSAL = re.compile(
     r"|here (?:is|are)|sure|certainly|please|unclear|unknown|not (?:possible|visible|provided|applicable|clear)|n/a"
     r"|no (?:\w+ ){0,3}(?:visible|damage|defects?|anomal\w*|image|signs?)|there (?:is|are) no|none|nothing)\b"
 )
-# Say that something is amiss, not what is seen; or cannot be seen at all.
+# Words that say that something is wrong but not what it looks like, or that name what no image shows.
 _VAGUE = re.compile(
     r"\b(un)?(damag\w*|defect\w*|anomal\w*|abnormal\w*|fault\w*|flaw\w*|unusual|imperfect\w*|malfunction\w*|problem\w*"
     r"|odou?r\w*|smell\w*|sounds?|noises?|rattl\w*|temperature|warm|hot|weight|heavy|taste\w*)\b"
 )
-# Common small words of other languages in plain letters, none of which is an English one.
+# Common small words of other languages in plain letters, none of which is an English word.
 _FOREIGN = re.compile(
     r"\b(une|avec|dans|les|sur|aux|est|sont|eine[mnrs]?|mit|und|auf|oder|der|das|ist|nicht|von|una|unos|unas|las|los|con"
     r"|del|para|por|sobre|della|nella|sulla|sul|uma|com|tem)\b"
@@ -30,10 +30,10 @@ _FOREIGN = re.compile(
 
 
 def parse(text: str) -> list[str]:
-    """Read the phrases of an answer: a JSON list, alone or among other words, or one phrase a line.
+    """Read the phrases of an answer: a JSON list, alone or within other text, or one phrase a line.
 
     Args:
-        text: As the model sent it. What stands between ``<think>`` marks is left out.
+        text: As the model sent it. Reasoning between ``<think>`` tags is skipped.
     """
     text = _THOUGHT.sub("", text)
     listed = _json_list(text)
@@ -45,7 +45,7 @@ def parse(text: str) -> list[str]:
 
 
 def clean(phrase: str) -> str:
-    """Bring a phrase to the house's form: lower case, plain punctuation, one space, no full stop."""
+    """Normalise a phrase: lower case, ASCII punctuation, single spaces, no full stop."""
     phrase = " ".join(phrase.translate(_TYPOGRAPHY).lower().split())
     return phrase.strip(" \"'`*.,;:!")
 
@@ -54,8 +54,8 @@ def usable(phrases: Iterable[str], most: int) -> list[str]:
     """Clean phrases and keep those that say in English what is seen, each once.
 
     Args:
-        phrases: As they were read.
-        most: How many are kept; a model that does not stop is cut off.
+        phrases: From ``parse``.
+        most: How many to keep at most: some models do not stop.
     """
     kept: dict[str, str] = {}
     for phrase in map(clean, phrases):
@@ -65,7 +65,7 @@ def usable(phrases: Iterable[str], most: int) -> list[str]:
 
 
 def without_common(first: list[str], second: list[str]) -> tuple[list[str], list[str]]:
-    """Leave out what is said of both states: it tells them not apart."""
+    """Drop the phrases that are in both lists: what is true of both states does not tell them apart."""
     common = set(map(_essence, first)) & set(map(_essence, second))
     return [t for t in first if _essence(t) not in common], [t for t in second if _essence(t) not in common]
 
@@ -82,12 +82,12 @@ def _says_something(phrase: str) -> bool:
 
 
 def _essence(phrase: str) -> str:
-    """What two phrases share that differ in articles and punctuation only."""
+    """Return what stays equal when only articles and punctuation differ."""
     return " ".join(word for word in re.findall(r"[a-z0-9]+", phrase) if word not in ("a", "an", "the"))
 
 
 def _json_list(text: str) -> list[str] | None:
-    """Return the texts of the first JSON list that holds any, wherever it stands."""
+    """Return the strings of the first JSON list in the text that is empty or has strings; None without one."""
     decoder = json.JSONDecoder()
     for start in (match.start() for match in re.finditer(r"\[", text)):
         try:

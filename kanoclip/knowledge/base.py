@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from kanoclip.registry import did_you_mean
 from kanoclip.types import KanoclipError, MissingError
 
 FOLDER = Path(__file__).parent
@@ -46,7 +49,7 @@ class KnowledgeBase:
         """Read a base that ships with the package, by name, or any YAML file, by path.
 
         Entries are texts, or mappings ``{text: ..., visible: false}``; what cannot be seen in a picture is left out.
-        Whether a plain text can be seen is said by ``visible`` of the provenance; true if it says nothing.
+        ``visible`` in the provenance is the default for plain texts; without it they count as visible.
 
         Raises:
             MissingError: If there is no such file.
@@ -55,28 +58,24 @@ class KnowledgeBase:
         path = FOLDER / f"{name}.yaml" if name in shipped() else Path(name).expanduser()
         if not path.is_file():
             raise MissingError(
-                f"No knowledge base {name!r}: expected the path of a YAML file or one of {', '.join(shipped())}. "
-                f"Use --model.knowledge auto."
+                f"No knowledge base {name!r}: expected the path of a YAML file or one of {', '.join(shipped())}."
+                f"{did_you_mean(name, shipped())} Use --model.knowledge auto."
             )
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise KanoclipError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
-        if not isinstance(content, dict) or not isinstance(content.get("categories", {}), dict):
-            raise KanoclipError(f"{path}: expected the keys provenance, generic and categories at the top.")
+        content = read_mapping(path, "provenance, generic and categories")
+        categories = content.get("categories", {})
         provenance = content.get("provenance") or {}
-        if not isinstance(provenance, dict):
-            raise KanoclipError(f"{path}: provenance should be a mapping, got {provenance!r}. Mend the file.")
-        visible = bool(provenance.get("visible", True))
-        categories = {
-            str(category): _entries(path, f"categories.{category}", entry, visible)
-            for category, entry in content.get("categories", {}).items()
-        }
         data_sets = content.get("data_sets") or []
-        if not isinstance(data_sets, list) or not all(isinstance(known, str) for known in data_sets):
-            raise KanoclipError(f"{path}: data_sets should be a list of names, got {data_sets!r}. Mend the file.")
+        names = isinstance(data_sets, list) and all(isinstance(name, str) for name in data_sets)
+        check(path, "categories", categories, isinstance(categories, dict), "a mapping")
+        check(path, "provenance", provenance, isinstance(provenance, dict), "a mapping")
+        check(path, "data_sets", data_sets, names, "a list of names")
+        visible = bool(provenance.get("visible", True))
         generic = _entries(path, "generic", content.get("generic"), visible)
-        return cls(path, provenance, generic, categories, tuple(data_sets))
+        described = {
+            str(category): _entries(path, f"categories.{category}", entry, visible)
+            for category, entry in categories.items()
+        }
+        return cls(path, provenance, generic, described, tuple(data_sets))
 
     @classmethod
     def for_data(cls, name: str) -> KnowledgeBase:
@@ -89,6 +88,11 @@ class KnowledgeBase:
         """Read the base of a data set if the name is "auto", else the one of that name; raises as ``load``."""
         return cls.for_data(data) if name == AUTO else cls.load(name)
 
+    @property
+    def digest(self) -> str:
+        """Identity of the texts, 12 hex digits: two bases of one digest teach the same, whatever file they are from."""
+        return digest_of({"generic": self.generic, "categories": self.categories})
+
     def facts(self, categories: Iterable[str], state: str = "anomalous") -> list[str]:
         """Return the texts of a state for the given categories, each once; generic ones for an unknown category."""
         texts = (self.categories.get(category, self.generic)[state] for category in categories)
@@ -100,21 +104,57 @@ def shipped() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != QUESTIONS)
 
 
+def digest_of(content: dict[str, Any]) -> str:
+    """Hash texts by their keys, 12 hex digits; the order of a list counts, the order of keys does not."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_mapping(path: Path, keys: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Args:
+        path: The file.
+        keys: Expected at the top, named if there is no mapping.
+
+    Raises:
+        KanoclipError: If it is not YAML, or not a mapping; names the file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise KanoclipError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
+    if not isinstance(content, dict):
+        raise KanoclipError(f"{path}: expected the keys {keys} at the top.")
+    return content
+
+
+def is_text(value: object) -> bool:
+    """Return whether a value is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def check(file: Path, key: str, value: object, valid: bool, expected: str) -> None:
+    """Refuse a value of a YAML file that is not valid.
+
+    Raises:
+        KanoclipError: Names file, key and value, and what was expected.
+    """
+    if not valid:
+        raise KanoclipError(f"{file}: {key} should be {expected}, got {value!r}. Mend the file.")
+
+
 def _entries(path: Path, key: str, entry: Any, visible: bool) -> Entries:
     found: Entries = {}
     for state in STATES:
         texts = entry.get(state) if isinstance(entry, dict) else None
         if not isinstance(texts, list) or not texts:
             raise KanoclipError(f"{path}: {key}.{state} should be a list of at least one text. Add it to the file.")
-        for number, text in enumerate(texts):
-            words = text.get("text") if isinstance(text, dict) else text
-            if not isinstance(words, str) or not words.strip():
-                raise KanoclipError(f"{path}: entry {number + 1} of {key}.{state} should be a text, got {text!r}.")
-        found[state] = [
-            text["text"] if isinstance(text, dict) else text
-            for text in texts
-            if (text.get("visible", visible) if isinstance(text, dict) else visible)
-        ]
+        found[state] = []
+        for number, text in enumerate(texts, 1):
+            item = text if isinstance(text, dict) else {"text": text}
+            check(path, f"entry {number} of {key}.{state}", text, is_text(item.get("text")), "a text")
+            if item.get("visible", visible):
+                found[state].append(item["text"])
         if not found[state]:
             raise KanoclipError(f"{path}: no text of {key}.{state} is visible in a picture. Add one that is.")
     return found

@@ -1,4 +1,4 @@
-"""Asks a data set's questions, several at once, and turns the answers into files of knowledge."""
+"""Asks the questions of a data set, several at once, and makes files of knowledge of the answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -15,46 +15,43 @@ from typing import Any
 import yaml
 
 from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.loading import Read
 from kanoclip.knowledge.answers import parse, usable, without_common
 from kanoclip.knowledge.base import STATES
 from kanoclip.knowledge.client import ChatClient, ChatError, QuestionError, RefusedError
-from kanoclip.knowledge.images import Read, data_url
-from kanoclip.knowledge.ledger import Ledger, Told
+from kanoclip.knowledge.images import data_url
+from kanoclip.knowledge.ledger import KeptAnswer, Ledger
 from kanoclip.knowledge.questions import GENERIC, Question, Template
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # times that a question without usable answer is asked
-PATIENCE = 5  # questions at which the server fails one after another before all is given up
+FAILURES = 5  # questions in a row that the server fails to answer before no more are asked
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
 @dataclass
 class Outcome:
-    """How asking went.
+    """What came of asking.
 
     Attributes:
-        asked: Answers received.
-        tokens: Of the questions and of the answers, as far as they were told.
-        untold: Answers whose tokens the server did not tell.
+        tokens: For each answer: tokens of its question and of itself; None where the server does not count them.
         failed: What could not be asked, and why.
     """
 
-    asked: int = 0
-    tokens: tuple[int, int] = (0, 0)
-    untold: int = 0
+    tokens: list[tuple[int, int] | None] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
 def open_questions(questions: Iterable[Question], ledger: Ledger) -> list[Question]:
-    """Return the questions that are still to be asked: too little usable is known, and it was not asked too often."""
+    """Return the questions to ask: those with too few usable phrases that were not asked too often already."""
     return [question for question in questions if _is_open(question, ledger)]
 
 
 def texts(question: Question, ledger: Ledger) -> list[str]:
     """Return the usable phrases of all answers to a question."""
-    phrases = [phrase for told in ledger.get(question.key) for phrase in parse(told.text)]
+    phrases = [phrase for answer in ledger.get(question.key) for phrase in parse(answer.text)]
     return usable(phrases, 2 * question.count)
 
 
@@ -66,56 +63,49 @@ def ask_all(
     concurrency: int = 4,
     track: Track = lambda items, total: items,
 ) -> Outcome:
-    """Ask what is open, and keep every answer in the ledger at once.
+    """Ask the open questions, and write every answer to the ledger as it comes.
 
     Args:
-        questions: All of them; those with an answer are not asked.
+        questions: Those that are not open are passed over.
         ledger: Where answers are kept.
-        client: Who asks.
+        client: Asks the server.
         read: Reads the image of a sample.
         concurrency: Questions on their way at the same time.
-        track: Wraps the finished questions, to show how far it is.
+        track: Wraps the finished questions, to show progress.
 
     Raises:
         ChatError: If the server cannot be used, or fails at several questions in a row.
-        OSError: If the ledger cannot be written.
+        CannotWriteError: If the ledger cannot be written.
     """
-    outcome, lock, row = Outcome(), threading.Lock(), [0]
-    causes: list[ChatError] = []
-
-    def one(question: Question) -> None:
-        try:
-            answer(question)
-        except ChatError as error:
-            causes.append(error)  # before the others are stopped: the first is why
-            client.stop()
-            raise
+    outcome, lock, failures = Outcome(), threading.Lock(), 0
 
     def answer(question: Question) -> None:
+        nonlocal failures
         try:
             image = None if question.sample is None else data_url(read(question.sample)[0])
             while _is_open(question, ledger):
-                said = client.ask(question.model, question.text, image)
-                told = Told(said.text, client.host, date.today().isoformat())
-                ledger.add(question.key, told, said.tokens)
+                text, tokens = client.ask(question.model, question.text, image)
+                ledger.add(question.key, KeptAnswer(text, client.host, date.today().isoformat()), tokens)
                 with lock:
-                    row[0] = 0
-                    outcome.asked += 1
-                    outcome.untold += said.tokens is None
-                    outgoing, incoming = said.tokens or (0, 0)
-                    outcome.tokens = outcome.tokens[0] + outgoing, outcome.tokens[1] + incoming
+                    failures = 0
+                    outcome.tokens.append(tokens)
         except UnreadableImageError as error:
             outcome.failed.append(str(error))
         except QuestionError as error:
-            with lock:
-                row[0] += not isinstance(error, RefusedError)  # or these would stop every run at the same place
-                outcome.failed.append(f"{_about(question)}: {error}")
-                if row[0] >= PATIENCE:
-                    raise ChatError(f"{PATIENCE} questions in a row have no answer. {error}") from None
+            outcome.failed.append(f"{_about(question)}: {error}")
+            with lock:  # a refusal is no failure: it would come again in every run, at the same place
+                failures += not isinstance(error, RefusedError)
+                if failures >= FAILURES:
+                    client.stop()
+                    raise ChatError(f"{FAILURES} questions in a row have no answer. {error}") from None
+        except CancelledError:
+            pass  # the question that failed, or the interruption, says why
+        except ChatError:
+            client.stop()  # at once, or this thread would ask the next question
+            raise
 
-    pending = open_questions(questions, ledger)
     with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(one, question) for question in pending]
+        futures = [pool.submit(answer, question) for question in open_questions(questions, ledger)]
         try:
             for future in track(as_completed(futures), len(futures)):
                 future.result()
@@ -124,8 +114,6 @@ def ask_all(
             pool.shutdown(wait=False, cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 log.warning("Stopping; answers on their way are waited for and kept.")
-            if isinstance(error, ChatError):
-                raise causes[0] from None
             raise
     return outcome
 
@@ -134,16 +122,16 @@ def general_yaml(questions: Sequence[Question], ledger: Ledger, template: Templa
     """Make a knowledge base as ``KnowledgeBase.load`` reads it.
 
     Args:
-        questions: What was asked, general ones.
+        questions: The general ones.
         ledger: The answers.
-        template: The questions came from.
+        template: Where the questions came from.
         name: Of the data set.
 
     Returns:
-        The file's content, and the categories of which too little is known: they are left out.
+        The file's content, and the categories without usable answers, which are left out.
 
     Raises:
-        ChatError: If even the generic entries are missing; the file could not be read without them.
+        ChatError: If there are not even generic entries, without which the file could not be read.
     """
     said: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for question in questions:
@@ -172,10 +160,10 @@ def general_yaml(questions: Sequence[Question], ledger: Ledger, template: Templa
 
 
 def image_jsonl(questions: Sequence[Question], ledger: Ledger, template: Template) -> tuple[str, int]:
-    """Make the file of what is known of single images: a line for each.
+    """Make the JSONL of image knowledge as ``load_image_knowledge`` reads it, a line for each image.
 
     Returns:
-        The file's content, and the number of images of which nothing usable is known: they are left out.
+        The file's content, and the number of images without usable answers, which are left out.
     """
     groups: dict[tuple[str, str, str], list[Question]] = defaultdict(list)
     for question in questions:
@@ -191,7 +179,7 @@ def image_jsonl(questions: Sequence[Question], ledger: Ledger, template: Templat
 
 
 def _is_open(question: Question, ledger: Ledger) -> bool:
-    return len(ledger.get(question.key)) < ATTEMPTS and len(texts(question, ledger)) < question.least
+    return len(ledger.get(question.key)) < ATTEMPTS and len(texts(question, ledger)) < question.enough
 
 
 def _about(question: Question) -> str:
@@ -199,11 +187,11 @@ def _about(question: Question) -> str:
 
 
 def _provenance(questions: Sequence[Question], ledger: Ledger, template: Template) -> dict[str, Any]:
-    answers = [told for question in questions for told in ledger.get(question.key)]
+    answers = [answer for question in questions for answer in ledger.get(question.key)]
     return {
         "model": questions[0].model,
-        "host": ", ".join(sorted({told.host for told in answers})),
-        "date": max((told.date for told in answers), default=""),
+        "host": ", ".join(sorted({answer.host for answer in answers})),
+        "date": max((answer.date for answer in answers), default=""),
         "prompt_version": template.version,
         "template": template.name,
     }

@@ -1,65 +1,99 @@
-"""One client of the chat API that OpenAI, Ollama, vLLM and llama.cpp share: questions in, texts out."""
+"""Client of the chat API that OpenAI, Ollama, vLLM and llama.cpp share.
+
+The package ``openai`` sends, streams, limits the time and tries again (after 0.5 seconds, doubled up to 8, or after the
+pause of up to two minutes that a server asks for). Here is what it leaves open: when to give up, what to tell people,
+and that the key is shown nowhere.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
-from time import time
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+import httpx2
+
+from kanoclip.types import KanoclipError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError
+    from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
 OPENAI = "https://api.openai.com/v1"
-PATIENCE = 300.0  # seconds a server may ask to wait; beyond that it is better to come back later
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
-AGAIN = (408, 409, 429)  # and all from 500 on
 
 
-class ChatError(Exception):
-    """The server cannot be used at all: every other question would fail the same way. One line for people."""
+class ChatError(KanoclipError):
+    """The server cannot be used: every other question would fail the same way."""
 
 
 class QuestionError(Exception):
-    """This one question has no answer; others may have."""
+    """This question has no answer; others may have."""
 
 
 class RefusedError(QuestionError):
-    """The server is well, but does not want this question."""
+    """The server works, but refuses this question."""
 
 
-class _TryAgain(Exception):
-    """A passing trouble, and how many seconds the server asks to wait."""
-
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
+class _BrokenAnswerError(Exception):
+    """An answer began, and cannot be read to its end."""
 
 
 class Answer(NamedTuple):
     """What a model said.
 
     Attributes:
-        text: As it was sent.
-        tokens: Of question and answer, as the server counts them; None where it does not tell.
+        text: As it was sent, without the key.
+        tokens: Of the question and of the answer, as the server counts them; None if it does not.
     """
 
     text: str
     tokens: tuple[int, int] | None
 
 
-class ChatClient:
-    """Ask questions, with or without an image; may be used by several threads at once.
+class _Http(httpx2.Client):
+    """HTTP client for ``openai`` that ends its retries after ``stop``, and where no server has ever answered."""
 
-    The key is sent to the server and goes nowhere else: it is cut out of every answer and message that has it.
+    def __init__(self, host: str) -> None:
+        super().__init__(follow_redirects=True)
+        self.host = host
+        self.reached = False
+        self.stopped = False
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Send one request.
+
+        Raises:
+            CancelledError: After ``stop``.
+            ChatError: No server has ever answered. ``openai`` passes on both without trying again.
+            httpx2.TransportError: A server that was there does not answer. ``openai`` tries again.
+        """
+        if self.stopped:
+            raise CancelledError
+        try:
+            response = super().send(request, **options)
+        except httpx2.TransportError as error:
+            if self.reached or isinstance(error, httpx2.TimeoutException):
+                raise
+            why = _one_line(error)
+            raise ChatError(f"No server answers at {self.host} ({why}). Start it, or set --base_url.") from None
+        self.reached = True
+        return response
+
+
+class ChatClient:
+    """Asks questions, with or without an image. Thread-safe.
+
+    The key goes to the server and nowhere else: it is cut out of every answer and every message.
 
     Args:
         base_url: Address up to and with ``/v1``. Null: the environment's OPENAI_BASE_URL, else OpenAI's.
         key: Null: the environment's OPENAI_API_KEY. A server of your own may need none.
         retries: How often a question is asked again that the server could not answer just now.
         timeout: Seconds to wait for an answer to begin, and between two pieces of one.
-        stream: Ask for the answer in pieces, which keeps slow servers behind a proxy alive. Either kind is read.
+        stream: Ask for the answer in pieces, which keeps the connection to a slow server behind a proxy open. Servers
+            that answer the other way are understood too.
 
     Raises:
         ChatError: The package ``openai`` is missing, there is no key, or the address is not one.
@@ -80,7 +114,7 @@ class ChatClient:
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
         key = key or os.environ.get("OPENAI_API_KEY") or ""
         self.host = host_of(url)
-        if not key and urlsplit(url).hostname == urlsplit(OPENAI).hostname:
+        if not key and self.host == host_of(OPENAI):
             raise ChatError(
                 f"No key for {self.host}: set the environment variable OPENAI_API_KEY. A server of your own needs "
                 f"none: --base_url http://localhost:11434/v1"
@@ -90,10 +124,10 @@ class ChatClient:
         self.retries = retries
         self.stream = stream
         self._key = key
-        self._reached = False
-        self._stopped = threading.Event()
-        # Its own retries do not know when to give up, and end before the pieces of a streamed answer are read.
-        self._api = OpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=timeout)
+        self._http = _Http(self.host)
+        self._api = OpenAI(
+            base_url=url, api_key=key or "none", max_retries=retries, timeout=timeout, http_client=self._http
+        )
 
     def ask(self, model: str, question: str, image: str | None = None) -> Answer:
         """Ask one question.
@@ -107,89 +141,76 @@ class ChatClient:
             ChatError: No server, a refused key or an unknown model: nothing else will be answered either.
             RefusedError: The server refuses this question.
             QuestionError: It fails again and again.
+            CancelledError: ``stop`` was called.
         """
         content: Any = question
         if image is not None:
             content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": image}}]
-        wait = FIRST_WAIT
-        for attempt in range(self.retries + 1):
+        for _ in range(self.retries + 1):  # openai tries again until an answer begins; this is for one that breaks off
             try:
-                return self._once(model, content)
-            except _TryAgain as trouble:
-                why = _line(self.hide(str(trouble)))  # in this order: half a key is not found
-                if attempt == self.retries:
-                    break
-                pause = wait if trouble.wait is None else trouble.wait
-                if pause > PATIENCE:
-                    raise ChatError(
-                        f"{self.host} asks to wait {pause:.0f} seconds ({why}). Run the same command later: what is "
-                        f"answered is kept."
-                    ) from None
-                if self._wait(pause):
-                    raise ChatError("Stopped.") from None
-                wait = min(2 * wait, LONGEST_WAIT)
-        raise QuestionError(f"{self.host} failed {self.retries + 1} times, last: {why}")
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no more may be asked."""
-        return self._stopped.is_set()
+                return self._ask(model, content)
+            except _BrokenAnswerError as error:
+                why = self._shown(error)
+        raise self._failed(why)
 
     def stop(self) -> None:
-        """Let no more be asked, and wake whoever waits to ask again; answers on their way still arrive."""
-        self._stopped.set()
+        """Send nothing more, from any thread; answers on their way still arrive."""
+        self._http.stopped = True
 
-    def hide(self, text: str) -> str:
-        """Cut the key out of a text."""
-        return cut_out(text, self._key)
-
-    def _wait(self, seconds: float) -> bool:
-        return self._stopped.wait(seconds)
-
-    def _once(self, model: str, content: Any) -> Answer:
-        import httpx2
+    def _ask(self, model: str, content: Any) -> Answer:
         import openai
+        from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-        if self.stopped:
-            raise ChatError("Stopped.")
         options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if self.stream else {}
-        chat = self._api.chat.completions.with_streaming_response  # reads nothing yet: the server says which kind it is
+        chat = self._api.chat.completions.with_streaming_response  # reads nothing yet: the header says which kind it is
         try:
             with chat.create(model=model, messages=[{"role": "user", "content": content}], **options) as response:
-                self._reached = True
-                if "event-stream" in response.headers.get("content-type", ""):
-                    answer = _joined(response.iter_lines())
-                else:
-                    answer = _whole(response.read())
+                try:
+                    if "event-stream" in response.headers.get("content-type", ""):
+                        raw = response.http_response
+                        answer = _joined(openai.Stream(cast_to=ChatCompletionChunk, response=raw, client=self._api))
+                    else:
+                        answer = _whole(ChatCompletion.construct(**response.json()))
+                except (openai.APIError, httpx2.HTTPError) as error:
+                    raise _BrokenAnswerError(f"its answer broke off: {error}") from None
+                except (ValueError, LookupError, TypeError, AttributeError):  # all of what the server sent
+                    raise _BrokenAnswerError("its answer is not one of the chat API") from None
         except openai.APIStatusError as error:
-            raise self._status(model, error) from None
+            raise self._meaning(model, error) from None
         except openai.APITimeoutError:
-            raise _TryAgain("it did not answer in time") from None
-        except (openai.APIConnectionError, httpx2.HTTPError) as error:
-            if not self._reached and isinstance(error, openai.APIConnectionError):
-                raise ChatError(
-                    f"No server answers at {self.host} ({_line(error.__cause__ or error)}). Start it, or set "
-                    f"--base_url."
-                ) from None
-            raise _TryAgain(f"the connection broke ({type(error).__name__})") from None
-        return answer._replace(text=self.hide(answer.text))
+            raise self._failed("it did not answer in time") from None
+        except openai.APIConnectionError as error:
+            raise self._failed(f"the connection broke ({type(error.__cause__).__name__})") from None
+        return answer._replace(text=hide(answer.text, self._key))
 
-    def _status(self, model: str, error: Any) -> Exception:
-        code, said = error.status_code, _line(self.hide(_message(error)))
-        self._reached = True
+    def _meaning(self, model: str, error: APIStatusError) -> Exception:
+        """Return the error that a status of the server means."""
+        code, body = error.status_code, error.body
+        message = body.get("message") or body.get("error") if isinstance(body, dict) else body
+        said = self._shown(str(message or f"status {code}").rstrip(". \n"))
+        pause = error.response.headers.get("retry-after")
         if code in (401, 403):
             return ChatError(f"{self.host} refuses the key: {said}. Set the environment variable OPENAI_API_KEY.")
         if code == 404:
             return ChatError(f"{self.host} knows no model {model!r}, or is not a chat server: {said}. Set --model, "
                              f"--vqa_model or --base_url.")  # fmt: skip
-        if code == 402 or getattr(error, "code", None) == "insufficient_quota":
+        if code == 402 or error.code == "insufficient_quota":
             return ChatError(f"{self.host} wants to be paid: {said}")
-        if code in AGAIN or code >= 500:
-            return _TryAgain(f"{code} {said}", _retry_after(error.response.headers.get("retry-after")))
-        return RefusedError(f"{self.host} refuses the question: {code} {said}")
+        if code not in (408, 409, 429) and code < 500:
+            return RefusedError(f"{self.host} refuses the question: {code} {said}")
+        if pause:
+            return ChatError(f"{self.host} asks for a pause, Retry-After: {self._shown(pause)} ({code} {said}). Run "
+                             f"the same command later: what is answered is kept.")  # fmt: skip
+        return self._failed(f"{code} {said}")
+
+    def _failed(self, why: str) -> QuestionError:
+        return QuestionError(f"{self.host} failed {self.retries + 1} times, last: {why}")
+
+    def _shown(self, said: object) -> str:
+        return _one_line(hide(str(said), self._key))  # in this order: half a key would not be found
 
 
-def cut_out(text: str, *keys: str) -> str:
+def hide(text: str, *keys: str) -> str:
     """Replace keys in a text by stars; one of less than 6 letters is a placeholder such as "none", and stays."""
     for key in keys:
         text = text.replace(key, "***") if len(key) >= 6 else text
@@ -212,70 +233,30 @@ def host_of(url: str) -> str:
     return f"{parts.hostname}{port}"
 
 
-def _whole(body: bytes) -> Answer:
-    try:
-        reply = json.loads(body)
-        text = reply["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        raise _TryAgain("its answer is not one of the chat API") from None
+def _whole(reply: ChatCompletion) -> Answer:
+    text = reply.choices[0].message.content
     return Answer(text if isinstance(text, str) else "", _tokens(reply))
 
 
-def _joined(lines: Iterator[str]) -> Answer:
+def _joined(chunks: Iterable[ChatCompletionChunk]) -> Answer:
     """Put the pieces of a streamed answer together."""
     pieces: list[str] = []
     tokens, ended = None, False
-    for line in lines:
-        field, _, data = line.partition(":")
-        if field != "data" or not data.strip():
-            continue
-        if data.strip() == "[DONE]":
-            ended = True
-            break
-        try:
-            part = json.loads(data)
-            if part.get("error"):
-                raise _TryAgain(f"it broke off: {part['error']}")
-            for choice in part.get("choices") or []:
-                piece = (choice.get("delta") or {}).get("content")
-                pieces.append(piece if isinstance(piece, str) else "")
-                ended = ended or bool(choice.get("finish_reason"))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise _TryAgain("a piece of its answer is not one of the chat API") from None
-        tokens = _tokens(part) or tokens
+    for chunk in chunks:
+        for choice in chunk.choices:
+            pieces.append(choice.delta.content or "")
+            ended = ended or bool(choice.finish_reason)
+        tokens = _tokens(chunk) or tokens
     if not ended:
-        raise _TryAgain("its answer broke off")
+        raise _BrokenAnswerError("its answer broke off")
     return Answer("".join(pieces), tokens)
 
 
-def _tokens(reply: Any) -> tuple[int, int] | None:
-    usage = reply.get("usage") if isinstance(reply, dict) else None
-    if not isinstance(usage, dict):
-        return None
-    spent, said = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return (spent, said) if isinstance(spent, int) and isinstance(said, int) else None
+def _tokens(reply: ChatCompletion | ChatCompletionChunk) -> tuple[int, int] | None:
+    asked, said = (getattr(reply.usage, f"{part}_tokens", None) for part in ("prompt", "completion"))
+    return (asked, said) if isinstance(asked, int) and isinstance(said, int) else None
 
 
-def _message(error: Any) -> str:
-    body = error.body
-    said = body.get("message") or body.get("error") if isinstance(body, dict) else body
-    return str(said or f"status {error.status_code}").rstrip(". \n")
-
-
-def _line(said: object) -> str:
+def _one_line(said: object) -> str:
     text = " ".join(str(said).split())
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Read the header Retry-After: seconds, or a date."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
-        return None

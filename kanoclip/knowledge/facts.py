@@ -1,4 +1,4 @@
-"""Knowledge of single images as text features, for the knowledge loss."""
+"""Text features of what is known of each image, for the knowledge loss."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 
 
 class ImageFacts:
-    """What is known of anomalies in an image: the texts of its category and its own, encoded once.
+    """Texts about the anomalies of an image: those of its category and its own, encoded once.
 
     Args:
         backbone: Encodes the texts.
-        base: General knowledge.
-        data: Its ``fit`` images are looked up, by the hash of their content.
+        base: Texts of the categories.
+        data: Its ``fit`` images are looked up by the hash of their content.
         path: JSONL of image knowledge.
 
     Raises:
         MissingError: If there is no such file.
-        KanoclipError: If the file has another shape, or knows none of the images.
+        KanoclipError: If the file does not have the expected shape, or describes none of the images.
     """
 
     def __init__(self, backbone: CLIPBackbone, base: KnowledgeBase, data: AnomalyDataModule, path: str) -> None:
@@ -40,7 +40,7 @@ class ImageFacts:
             try:
                 texts = known.get(image_hash(sample, data.read))
             except (OSError, UnreadableImageError):
-                continue  # the loader tells of it
+                continue  # the data loader reports it
             if texts:
                 self._image[sample.image] = backbone.encode_text(texts)
         if not self._image:
@@ -50,6 +50,11 @@ class ImageFacts:
         log.info("%s of %s images have knowledge of their own.", len(self._image), len(samples))
 
     def __call__(self, category: str, path: str) -> Tensor:
-        """Return the features ``(K, D)`` of an image, unit length."""
+        """Return the features ``(K, D)`` of an image, of unit length.
+
+        Args:
+            category: Of the image.
+            path: Of the image, as ``Batch.path`` has it.
+        """
         own = self._image.get(path)
         return self._category[category] if own is None else torch.cat([self._category[category], own])

@@ -1,4 +1,4 @@
-"""Images as the knowledge base knows them: by the hash of their content, and as the vision model is shown them."""
+"""Knowledge of single images: found by the hash of their content; and the picture that a vision model is shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kanoclip.data.loading import Sample
+from kanoclip.data.files import sha256
+from kanoclip.data.loading import Read, Sample
+from kanoclip.knowledge.base import STATES, digest_of
 from kanoclip.types import KanoclipError, MissingError
 
 SIDE = 512  # pixels; vision models see little more, and charge for it
-Read = Callable[[Sample], tuple[NDArray[np.uint8], Any]]
 
 
 def image_hash(sample: Sample, read: Read) -> str:
-    """Return the SHA-256 of an image's file, or of the pixels of a drawn one, which has no file."""
+    """Return the SHA-256 of an image's file, or of the pixels of a drawn one, which has no file.
+
+    Raises:
+        OSError: If the file cannot be read.
+        UnreadableImageError: If there is no file and the image cannot be drawn.
+    """
     path = Path(sample.image)
-    content = path.read_bytes() if path.is_file() else np.ascontiguousarray(read(sample)[0]).tobytes()
-    return hashlib.sha256(content).hexdigest()
+    if path.is_file():
+        return sha256(path)
+    return hashlib.sha256(np.ascontiguousarray(read(sample)[0]).tobytes()).hexdigest()
 
 
 def data_url(image: NDArray[np.uint8]) -> str:
@@ -62,12 +68,20 @@ def load_image_entries(path: str | Path) -> list[dict[str, Any]]:
 
 
 def load_image_knowledge(path: str | Path, state: str = "anomalous") -> dict[str, list[str]]:
-    """Read what is known of images of a state: hash of the image -> texts. Raises as ``load_image_entries``."""
+    """Read what is known of the images of a state, as hash of the image -> texts; raises as ``load_image_entries``."""
     found: dict[str, list[str]] = {}
     for entry in load_image_entries(path):
         if entry["state"] == state:
             found.setdefault(entry["image"], []).extend(entry["answers"])
     return found
+
+
+def image_knowledge_digest(path: str | Path) -> str:
+    """Identity of the texts of a file of image knowledge, 12 hex digits; raises as ``load_image_entries``.
+
+    Two files of one digest teach the same: the order of the images, and who answered when, do not count.
+    """
+    return digest_of({state: load_image_knowledge(path, state) for state in STATES})
 
 
 def _is_entry(entry: Any) -> bool:

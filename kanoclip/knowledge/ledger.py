@@ -1,18 +1,19 @@
-"""Raw answers, one JSON line each, kept as they come: what is answered is never asked again."""
+"""Raw answers, one JSON line each, written as they come: what is answered is never asked again."""
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from kanoclip.data.files import append_text
+
 KEY = ("model", "version", "question", "subject")
 
 
-class Told(NamedTuple):
+class KeptAnswer(NamedTuple):
     """One answer.
 
     Attributes:
@@ -27,7 +28,7 @@ class Told(NamedTuple):
 
 
 class Ledger:
-    """A file of raw answers that only grows; each line is written at once, a cut-off one is as if it were not there.
+    """A file of raw answers that only grows. Lines that were cut off, or are something else, are ignored. Thread-safe.
 
     Args:
         path: The file; made by the first ``add``.
@@ -38,39 +39,31 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._told: dict[tuple[str, ...], list[Told]] = defaultdict(list)
+        self._answers: dict[tuple[str, ...], list[KeptAnswer]] = defaultdict(list)
         self._lock = threading.Lock()
         content = path.read_bytes() if path.is_file() else b""
-        self._begin = b"\n" if content and not content.endswith(b"\n") else b""  # ends the line that was cut off
+        self._start = "\n" if content and not content.endswith(b"\n") else ""  # ends the line that was cut off
         for line in content.splitlines():
             try:
                 entry = json.loads(line)
                 key = tuple(str(entry[name]) for name in KEY)
-                self._told[key].append(Told(str(entry["answer"]), str(entry["host"]), str(entry["date"])))
+                answer = KeptAnswer(str(entry["answer"]), str(entry["host"]), str(entry["date"]))
             except (ValueError, LookupError, TypeError):
                 continue
+            self._answers[key].append(answer)
 
-    def get(self, key: tuple[str, ...]) -> list[Told]:
+    def get(self, key: tuple[str, ...]) -> list[KeptAnswer]:
         """Return the answers to a question, oldest first."""
-        return list(self._told.get(key, ()))
+        return list(self._answers.get(key, ()))
 
-    def add(self, key: tuple[str, ...], told: Told, tokens: tuple[int, int] | None) -> None:
-        """Keep an answer; it is on the disk when this returns.
+    def add(self, key: tuple[str, ...], answer: KeptAnswer, tokens: tuple[int, int] | None) -> None:
+        """Write an answer to the file, all of it or nothing.
 
         Raises:
-            OSError: If the file cannot be written; names it.
+            CannotWriteError: If the file cannot be written; names it.
         """
-        entry = dict(zip(KEY, key, strict=True)) | {"answer": told.text, "host": told.host, "date": told.date}
-        line = json.dumps(entry | {"tokens": tokens}).encode() + b"\n"
+        entry = dict(zip(KEY, key, strict=True)) | {"answer": answer.text, "host": answer.host, "date": answer.date}
         with self._lock:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with open(self.path, "ab", buffering=0) as file:
-                    file.write(self._begin + line)  # one write: two processes do not mix their lines
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise OSError(
-                    f"Cannot write {self.path}: {error.strerror or error}. Choose another --output."
-                ) from None
-            self._begin = b""
-            self._told[key].append(told)
+            append_text(self.path, f"{self._start}{json.dumps(entry | {'tokens': tokens})}\n")
+            self._start = ""
+            self._answers[key].append(answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,151 +12,104 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from kanoclip.knowledge.base import STATES, KnowledgeBase, shipped
-from kanoclip.knowledge.client import ChatClient, ChatError, cut_out
+from kanoclip.knowledge.client import ChatClient, hide
 from kanoclip.outputs.tables import print_table
-from kanoclip.registry import NAMES, UnknownNameError, load_class, resolve
+from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
 from kanoclip.types import KanoclipError
-from kanoclip.verbs.say import complain
+from kanoclip.verbs.say import complain, mistake
 
 if TYPE_CHECKING:
+    from kanoclip.data.base import AnomalyDataModule
+    from kanoclip.knowledge.build import Outcome
     from kanoclip.knowledge.questions import Question
 
-SHOWN = 5  # failures that are told one by one
+HELP = {"-h", "--help"}
+SHOWN = 5  # failures that are printed one by one
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``kanoclip knowledge``; returns 0, 1 if something is missing, 2 for the caller's mistake, 130 interrupted."""
-    options = [option.replace("--data.", "--", 1) for option in argv[1:]]  # the data set's, with and without prefix
-    action, *rest = options
+    """Run ``kanoclip knowledge``.
+
+    Args:
+        argv: As typed, such as ``["knowledge", "build", "--data", "mvtec"]``.
+
+    Returns:
+        0 done, 1 if something could not be answered, 2 for a mistake of the caller, 130 interrupted.
+    """
+    action, *options = argv[1:]
     try:
-        return _show(rest) if action == "show" else _build(rest)
+        return _show(options) if action == "show" else _parse_and_build([_spelled(option) for option in options])
     except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UnknownNameError, ChatError, ValueError, OSError) as error:
-        return complain(_without_keys(str(error), rest))
+    except (KanoclipError, OSError) as error:
+        said = mistake(error)
+        if said is None:
+            raise
+        return complain(said.replace("--trainer.default_root_dir", "another --output"))
     except KeyboardInterrupt:
         print("kanoclip: interrupted; what is answered is kept, the same command goes on.", file=sys.stderr)
         return 130
 
 
-def _build(options: Sequence[str]) -> int:
-    name, rest = _data_option(options)
-    if name is None:
-        if "--help" in options or "-h" in options:
-            _parser(None).print_help()
-            return 0
-        raise KanoclipError(f"Which data set? Add --data NAME, one of {', '.join(NAMES['data'])}.")
-    kind = load_class(resolve("data", name))
-    parser = _parser(kind, name)
-    try:
-        chosen: dict[str, Any] = parser.parse_args(rest).as_dict()
-    except argparse.ArgumentError as error:
-        raise KanoclipError(f"{_refusal(error)}. Options: {parser.prog} --data {name} --help") from error
-    own = {key: chosen.pop(key) for key in OWN}
-    return _ask(kind(**chosen), **own)
-
-
-def _data_option(options: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Take ``--data NAME`` out: which other options there are depends on it."""
-    name, rest = None, list(options)
-    for place, option in enumerate(rest):
-        if option.startswith("--data="):
-            return option.partition("=")[2], rest[:place] + rest[place + 1 :]
-        if option == "--data" and place + 1 < len(rest):
-            return rest[place + 1], rest[:place] + rest[place + 2 :]
-    return name, rest
-
-
-def _refusal(error: argparse.ArgumentError) -> str:
-    """In one line; of options that there are not, only the names: what follows a mistyped --api_key is a key."""
-    said = " ".join(str(error).split()).rstrip(".")
-    start, colon, words = said.partition("nrecognized arguments:")
-    if not colon or len(start) > 1:
-        return said
-    return "Unknown options: " + ", ".join(
-        word.partition("=")[0] if word.startswith("-") else "(a word without an option)" for word in words.split()
-    )
-
-
-OWN: dict[str, tuple[Any, Any, str]] = {
-    "model": (str | None, None, "Language model for general knowledge. Null: none is asked."),
-    "vqa_model": (str | None, None, "Vision model for image-specific knowledge. Null: none is asked."),
-    "base_url": (str | None, None, "Address of the server up to /v1. Null: OPENAI_BASE_URL, else OpenAI's."),
-    "api_key": (str | None, None, "Better left to the environment's OPENAI_API_KEY: others see what is typed."),
-    "output": (str | None, None, "YAML to write; runs/knowledge/NAME.yaml by default. The others lie beside it."),
-    "questions": (str | None, None, "Template of the questions. Null: the one that ships."),
-    "concurrency": (int, 4, "Questions on their way at the same time."),
-    "retries": (int, 6, "How often a question is asked again that the server could not answer just now."),
-    "timeout": (float, 120.0, "Seconds to wait for an answer."),
-    "stream": (bool, False, "Ask for answers in pieces."),
-    "dry_run": (bool, False, "Print the prompts and the number of calls, and ask nothing. A model need not be named."),
-}
-
-
-def _parser(kind: type | None, name: str = "NAME") -> ArgumentParser:
-    parser = ArgumentParser(prog="kanoclip knowledge build", exit_on_error=False)
-    parser.description = (
-        f"Make a knowledge base for --data {name}. Questions that are answered are not asked again: after a stop, the "
-        f"same command goes on."
-    )
-    for option, (of, default, text) in OWN.items():
-        dashed = [f"--{option.replace('_', '-')}"] if "_" in option else []
-        parser.add_argument(f"--{option}", *dashed, type=of, default=default, help=text)
-    if kind:
-        parser.add_class_arguments(kind)
-    return parser
-
-
-def _ask(
-    data: Any,
-    model: str | None,
-    vqa_model: str | None,
-    base_url: str | None,
-    api_key: str | None,
-    output: str | None,
-    questions: str | None,
-    concurrency: int,
-    retries: int,
-    timeout: float,
-    stream: bool,
-    dry_run: bool,
+def build(
+    data: AnomalyDataModule,
+    model: str | None = None,
+    vqa_model: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    output: str | None = None,
+    questions: str | None = None,
+    concurrency: PositiveInt = 4,
+    retries: NonNegativeInt = 6,
+    timeout: PositiveFloat = 120.0,
+    stream: bool = False,
+    dry_run: bool = False,
 ) -> int:
+    """Ask what is not answered yet, and write what is known; returns 1 if something could not be answered.
+
+    Args:
+        data: Its categories and auxiliary images are asked about.
+        model: Language model for general knowledge. Null: none is asked.
+        vqa_model: Vision model for image-specific knowledge. Null: none is asked.
+        base_url: Address of the server up to /v1. Null: OPENAI_BASE_URL, else OpenAI's.
+        api_key: Better left to the environment's OPENAI_API_KEY: others see what is typed.
+        output: YAML to write; runs/knowledge/NAME.yaml by default. The other files lie beside it.
+        questions: Template of the questions. Null: the one that ships.
+        concurrency: Questions on their way at the same time.
+        retries: How often a question is asked again that the server could not answer just now.
+        timeout: Seconds to wait for an answer.
+        stream: Ask for answers in pieces.
+        dry_run: Print the prompts and the number of calls, and ask nothing. A model need not be named.
+    """
     from kanoclip.data.files import write_text
     from kanoclip.knowledge.build import ask_all, general_yaml, image_jsonl, open_questions
-    from kanoclip.knowledge.images import image_hash
     from kanoclip.knowledge.ledger import Ledger
     from kanoclip.knowledge.questions import Template, general_questions, image_questions
 
     path = Path(output or f"runs/knowledge/{data.name}.yaml").expanduser()
     if dry_run and not (model or vqa_model):
         model, vqa_model = "MODEL", "VQA_MODEL"  # what any would be asked
-    for option, valid, expected in (
-        ("model", model or vqa_model, "a name, such as gpt-4o-mini; or --vqa_model"),
-        ("output", path.suffix in (".yaml", ".yml"), "a file that ends in .yaml"),
-        ("concurrency", concurrency > 0, "1 or more"),
-        ("retries", retries >= 0, "0 or more"),
-        ("timeout", timeout > 0, "more than 0 seconds"),
-    ):
-        if not valid:
-            raise KanoclipError(f"--{option} should be {expected}.")
+    if not (model or vqa_model):
+        raise KanoclipError("--model should be a name, such as gpt-4o-mini; or --vqa_model.")
+    if path.suffix not in (".yaml", ".yml"):
+        raise KanoclipError("--output should be a file that ends in .yaml.")
     template = Template.load(questions)
     general = general_questions(template, model, data) if model else []
-    samples = image_questions(
-        template, vqa_model, data, lambda sample: image_hash(sample, data.read), lambda all: _track(all, "hashing")
-    ) if vqa_model else []  # fmt: skip
+    of_images = image_questions(template, vqa_model, data, lambda all: _track(all, "hashing")) if vqa_model else []
     ledger = Ledger(path.with_suffix(".answers.jsonl"))
-    pending = open_questions([*general, *samples], ledger)
-    known = len(general) + len(samples) - len(pending)
+    pending = open_questions([*general, *of_images], ledger)
+    before = len(general) + len(of_images) - len(pending)
     if dry_run:
         _print_prompts(pending)
-        print(f"{len(pending)} calls; {known} questions are answered already. Nothing was asked.")
+        print(f"{len(pending)} calls; {before} questions are answered already. Nothing was asked.")
         return 0
     client = ChatClient(base_url, api_key, retries, timeout, stream)
     outcome = ask_all(pending, ledger, client, data.read, concurrency, lambda all, n: _track(all, "asking", n))
@@ -168,8 +122,8 @@ def _ask(
         if missing:
             print(f"Too little usable was said of: {', '.join(missing)}. Generic entries serve them.")
         incomplete |= bool(missing)
-    if samples:
-        content, without = image_jsonl(samples, ledger, template)
+    if of_images:
+        content, without = image_jsonl(of_images, ledger, template)
         write_text(path.with_suffix(".jsonl"), content)
         print(f"image-specific knowledge: {path.with_suffix('.jsonl')}")
         fit_with += f" --model.image_knowledge {path.with_suffix('.jsonl')}"
@@ -178,39 +132,83 @@ def _ask(
         incomplete |= bool(without)
     print(f"raw answers: {ledger.path}")
     print(f"To read it while fitting: kanoclip fit --data {data.name} ...{fit_with}")
-    told = f"{outcome.tokens[0]} in questions, {outcome.tokens[1]} in answers"
-    if outcome.untold:
-        told = "not told" if outcome.untold == outcome.asked else f"{told}, not told for {outcome.untold} answers"
-    print(f"{outcome.asked} answers, {known} questions answered before. Tokens: {told}.")
-    for text in outcome.failed[:SHOWN]:
-        print(f"kanoclip: no answer: {client.hide(text)}", file=sys.stderr)
-    if len(outcome.failed) > SHOWN:
-        print(f"kanoclip: and {len(outcome.failed) - SHOWN} more.", file=sys.stderr)
+    _print_outcome(outcome, before)
     return int(incomplete)
+
+
+def _parse_and_build(options: Sequence[str]) -> int:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data", nargs="?")  # which other options there are depends on it
+    found, rest = first.parse_known_args(options)
+    name: str | None = found.data
+    if not name and not HELP & set(rest):
+        raise KanoclipError(f"Which data set? Add --data NAME, one of {', '.join(NAMES['data'])}.")
+    parser = ArgumentParser(prog=f"kanoclip knowledge build --data {name or 'NAME'}", exit_on_error=False)
+    parser.description = (
+        "Make a knowledge base of a data set. Questions that are answered are not asked again: after a stop, the same "
+        "command goes on."
+    )
+    kind = load_class(resolve("data", name)) if name else None
+    own = parser.add_function_arguments(build, skip={"data"})
+    of_data = parser.add_class_arguments(kind) if kind else []
+    if HELP & set(rest) or kind is None:
+        parser.print_help()
+        return 0
+    try:
+        chosen: dict[str, Any] = parser.parse_args(rest).as_dict()
+    except argparse.ArgumentError as error:
+        why = _refusal(error, rest, [*own, *of_data])
+        raise KanoclipError(f"{why} Options: {parser.prog} --help") from error
+    return build(kind(**{key: chosen[key] for key in of_data}), **{key: chosen[key] for key in own})
+
+
+def _spelled(option: str) -> str:
+    """Bring an option to one spelling: ``--data.root`` is ``--root``, ``--dry-run`` is ``--dry_run``."""
+    if not option.startswith("--"):
+        return option
+    name, equals, value = option[2:].partition("=")
+    return f"--{name.removeprefix('data.').replace('-', '_')}{equals}{value}"
+
+
+def _refusal(error: argparse.ArgumentError, options: Sequence[str], known: Sequence[str]) -> str:
+    """Say what the parser refused, without repeating a key."""
+    said = re.sub(r'^Parser key "([\w.]+)"', r"--\1", " ".join(str(error).split())).rstrip(".")
+    keys = [os.environ.get("OPENAI_API_KEY", "")]
+    for option, following in zip(options, [*options[1:], ""], strict=True):
+        name, _, value = option.partition("=")
+        if re.match("--?[a-z]", name) and name[2:].split(".")[0] not in known:  # a key may follow, if it is mistyped
+            return f"Unknown option {name}.{did_you_mean(name, [f'--{one}' for one in known])}"
+        keys.append((value or following) if name == "--api_key" else "")
+    if "nrecognized arguments" in said:  # may be a key too
+        return "A word stands without an option."
+    return hide(said, *keys) + "."
 
 
 def _print_prompts(questions: Iterable[Question]) -> None:
     prompts = Counter((question.model, question.sample is not None, question.text) for question in questions)
     for (model, image, text), count in prompts.items():
-        print(f"[{model}, {count} {'images' if image else 'call'}] {text}\n")
+        print(f"[{model}, {count} {'images' if image else 'call' + 's' * (count > 1)}] {text}\n")
+
+
+def _print_outcome(outcome: Outcome, before: int) -> None:
+    counted = [tokens for tokens in outcome.tokens if tokens]
+    said = f"{sum(asked for asked, _ in counted)} in questions, {sum(answer for _, answer in counted)} in answers"
+    if uncounted := len(outcome.tokens) - len(counted):
+        said = f"{said}, not told for {uncounted} answers" if counted else "not told"
+    print(f"{len(outcome.tokens)} answers, {before} questions answered before. Tokens: {said}.")
+    for text in outcome.failed[:SHOWN]:
+        print(f"kanoclip: no answer: {text}", file=sys.stderr)
+    if len(outcome.failed) > SHOWN:
+        print(f"kanoclip: and {len(outcome.failed) - SHOWN} more.", file=sys.stderr)
 
 
 def _track(items: Iterable[Any], title: str, total: int | None = None) -> Iterable[Any]:
     return track(items, title, total, console=Console(stderr=True), transient=True)
 
 
-def _without_keys(text: str, options: Sequence[str]) -> str:
-    """A refused command line is quoted in its message; a key in it is not."""
-    keys = [os.environ.get("OPENAI_API_KEY", "")]
-    for place, option in enumerate(options):
-        if option.startswith("-") and "key" in option.lower():
-            keys += [option.partition("=")[2], *options[place + 1 : place + 2]]
-    return cut_out(text, *keys)
-
-
 def _show(options: Sequence[str]) -> int:
     names = ", ".join(shipped())
-    if "-h" in options or "--help" in options:
+    if HELP & set(options):
         print(f"kanoclip knowledge show NAME: a base, a data set, or a file (.yaml, .jsonl). Bases: {names}.")
         return 0
     if len(options) != 1:
@@ -218,15 +216,16 @@ def _show(options: Sequence[str]) -> int:
     name = options[0]
     if name.endswith(".jsonl"):
         return _show_images(name)
-    own = name in NAMES["data"] and name not in shipped()
-    base = KnowledgeBase.for_data(name) if own else KnowledgeBase.load(name)
-    _print_provenance({"file": base.path, "data sets": ", ".join(base.data_sets) or "any"} | base.provenance)
+    base = KnowledgeBase.for_data(name) if name in NAMES["data"] else KnowledgeBase.load(name)
+    for key, value in ({"file": base.path, "data sets": ", ".join(base.data_sets) or "any"} | base.provenance).items():
+        print(f"{key}: {value}")
     table = Table("category", "state", "texts", box=box.SIMPLE_HEAD)
     for category, entry in {"generic": base.generic, **base.categories}.items():
         for state in STATES:
             table.add_row(category if state == STATES[0] else "", state, "\n".join(entry[state]))
     print_table(table)
-    print(f"{len(base.categories)} categories, {sum(map(_count, base.categories.values()))} texts.")
+    count = sum(len(texts) for entry in base.categories.values() for texts in entry.values())
+    print(f"{len(base.categories)} categories, {count} texts.")
     return 0
 
 
@@ -242,12 +241,3 @@ def _show_images(name: str) -> int:
     print_table(table)
     print(f"{len(entries)} images, {sum(len(entry['answers']) for entry in entries)} texts.")
     return 0
-
-
-def _count(entry: dict[str, list[str]]) -> int:
-    return sum(map(len, entry.values()))
-
-
-def _print_provenance(provenance: dict[str, Any]) -> None:
-    for key, value in provenance.items():
-        print(f"{key}: {value}")

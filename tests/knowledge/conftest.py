@@ -1,8 +1,6 @@
 import pytest
 from chat_server import ChatServer
 
-from kanoclip.knowledge.client import ChatClient
-
 
 @pytest.fixture
 def server(monkeypatch):
@@ -12,16 +10,3 @@ def server(monkeypatch):
     yield chat
     chat.http.shutdown()
     chat.http.server_close()
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """Seconds that a client would have waited, without waiting."""
-    noted: list[float] = []
-
-    def wait(client: ChatClient, seconds: float) -> bool:
-        noted.append(seconds)
-        return client.stopped
-
-    monkeypatch.setattr(ChatClient, "_wait", wait)
-    return noted

@@ -226,14 +226,13 @@ def test_what_is_said_of_both_states_teaches_nothing(cats, server) -> None:
     assert both not in cats.base.read_text()
 
 
-def test_limits_and_failures_are_survived(cats, server, waits) -> None:
+def test_limits_and_failures_are_survived(cats, server) -> None:
     def stumble(number, request):
-        replies = {0: failed(429, Retry_After="3"), 3: failed(500), 5: failed(503)}
+        replies = {0: failed(429, Retry_After="0.1"), 3: failed(500), 5: failed(503)}
         return replies.get(number) or talk(number, request)
 
     server.plan = stumble
     assert cats(*BOTH, "--concurrency", "1") == 0
-    assert sorted(waits) == [1, 1, 3]
     assert len(server.requests) == 13
 
 
@@ -290,7 +289,7 @@ def test_tokens_are_told_as_far_as_the_server_tells_them(cats, server, capsys, t
 
 @pytest.mark.parametrize("reply", [None, failed(401, f"Incorrect API key provided: {KEY}"), failed(500, KEY)])
 @pytest.mark.parametrize("typed", ["--api_key", "--api-key", ""])
-def test_the_key_is_in_no_file_and_no_output(cats, server, tmp_path, capsys, monkeypatch, waits, reply, typed) -> None:
+def test_the_key_is_in_no_file_and_no_output(cats, server, tmp_path, capsys, monkeypatch, reply, typed) -> None:
     def echo(number, request):
         status, headers, content = talk(number, request)
         return reply or (status, headers, content.replace(b"patch", KEY.encode()))
@@ -319,18 +318,21 @@ def test_a_refused_command_line_does_not_repeat_the_key(cats, capsys, options) -
     [
         ([], "--model should be a name"),
         (["--model", "m", "--output", "here.json"], "--output should be a file that ends in .yaml"),
-        (["--model", "m", "--concurrency", "0"], "--concurrency should be 1 or more"),
-        (["--model", "m", "--retries", "-1"], "--retries should be 0 or more"),
-        (["--model", "m", "--timeout", "0"], "--timeout should be more than 0"),
+        (["--model", "m", "--concurrency", "0"], "--concurrency: Not of type PositiveInt: 0 does not conform"),
+        (["--model", "m", "--retries", "-1"], "--retries: Not of type NonNegativeInt: -1 does not conform"),
+        (["--model", "m", "--timeout", "0"], "--timeout: Not of type PositiveFloat: 0 does not conform"),
         (["--model", "m", "--questions", "nowhere.yaml"], "No file of questions nowhere.yaml"),
         (["--model", "m", "--category", "dog"], "Unknown category 'dog'"),
         (["--model", "m", "--root", "/nowhere"], "No MVTec AD at"),
         (["--model", "m", "--base_url", "localhost"], "The base URL is no address"),
         (
             ["--model", "m", "--wings=2"],
-            "Unknown options: --wings. Options: kanoclip knowledge build --data mvtec --help",
+            "Unknown option --wings. Options: kanoclip knowledge build --data mvtec --help",
         ),
-        (["--model", "m", "--timeout", "soon"], "Expected a <class 'float'>. Got value: soon"),
+        (["--modle", "m"], "Unknown option --modle. Did you mean '--model'? Options: kanoclip"),
+        (["--model", "m", "n"], "A word stands without an option. Options: kanoclip"),
+        (["--model", "m", "--timeout", "soon"], "could not convert string to float: 'soon'"),
+        (["--model", "m", "--output", "/dev/null/out.yaml"], "choose another --output"),
     ],
 )
 def test_a_mistake_is_one_line(cats, capsys, options, message) -> None:
