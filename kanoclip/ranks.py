@@ -1,6 +1,6 @@
-"""What the processes of one run tell each other; each is called a rank. In a run of one process nothing is said.
+"""Collectives of a distributed run; a process of it is called a rank. Outside of one, each rank is the only one.
 
-What is not in a step of training may be called by all ranks together alone, or it waits for ever.
+Collective: every rank must call these equally often and in the same order, or the run hangs.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ Value = TypeVar("Value")
 
 
 def rank_of() -> tuple[int, int]:
-    """Return the number of this process, from 0, and how many there are."""
+    """Return the rank of this process, from 0, and the number of ranks; not a collective."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def gather(value: Value) -> list[Value]:
-    """Return the values of all ranks, in their order; any object that can be pickled."""
+    """Return the values of all ranks, in the order of ranks; any object that can be pickled."""
     world = rank_of()[1]
     values = [value] * world
     if world > 1:
@@ -31,17 +31,17 @@ def gather(value: Value) -> list[Value]:
 
 
 def total(mine: Tensor) -> Tensor:
-    """Sum a tensor of the same shape over ranks.
+    """Sum a tensor over ranks, of the same shape in each.
 
-    A loss that is made of such sums is the loss of the images of all ranks, equal in each. Its gradient in a rank is
-    that of the rank's own images times the number of ranks, since the average over ranks is what an optimiser gets.
+    A loss made of such sums is the loss of the images of all ranks, equal in each. Its gradient in a rank is that of
+    the rank's own images times the number of ranks, because DDP averages gradients over ranks.
     """
     summed: Tensor = _Total.apply(mine) if rank_of()[1] > 1 else mine
     return summed
 
 
 def mean(values: Tensor) -> Tensor:
-    """Average over the elements of all ranks, which may differ in number; 0 of none."""
+    """Average the elements of all ranks, which may differ in number; 0 where there are none."""
     if rank_of()[1] == 1:
         return values.mean() if values.numel() else values.sum()
     added, count = total(torch.stack([values.float().sum(), values.new_tensor(values.numel(), dtype=torch.float32)]))

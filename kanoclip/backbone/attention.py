@@ -1,4 +1,4 @@
-"""What the patches of the second path attend to: the only difference between CLIP, CLIP Surgery and SCLIP."""
+"""Attentions of the second path of the image tower: what sets CLIP, CLIP Surgery and SCLIP apart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kanoclip.types import KanoclipError
 
 
 class Attention(nn.Module, ABC):
-    """Attention of the second path, without weights: it reads the q, k, v that CLIP's own block projects.
+    """Attention of the second path, without weights: it mixes the q, k, v that CLIP's own block projects.
 
     Args:
         first: Block where the second path begins, counted from 1. None: all but the first 5/24 of the blocks, as
@@ -34,7 +34,7 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Mix the values ``v``."""
+        """Return the attended values."""
 
     def start(self, depth: int) -> int | None:
         """Number of the first block with a second path in a backbone of ``depth`` blocks; None for no second path."""
@@ -49,7 +49,7 @@ class Attention(nn.Module, ABC):
 
 
 class QKV(Attention):
-    """CLIP as it is: no second path, patch features are those of CLIP's own attention.
+    """CLIP as it is: no second path; patch features come from CLIP's own attention.
 
     Reference:
         A. Radford et al., *Learning Transferable Visual Models From Natural Language Supervision*, ICML 2021.
@@ -59,7 +59,7 @@ class QKV(Attention):
         super().__init__()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries look up keys."""
+        """Queries attend to keys."""
         return scaled_dot_product_attention(q, k, v)
 
     def start(self, depth: int) -> int | None:
@@ -68,7 +68,7 @@ class QKV(Attention):
 
 
 class VV(Attention):
-    """Values look up values: a patch gathers from patches with the same content, so local meaning stays local.
+    """Values attend to values: a patch gathers from patches with the same content, so local meaning stays local.
 
     Reference:
         Y. Li et al., *CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks*,
@@ -77,12 +77,12 @@ class VV(Attention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Values look up values."""
+        """Values attend to values."""
         return scaled_dot_product_attention(v, v, v)
 
 
 class QQ(Attention):
-    """Queries look up queries.
+    """Queries attend to queries.
 
     Reference:
         Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, ICLR 2024,
@@ -90,12 +90,12 @@ class QQ(Attention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries look up queries."""
+        """Queries attend to queries."""
         return scaled_dot_product_attention(q, q, v)
 
 
 class KK(Attention):
-    """Keys look up keys.
+    """Keys attend to keys.
 
     Reference:
         Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, ICLR 2024,
@@ -103,7 +103,7 @@ class KK(Attention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keys look up keys."""
+        """Keys attend to keys."""
         return scaled_dot_product_attention(k, k, v)
 
 
@@ -116,5 +116,5 @@ class CSA(Attention):
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Add what queries and what keys gather."""
+        """Add the values attended by q-q and by k-k."""
         return scaled_dot_product_attention(q, q, v) + scaled_dot_product_attention(k, k, v)

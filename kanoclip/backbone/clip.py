@@ -1,4 +1,4 @@
-"""Frozen CLIP with a second path: image -> patch features of several levels and the global feature, in one pass."""
+"""Frozen CLIP with a second attention path: image -> patch features of several levels and the global feature."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _uncopied = ContextVar("uncopied", default=False)
 
 @contextmanager
 def uncopied() -> Iterator[None]:
-    """Have ``copy.deepcopy`` return a backbone itself: what a model was made with need not be in memory twice."""
+    """Let ``copy.deepcopy`` return a backbone itself, so that hyperparameters hold no second copy of the weights."""
     token = _uncopied.set(True)
     try:
         yield
@@ -34,8 +34,8 @@ def uncopied() -> Iterator[None]:
 class CLIPBackbone(nn.Module):
     """Frozen CLIP: any open_clip model whose image tower is open_clip's own vision transformer.
 
-    Always in eval mode, without gradients for its weights. Beside CLIP's own path (attention and feed-forward), a
-    second path without feed-forward gathers patches by another attention, reading what CLIP's path projects:
+    Always in eval mode, without gradients for its weights. Beside CLIP's own path (attention and feed-forward) runs a
+    second one with another attention and no feed-forward, on the q, k, v of CLIP's path:
     ``x2 <- x2 + W_o attention(q, k, v)``. Patches come from the second path where there is one, the global feature
     always from CLIP's own.
 
@@ -43,12 +43,12 @@ class CLIPBackbone(nn.Module):
         name: open_clip's name of the model, such as ViT-L-14-336; or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``,
             which bring their own weights.
         pretrained: open_clip's tag of the weights, or the path of a local .safetensors or .pt file, best with the
-            tag in its name, which tells its activation and colours. null: random weights, for tests and timing.
+            tag in its name, which decides activation and colours. null: random weights, for tests and timing.
         image_size: Side of the square image in pixels, a multiple of the patch size.
         levels: Blocks after which patches are read, counted from 1. null: the four quarters of the depth
             (6, 12, 18, 24 of 24).
-        position: How the position embedding is resized for another image size than that of the pretraining: bicubic
-            with antialias, as open_clip does, or plain bilinear, as CLIP Surgery and AnomalyCLIP do.
+        position: How the position embedding is resized if the image size is not that of the pretraining: bicubic with
+            antialias, as in open_clip, or bilinear without, as in CLIP Surgery and AnomalyCLIP.
         cls_norm: Whether the global feature passes CLIP's last norm. AnomalyCLIP's code leaves it out: false.
 
     Attributes:
@@ -111,11 +111,11 @@ class CLIPBackbone(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> CLIPBackbone:
-        """Stay in eval mode, whatever the trainer asks for."""
+        """Stay in eval mode, whatever ``mode`` says."""
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CLIPBackbone:
-        """Copy it, as every module is copied; within ``uncopied`` return itself."""
+        """Copy as any module does; within ``uncopied`` return the backbone itself."""
         if _uncopied.get():
             return self
         memo[id(self)] = twin = type(self).__new__(type(self))
@@ -124,16 +124,16 @@ class CLIPBackbone(nn.Module):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the features depend on besides the weights and the size of the image."""
+        """What the features depend on besides the weights and the image size."""
         return {"levels": self.levels, "position": self._resizing, "cls_norm": self.cls_norm}
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of all weights (names, types, shapes, values) and of activations but GELU, in hexadecimal digits."""
+        """sha256, hexadecimal, of all weights (names, types, shapes, values) and of activations other than GELU."""
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name, module in self.named_modules():
-                if name.endswith(".gelu") and repr(module) != repr(nn.GELU()):  # open_clip calls any activation so
+                if name.endswith(".gelu") and repr(module) != repr(nn.GELU()):  # open_clip's name for any activation
                     digest.update(f"{name} {module!r}".encode())
             for name, weight in sorted(self.named_parameters()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -182,9 +182,9 @@ class CLIPBackbone(nn.Module):
 
     @torch.no_grad()
     def token_embeddings(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> token embeddings ``(K, M, text_width)`` and the place ``(K,)`` of the end token, both to be edited.
+        """Texts -> token embeddings ``(K, M, text_width)`` and index ``(K,)`` of the end token, ``eot``.
 
-        The embeddings are without positions: begin token at 0, words from 1, end token at ``eot``, then filling.
+        The embeddings are without positions: begin token at 0, words from 1, end token at ``eot``, then padding.
         """
         return self.text.embed(texts)
 
@@ -193,7 +193,7 @@ class CLIPBackbone(nn.Module):
 
         Args:
             embeddings: ``(K, M, text_width)`` as ``token_embeddings`` returns them.
-            eot: ``(K,)``, place of the end token.
+            eot: ``(K,)``, index of the end token.
             deep: ``(depth, t, text_width)``: learned tokens that replace the t tokens after the begin token at the
                 input of text blocks 2 to ``depth + 1``, as in AnomalyCLIP.
 
@@ -204,16 +204,16 @@ class CLIPBackbone(nn.Module):
 
 
 def embed_patches(visual: Any, image: Tensor, position: Tensor) -> Tensor:
-    """Image ``(B, 3, H, W)``, normalised -> tokens ``(B, 1 + N, width)`` as the first block takes them."""
+    """Image ``(B, 3, H, W)``, normalised -> tokens ``(B, 1 + N, width)`` for the first block."""
     patches = visual.conv1(image).flatten(2).transpose(1, 2)  # (B, N, width)
     cls = visual.class_embedding.expand(len(patches), 1, -1)
     return visual.ln_pre(torch.cat([cls, patches], dim=1) + position)
 
 
 def run_blocks(visual: Any, tokens: Tensor, attention: Attention, levels: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Run the blocks of a vision transformer once, with the second path beside CLIP's own.
+    """Run the blocks of a vision transformer, with the second path beside CLIP's own; differentiable.
 
-    Differentiable; the second path begins at ``attention.start`` and ends with the highest level.
+    The second path begins at the block ``attention.start`` and ends with the highest level.
 
     Args:
         visual: open_clip's VisionTransformer.

@@ -1,4 +1,4 @@
-"""torch.compile for the frozen backbone: how a run computes, like its precision, not what its model is."""
+"""torch.compile for the frozen backbone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 class CompiledBackbone(Callback):
     """Compile the backbone when a run starts; the first batch of each size then takes a minute or more.
 
-    A callback and not an option of the backbone, so that a checkpoint that was fitted with or without it can be tested
-    either way. Needs a C++ compiler on a CPU. Features change by rounding alone; weights keep their names.
+    A callback rather than an option of the backbone: a checkpoint fitted with it can be tested without it, and the
+    other way round. On a CPU it needs a C++ compiler. Features change by rounding only; weights keep their names.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compile in place, what runs when the backbone is called with images."""
+        """Compile the backbone's ``forward`` in place."""
         backbone = getattr(pl_module, "backbone", None)
         if isinstance(backbone, nn.Module):  # local_stats has none
             backbone.compile()

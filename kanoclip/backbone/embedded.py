@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.backbone.loading import FOLDER as SCHEME
+from kanoclip.backbone.loading import LOCAL_DIR
 from kanoclip.types import MissingError
 
-# open_clip_config.json, model.safetensors (float16) and bpe.txt.gz; plain open_clip opens the folder as well
+# open_clip_config.json, model.safetensors (float16) and bpe.txt.gz, as open_clip itself reads them
 FOLDER = Path(__file__).parent / "embedded"
 LEVELS = [3, 5]
 
@@ -17,13 +17,13 @@ LEVELS = [3, 5]
 class EmbeddedBackbone(CLIPBackbone):
     """A miniature of CLIP, trained on drawn surfaces and parts: for learning, tests and demonstrations.
 
-    It knows nothing of photographs. For work on real images use the backbone ``clip``.
+    It has never seen a photograph. For work on real images use the backbone ``clip``.
 
     Args:
         image_size: Side of the square image in pixels, a multiple of the patch size.
-        levels: Blocks after which patches are read, counted from 1, of 5. null: 3 and 5; see its model card.
+        levels: Blocks after which patches are read, counted from 1, of 5. null: 3 and 5.
         position: How the position embedding is resized for another image size than that of the pretraining: bicubic
-            with antialias, or plain bilinear.
+            with antialias, or bilinear without.
 
     Raises:
         MissingError: If the package was installed without its weights.
@@ -44,5 +44,5 @@ class EmbeddedBackbone(CLIPBackbone):
                 f"No weights of the embedded backbone at {FOLDER}: expected model.safetensors, which comes with "
                 f"kanoclip. Reinstall it with: pip install --force-reinstall --no-deps kanoclip"
             )
-        super().__init__(f"{SCHEME}{FOLDER}", None, image_size, levels or LEVELS, position)
+        super().__init__(f"{LOCAL_DIR}{FOLDER}", None, image_size, levels or LEVELS, position)
         self.description = "kanoclip embedded"

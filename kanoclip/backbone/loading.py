@@ -1,10 +1,11 @@
-"""Find and open the weights of a CLIP model: what open_clip knows, said in errors a person can act on."""
+"""Load a CLIP model by open_clip, with errors that say what to do."""
 
 from __future__ import annotations
 
-import difflib
+import json
 import logging
 import os
+import pickle
 import re
 import threading
 import urllib.error
@@ -16,29 +17,31 @@ from typing import Any
 
 import huggingface_hub
 import open_clip
+from safetensors import SafetensorError
 from torch import Tensor
 
+from kanoclip.registry import did_you_mean
 from kanoclip.types import KanoclipError, MissingError
 
-PATIENCE = 6.0  # seconds to wait for the first answer of a server before saying that there is no network
-FOLDER = "local-dir:"  # open_clip's prefix for a folder with open_clip_config.json and the weights
-HUB = "hf-hub:"  # its prefix for a repository with the same content
-SCHEMES = (FOLDER, HUB)
-OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # colours, unless told others
+TIMEOUT = 6.0  # seconds to wait for the first answer of a server before saying that there is no network
+LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder with open_clip_config.json and the weights
+HF_HUB = "hf-hub:"  # its prefix for a repository of Hugging Face with the same content
+SCHEMES = (LOCAL_DIR, HF_HUB)
+OPENAI = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}  # of colours: the default
 
 _log = logging.getLogger(__name__)
 
 
 class BackboneUnavailableError(KanoclipError, RuntimeError):
-    """The weights are neither on this machine nor reachable."""
+    """The weights are not on this machine and cannot be downloaded."""
 
 
 def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]:
     """Build an open_clip model in float32 with its weights, and its tokenizer.
 
     Args:
-        name: Name of an open_clip model, or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, which bring their own
-            weights, so that ``pretrained`` is not read.
+        name: Name of an open_clip model; or ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``, which bring their own
+            weights: ``pretrained`` is then ignored.
         pretrained: Tag of the weights, path of a local file (safetensors, or a torch file that holds tensors only),
             or None for random weights.
 
@@ -50,7 +53,7 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
     with _root_logger_untouched():
         if name.startswith(SCHEMES):
             with _remedies(name, None):
-                if name.startswith(HUB) and not _cached(name.removeprefix(HUB), ["open_clip_config.json"]):
+                if name.startswith(HF_HUB) and not _cached(name.removeprefix(HF_HUB), ["open_clip_config.json"]):
                     _ask(huggingface_hub.constants.ENDPOINT)
                 _check_supported(name, open_clip.get_model_config(name))
                 return open_clip.create_model(name, require_pretrained=True), _tokenizer(name)
@@ -66,8 +69,8 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
             with _remedies(name, pretrained):
                 recipe = open_clip.get_pretrained_cfg(name, pretrained)
                 preprocess = {key: recipe[key] for key in ("mean", "std") if key in recipe}
-                # open_clip only warns when a tag was trained with QuickGELU and the name says GELU (ViT-L-14-336 and
-                # openai, our default); the weights decide here.
+                # The tag decides the activation. open_clip itself takes that of the name and warns if they differ, as
+                # they do in our default: openai was trained with QuickGELU, ViT-L-14-336 says GELU.
                 return open_clip.create_model(
                     name,
                     _download(recipe, name, pretrained),
@@ -86,7 +89,7 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
                 f"Give its path as --model.backbone.pretrained, or try --model.backbone embedded, which needs no file."
             )
         raise KanoclipError(f"{name} has no weights called {pretrained!r}.{_nearest(pretrained, tags)}")
-    # A file does not say its activation and colours: those of the tag in its name, or what all published weights share.
+    # A file does not say its activation and colours. Take those of the tag in its name, or of all tags if they agree.
     named = [tag for tag in tags if tag in re.sub(r"\W", "_", path.stem.lower())]
     recipes = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in (named if len(named) == 1 else tags)}
     colours = {tag: {k: tuple(recipe.get(k, own)) for k, own in OPENAI.items()} for tag, recipe in recipes.items()}
@@ -111,7 +114,7 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
         )
     try:
         return open_clip.create_model(name, str(path), **options)
-    except Exception as error:  # safetensors, pickle, zip and load_state_dict each raise their own
+    except Exception as error:  # open_clip alone runs here, and a file of anything else fails in any way
         remedy = "Give the file of this very model, or the model of this file with --model.backbone.name."
         if "TorchScript" in str(error):  # as OpenAI published its weights
             remedy = (
@@ -125,7 +128,11 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
 
 
 def _check_supported(name: str, config: dict[str, Any]) -> None:
-    """Refuse, before any download, the towers that the dual path and the learned prompts cannot run."""
+    """Refuse, before any download, a model that the second path or the learned prompts cannot use.
+
+    Raises:
+        KanoclipError: Saying why.
+    """
     vision, text = config["vision_cfg"], config["text_cfg"]
     custom = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
     why = None
@@ -152,14 +159,14 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
 
 
 def _tokenizer(name: str) -> Callable[..., Tensor]:
-    merges = Path(name.removeprefix(FOLDER)) / "bpe.txt.gz"
-    if name.startswith(FOLDER) and merges.is_file():  # a folder may bring its own vocabulary
+    merges = Path(name.removeprefix(LOCAL_DIR)) / "bpe.txt.gz"
+    if name.startswith(LOCAL_DIR) and merges.is_file():  # a folder may bring its own vocabulary
         return open_clip.get_tokenizer(name, bpe_path=str(merges))
     return open_clip.get_tokenizer(name)
 
 
 def _download(recipe: dict[str, Any], name: str, tag: str) -> str:
-    """Path of the weights of a tag: from the cache without a word to the network, else downloaded."""
+    """Return the path of the weights of a tag: from the cache without a network, else downloaded."""
     repository, _, filename = recipe.get("hf_hub", "").rpartition("/")
     # the names that open_clip itself tries, in its order
     names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
@@ -171,23 +178,24 @@ def _download(recipe: dict[str, Any], name: str, tag: str) -> str:
 
 
 def _cached(repository: str, names: list[str]) -> str | None:
-    """Path of the first of these files of a Hugging Face repository that is on this machine."""
+    """Return the path of the first of these files of a Hugging Face repository that is in the cache, or None."""
     found = (huggingface_hub.try_to_load_from_cache(repository, name) for name in names if repository)
     return next((path for path in found if isinstance(path, str)), None)
 
 
 def _ask(address: str) -> None:
-    """Raise ConnectionError if ``address`` does not answer at all within ``PATIENCE`` seconds.
+    """Raise ConnectionError if ``address`` does not answer within ``TIMEOUT`` seconds.
 
-    The clients retry for a minute and more; in a thread, because looking up a host's name knows no time limit.
+    The clients of open_clip would retry for a minute and more. It runs in a thread because the look-up of a host's name
+    has no time limit of its own.
     """
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
-    reason = [f"{address} did not answer within {PATIENCE:.0f} s"]
+    reason = [f"{address} did not answer within {TIMEOUT:.0f} s"]
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE):
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT):
                 reason[0] = ""
         except urllib.error.HTTPError:
             reason[0] = ""  # it answered
@@ -196,19 +204,26 @@ def _ask(address: str) -> None:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(TIMEOUT)
     if reason[0]:
         raise ConnectionError(reason[0])
 
 
 @contextmanager
 def _remedies(name: str, tag: str | None) -> Iterator[None]:
-    """Turn whatever goes wrong on the way to the weights into one error that says what to do."""
+    """Turn what open_clip, huggingface_hub and urllib raise on the way to the weights into one error.
+
+    Raises:
+        BackboneUnavailableError: With what to do.
+    """
     try:
         yield
-    except ValueError:
+    except KanoclipError:
         raise
-    except Exception as error:  # open_clip, huggingface_hub and urllib each raise their own
+    except (
+        OSError, RuntimeError, json.JSONDecodeError, SafetensorError, pickle.UnpicklingError,
+        huggingface_hub.errors.HFValidationError,
+    ) as error:  # fmt: skip
         weights = f"{name} {tag}" if tag else name
         raise BackboneUnavailableError(
             f"The weights of {weights} are not on this machine and could not be downloaded ({_first_line(error)}). "
@@ -219,7 +234,7 @@ def _remedies(name: str, tag: str | None) -> Iterator[None]:
 
 @contextmanager
 def _root_logger_untouched() -> Iterator[None]:
-    """Keep open_clip's calls of ``logging.info`` from installing a handler that prints everybody's lines twice."""
+    """Keep open_clip from adding a handler to the root logger, which would print every line twice."""
     handler = logging.NullHandler()
     logging.getLogger().addHandler(handler)
     try:
@@ -229,9 +244,7 @@ def _root_logger_untouched() -> Iterator[None]:
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word.lower(), [k.lower() for k in known], n=1)
-    guess = next((f" Did you mean {k!r}?" for k in known if near and k.lower() == near[0]), "")
-    return f"{guess} Known: {', '.join(known) or 'none'}."
+    return f"{did_you_mean(word, known)} Known: {', '.join(known) or 'none'}."
 
 
 def _first_line(error: object) -> str:

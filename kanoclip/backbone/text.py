@@ -1,4 +1,4 @@
-"""CLIP's text encoder, opened at its embeddings so that prompts can be learned there."""
+"""CLIP's text encoder, which also reads token embeddings, so that prompts can be learned."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from kanoclip.types import KanoclipError
 
 _log = logging.getLogger(__name__)
 
-CHUNK = 256  # texts encoded at a time, which bounds the memory of long lists of prompts
+TEXTS_AT_ONCE = 256  # texts encoded at a time, which bounds the memory of long lists of prompts
 
 
 class TextEncoder(nn.Module):
     """The text side of an open_clip model: texts or embeddings -> unit vectors.
 
-    It holds the model's own submodules, whether they lie flat in the model (``open_clip.CLIP``) or in its ``text``
-    (``open_clip.CustomTextCLIP``), and copies nothing.
+    It shares the model's own submodules, which are attributes of the model (``open_clip.CLIP``) or of its ``text``
+    (``open_clip.CustomTextCLIP``).
 
     Args:
         model: An open_clip model with open_clip's own text transformer.
@@ -51,7 +51,7 @@ class TextEncoder(nn.Module):
         self._cut: set[str] = set()
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Texts -> token ids ``(K, context_length)``; a text that is too long is cut, as CLIP does, and named once."""
+        """Texts -> token ids ``(K, context_length)``; a text that is too long is cut, with one warning per text."""
         ids = self.tokenizer(texts, context_length=self.context_length)
         longer = self.tokenizer(texts, context_length=self.context_length + 1)[:, : self.context_length]
         for text in [text for text, cut in zip(texts, (ids != longer).any(dim=1), strict=True) if cut]:
@@ -61,13 +61,13 @@ class TextEncoder(nn.Module):
         return ids.to(self.token_embedding.weight.device)
 
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> token embeddings ``(K, M, width)`` without positions, and the place ``(K,)`` that is read out."""
+        """Texts -> token embeddings ``(K, M, width)`` without positions, and index ``(K,)`` of the token to read."""
         ids = self.tokenize(texts)
         return self.token_embedding(ids), self._end(ids)
 
     def encode(self, texts: list[str]) -> Tensor:
         """Texts -> ``(K, D)``, unit length."""
-        chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+        chunks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
         return torch.cat([self(*self.embed(chunk)) for chunk in chunks])
 
     def forward(self, embeddings: Tensor, eot: Tensor, deep: Tensor | None = None) -> Tensor:
@@ -75,11 +75,11 @@ class TextEncoder(nn.Module):
 
         Args:
             embeddings: ``(K, M, width)`` without positions, M up to ``context_length``.
-            eot: ``(K,)``, the place that is read out.
+            eot: ``(K,)``, index of the token that is read, mostly the end token.
             deep: ``(depth, t, width)`` learned tokens that replace the t tokens after the first one at the input of
                 blocks 2 to ``depth + 1``.
         """
-        if self.mask is not None:  # causal: nothing after the last place that is read can change it
+        if self.mask is not None:  # causal: tokens after the one that is read do not change it
             embeddings = embeddings[:, : int(eot.max()) + 1]
         K, M, _ = embeddings.shape
         if deep is not None and (len(deep) >= len(self.blocks) or deep.shape[1] >= M):
@@ -102,7 +102,7 @@ class TextEncoder(nn.Module):
         return F.normalize(read.float(), dim=-1)
 
     def _end(self, ids: Tensor) -> Tensor:
-        """Place of the token that stands for the whole text, ``(K,)``."""
+        """Index ``(K,)`` of the token that stands for the whole text."""
         if self.pooling == "argmax":  # the end token has the highest id of all
             return ids.argmax(dim=-1)
         if self.pooling == "eos":

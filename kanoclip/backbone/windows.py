@@ -1,4 +1,4 @@
-"""What CLIP sees in small windows of an image, each encoded from its own patches alone."""
+"""CLIP features of small windows of an image, each encoded from its own patches alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.clip import CLIPBackbone, project, run_blocks
 
-CHUNK = 1024  # windows encoded at a time, which bounds the memory of large grids
+WINDOWS_AT_ONCE = 1024  # windows encoded at a time, which bounds the memory of large grids
 
 
 def window_patches(side: int, size: int) -> Tensor:
-    """Number the patches of each window of ``size`` x ``size`` on a square grid, one patch apart: ``(W, size**2)``."""
+    """Return the patch numbers ``(W, size**2)`` of all windows of ``size`` x ``size`` on a grid ``side`` x ``side``."""
     grid = torch.arange(side * side).view(side, side)
     return grid.unfold(0, size, 1).unfold(1, size, 1).flatten(2).flatten(0, 1)
 
@@ -25,10 +25,10 @@ def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) 
     """Encode the windows of an image, of several sizes.
 
     CLIP's own blocks read the class token and the patches of the window, with the positions they have in the image;
-    all other patches are left out. A window as large as the grid is the image, and its feature CLIP's global one.
+    all other patches are left out. The feature of a window as large as the grid is CLIP's global feature.
 
     Args:
-        backbone: Frozen CLIP; its levels play no part.
+        backbone: Frozen CLIP; its levels are not used.
         image: ``(B, 3, image_size, image_size)`` in [0, 1].
         sizes: Sides of the windows in patches, each at most that of the grid.
 
@@ -42,9 +42,9 @@ def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) 
     found = []
     for size in sizes:
         patches = window_patches(backbone.image_size // backbone.patch_size, size).to(tokens.device)
-        places = F.pad(patches + 1, (1, 0))  # (W, 1 + size**2), the class token first
-        windows = tokens[:, places].flatten(0, 1)  # (B * W, 1 + size**2, width)
-        seen = [run_blocks(backbone.visual, part, QKV(), [])[0][:, 0] for part in windows.split(CHUNK)]
+        numbers = F.pad(patches + 1, (1, 0))  # (W, 1 + size**2), the class token first
+        windows = tokens[:, numbers].flatten(0, 1)  # (B * W, 1 + size**2, width)
+        seen = [run_blocks(backbone.visual, part, QKV(), [])[0][:, 0] for part in windows.split(WINDOWS_AT_ONCE)]
         feature = project(backbone.visual, torch.cat(seen), norm=backbone.cls_norm)
         found.append(feature.unflatten(0, (len(image), -1)))  # (B, W, D)
     return found

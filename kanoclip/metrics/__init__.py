@@ -1,4 +1,4 @@
-"""Streaming metrics of images and pixels: one pass, no map is kept, equal for any batch size and process count."""
+"""Metrics of image scores and anomaly maps: one pass, no map is kept, the same for any batch size and rank count."""
 
 from kanoclip.metrics.ranking import ImageMetrics, PixelMetrics
 

@@ -1,9 +1,9 @@
-"""Histograms of scores that add up: the same state for any order of the data and any number of processes.
+"""Additive histograms of scores: the same counts for any order of the data and any number of ranks.
 
-Fixed bins on [0, 1] fail where all scores lie within 1e-6 of each other, or crowd just below 1. So scores are counted
-by integers that order float32 numbers as the numbers themselves are ordered, as fine near 1 as they are near 0. Bins
-are aligned groups of ``2**shift`` such integers, with the smallest shift at which all scores seen fit into ``BINS``
-bins. When the range grows, bins merge in pairs, which is exact, so the state depends on the data alone. Ours.
+Fixed bins on [0, 1] fail where all scores lie within 1e-6 of each other, or crowd just below 1. So each float32 score
+becomes an integer key of the same order, as fine near 1 as near 0. A bin holds ``2**shift`` neighbouring keys, with the
+smallest shift at which all scores so far fit into ``BINS`` bins. When their range grows, bins merge in pairs, which
+loses no count: the histogram depends on the data alone. Ours.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kanoclip.types import KanoclipError
+
 BINS = 2**20
 ROWS = 3  # all, anomalous, region weight
-CHUNK = 2**16  # scores counted at a time, so that what is made of them stays in the processor's cache
+SCORES_AT_ONCE = 2**16  # scores counted at a time, so that their keys stay in the processor's cache
 
 Ints = NDArray[np.int64]
 
 
 def keys(scores: NDArray[np.float32]) -> Ints:
-    """Turn finite scores into integers of the same order; -0 and 0 become one.
+    """Turn finite scores into integers of the same order; -0 and 0 get the same.
 
-    The key of a magnitude is its bits, of which an octave, from one power of 2 to the next, has ``2**23``. From 0.75
-    to 1, where floats are coarse beside their distance to 1, it counts the 23 octaves of that distance too.
+    The key of a magnitude is its bits: ``2**23`` keys from one power of 2 to the next. From 0.75 to 1, where floats are
+    coarse relative to their distance from 1, it also counts the powers of 2 of that distance, down to ``2**-25``.
     """
     size = np.abs(scores)
-    key = size.view(np.uint32)  # 33 bits with the sign, so unsigned until all is added
+    key = size.view(np.uint32)  # unsigned until both are added: the sum may take 32 bits
     if size.max(initial=0) > 0.75:
         # exact from 0.75 to 1, and 2**-25 is nearer to 1 than any float
         distance = np.clip(1 - size, np.float32(2**-25), np.float32(0.25))
@@ -43,14 +45,14 @@ def keys(scores: NDArray[np.float32]) -> Ints:
 
 
 def bounds(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the lowest and the highest of some scores.
+    """Return the lowest and the highest score.
 
     Raises:
-        ValueError: If a score is NaN or infinite.
+        KanoclipError: If a score is NaN or infinite.
     """
     found = np.array([scores.min(), scores.max()])
     if not np.isfinite(found).all():
-        raise ValueError(
+        raise KanoclipError(
             f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are NaN or infinite. The model "
             f"overflowed: use --trainer.precision 32-true, or look for NaN in its weights."
         )
@@ -59,24 +61,24 @@ def bounds(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass
 class Histogram:
-    """Counts per bin, laid out as one array, which processes can exchange.
+    """Counts per bin, in one array that ranks can exchange.
 
     Attributes:
-        packed: ``(3, 1 + bins)`` int64. The first column holds shift and first, the others are the counts.
+        packed: ``(3, 1 + bins)`` int64. The first column holds ``shift`` and ``first``, the others the counts.
     """
 
     packed: Ints
 
     @classmethod
     def empty(cls, shift: int = 0, first: int = 0, bins: int = 0) -> Histogram:
-        """Make one without scores."""
+        """Create one without scores."""
         packed = np.zeros((ROWS, 1 + bins), np.int64)
         packed[:2, 0] = shift, first
         return cls(packed)
 
     @property
     def shift(self) -> int:
-        """A bin holds ``2**shift`` neighbouring floats."""
+        """A bin holds ``2**shift`` neighbouring keys."""
         return int(self.packed[0, 0])
 
     @property
@@ -86,11 +88,11 @@ class Histogram:
 
     @property
     def counts(self) -> Ints:
-        """``(3, bins)``: all, the anomalous among them, and summed weights of these; the outer bins are never empty."""
+        """``(3, bins)``: all scores, the anomalous ones, and their summed weights; the outer bins are never empty."""
         return self.packed[:, 1:]
 
     def covering(self, low: int, high: int, shift: int = 0) -> Histogram:
-        """Return the same counts with room for the bins low to high of another shift."""
+        """Return the same counts with room for the bins ``low`` to ``high``, numbered at ``shift``."""
         last = self.first + self.counts.shape[1] - 1
         target = max(self.shift, shift)
         while True:
@@ -106,16 +108,24 @@ class Histogram:
             start = self.first - first
             total.counts[:, start : start + self.counts.shape[1]] = self.counts
         elif self.counts.shape[1]:
-            place = ((self.first + np.arange(self.counts.shape[1])) >> (target - self.shift)) - first
+            bins = ((self.first + np.arange(self.counts.shape[1])) >> (target - self.shift)) - first
             for row, mine in zip(total.counts, self.counts, strict=True):
-                np.add.at(row, place, mine)
+                np.add.at(row, bins, mine)
         return total
 
     def add(self, scores: NDArray[np.float32], anomalous: NDArray[np.bool_], weights: Ints) -> Histogram:
-        """Count scores ``(n,)``; ``weights`` has one entry per anomalous score. Returns the histogram to go on with.
+        """Count scores, in place where they fit into the bins there are.
+
+        Args:
+            scores: ``(n,)``.
+            anomalous: ``(n,)``.
+            weights: One of each anomalous score, in their order.
+
+        Returns:
+            The histogram to use from now on: this one or a larger one.
 
         Raises:
-            ValueError: If a score is NaN or infinite.
+            KanoclipError: If a score is NaN or infinite.
         """
         if not scores.size:
             return self
@@ -125,18 +135,18 @@ class Histogram:
         if not self.counts.shape[1] or (low >> self.shift) < self.first or (high >> self.shift) > last:
             grown = self.covering(low, high)
         total, defective, weight = grown.counts
-        for start in range(0, scores.size, CHUNK):
-            np.add.at(total, grown._bins(scores[start : start + CHUNK]), 1)
-        there = grown._bins(scores[anomalous])
-        np.add.at(defective, there, 1)
-        np.add.at(weight, there, weights)
+        for start in range(0, scores.size, SCORES_AT_ONCE):
+            np.add.at(total, grown._bins(scores[start : start + SCORES_AT_ONCE]), 1)
+        bins = grown._bins(scores[anomalous])
+        np.add.at(defective, bins, 1)
+        np.add.at(weight, bins, weights)
         return grown
 
     def _bins(self, scores: NDArray[np.float32]) -> Ints:
-        place = keys(scores)
-        place >>= self.shift
-        place -= self.first
-        return place
+        bins = keys(scores)
+        bins >>= self.shift
+        bins -= self.first
+        return bins
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the sum of two histograms."""
@@ -149,12 +159,12 @@ class Histogram:
         return total
 
     def pack(self) -> Tensor:
-        """Return it as a tensor ``(3, 1 + bins)`` on the same memory."""
+        """Return a tensor ``(3, 1 + bins)`` that shares its memory."""
         return torch.from_numpy(self.packed)
 
     @classmethod
     def unpack(cls, packed: Sequence[Tensor]) -> Histogram:
-        """Sum what was packed; that of a single tensor is on the same memory."""
+        """Sum packed histograms; the sum of a single one shares its memory."""
         total = cls.empty()
         for tensor in packed:
             total = total.merge(cls(tensor.cpu().numpy()))

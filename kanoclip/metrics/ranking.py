@@ -14,19 +14,20 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from kanoclip.metrics.histogram import Histogram, bounds
+from kanoclip.types import KanoclipError
 
-UNIT = 2**38  # weight of one region; an integer, so that sums do not depend on their order
+REGION_WEIGHT = 2**38  # of all pixels of a region together; an integer: sums do not depend on their order
 
 Curve = NDArray[np.float64]
 
 
 class RankingMetric(Metric):
-    """Ranks normal and anomalous things by their scores, over all processes.
+    """Ranks normal and anomalous images or pixels by their scores, over all ranks.
 
-    What was seen is torchmetrics' own state, so that calling a metric, merging two and collections of them work.
+    Its state is a torchmetrics state, so that merging, synchronising and ``MetricCollection`` work as usual.
 
     Attributes:
-        counts: After ``compute``: number of normal and of anomalous things, over all processes.
+        counts: After ``compute``: number of normal and of anomalous images or pixels, over all ranks.
     """
 
     full_state_update = False
@@ -39,39 +40,39 @@ class RankingMetric(Metric):
         self.counts = (0, 0)
 
     def reset(self) -> None:
-        """Start anew."""
+        """Forget all batches."""
         self.seen = []  # metrics of a collection may share the list, which torchmetrics would empty
         super().reset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Count a batch, and return the values of it alone."""
+        """Add a batch, and return the metrics of this batch alone."""
         values = super().forward(*args, **kwargs)
         self.seen = [self._joined()]
         return values
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add what another metric has counted, which keeps it."""
+        """Add what another metric has seen, without changing that one."""
         super().merge_state(incoming_state)
         self.seen = [self._joined()]
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Lay out what this process has seen as one tensor, even nothing, and exchange it."""
+        """Exchange what was seen with the other ranks, as one tensor each, also if it is empty."""
         self.seen = [self._joined().to(self.device)]
         super().sync(*args, **kwargs)
 
     @abstractmethod
     def _joined(self) -> Tensor:
-        """Join what was seen in one new tensor on the CPU."""
+        """What was seen, as one new tensor on the CPU."""
 
     @property
     @abstractmethod
     def _mine(self) -> Histogram:
-        """What was seen, counted."""
+        """What was seen, as a histogram."""
 
     def _curves(self) -> tuple[Curve, Curve, Curve]:
-        """Sum counts from the highest score down: normal, anomalous and weights, each starting at 0."""
+        """Cumulate counts from the highest score down: normal, anomalous and weights, each starting at 0."""
         counts = self._mine.counts[:, ::-1]
-        # curves are straight over bins without anomalous scores, where their ends suffice; the others are few
+        # over a run of bins without anomalous scores the curves are straight: its ends suffice
         corner = counts[1] > 0
         corner[:-1] |= corner[1:]
         corner[-1:] = True
@@ -86,21 +87,21 @@ class RankingMetric(Metric):
 class ImageMetrics(RankingMetric):
     """AUROC, AP and F1-max of image scores.
 
-    Scores are kept, at 8 bytes an image, and counted at the end in about a million bins over their range, see
-    ``metrics.histogram``; any real scores do. Undefined values (one class only) are NaN.
+    Scores are kept, at 8 bytes per image, and counted at the end in about a million bins over their range, see
+    ``metrics.histogram``. Undefined values (one class only) are NaN.
 
     Shapes:
-        image_score ``(B,)`` and label ``(B,)`` in {0, 1}.
+        image_score ``(B,)``, any real numbers, and label ``(B,)`` in {0, 1}.
 
     Raises:
-        ValueError: If a score is NaN or infinite.
+        KanoclipError: If a score is NaN or infinite.
     """
 
     def update(self, image_score: Tensor, label: Tensor) -> None:
-        """Keep the scores of a batch."""
+        """Add a batch."""
         batch = torch.stack([part.detach().float().cpu().ravel() for part in (image_score, label)])
         if batch.numel():
-            bounds(batch[0].numpy())  # refuses NaN now, not at the end
+            bounds(batch[0].numpy())  # raises now for NaN, not at the end
         self.seen = [*self.seen, batch]
         self.seen = [self._joined()]
 
@@ -121,18 +122,20 @@ class ImageMetrics(RankingMetric):
 class PixelMetrics(RankingMetric):
     """AUROC, AP, F1-max and AUPRO of anomaly maps.
 
-    Streaming: no map is kept, memory does not grow with the number of images (at most 25 MB). AUPRO is exact up to
-    the bins: each anomalous pixel weighs 1 / (area of its 8-connected region), which makes it a weighted ROC curve.
-    Undefined values (no anomalous or no normal pixel) are NaN. Maps are brought to the CPU.
+    Pixels are counted in about a million bins over their range, see ``metrics.histogram``; no map is kept, and memory
+    stays within 26 MB for any number of images. AUPRO is the area under a weighted ROC curve: each anomalous pixel
+    weighs 1 / (area of its 8-connected region). Undefined values (no anomalous or no normal pixel) are NaN. Maps are
+    moved to the CPU.
 
     Args:
         max_fpr: False positive rate up to which AUPRO integrates, in (0, 1].
 
     Shapes:
-        anomaly_map ``(B, H, W)``, any real scores, and mask ``(B, H, W)``, non-zero = anomalous.
+        anomaly_map ``(B, H, W)``, any real numbers, and mask ``(B, H, W)``, non-zero = anomalous.
 
     Raises:
-        ValueError: If a score is NaN or infinite, shapes differ, or ``max_fpr`` is out of range.
+        KanoclipError: If a score is NaN or infinite, or ``max_fpr`` is out of range.
+        ValueError: If the shapes of maps and masks differ.
 
     Reference:
         P. Bergmann et al., *The MVTec Anomaly Detection Dataset*, IJCV 2021, section 5 (PRO curve, FPR up to 0.3).
@@ -141,11 +144,11 @@ class PixelMetrics(RankingMetric):
     def __init__(self, max_fpr: float = 0.3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < max_fpr <= 1:
-            raise ValueError(f"max_fpr is {max_fpr}, expected a rate in (0, 1], such as 0.3.")
+            raise KanoclipError(f"max_fpr is {max_fpr}, expected a rate in (0, 1], such as 0.3.")
         self.max_fpr = max_fpr
 
     def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
-        """Count the pixels of a batch."""
+        """Add a batch."""
         if anomaly_map.shape != mask.shape:
             raise ValueError(
                 f"Maps are {tuple(anomaly_map.shape)} but masks {tuple(mask.shape)}; both should be (B, H, W)."
@@ -170,7 +173,7 @@ class PixelMetrics(RankingMetric):
 
 
 def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:
-    """Compute AUROC (ties count half), AP (by steps) and F1-max from summed counts, highest score first."""
+    """Compute AUROC (ties count half), AP (by steps) and F1-max from cumulated counts, highest score first."""
     normals, anomalies = normal[-1], anomalous[-1]
     if not normals or not anomalies:
         return {"auroc": math.nan, "ap": math.nan, "f1_max": math.nan}
@@ -183,7 +186,7 @@ def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:
 
 
 def per_region_overlap(normal: Curve, weights: Curve, max_fpr: float) -> float:
-    """Integrate the mean overlap of regions over the false positive rate up to ``max_fpr``, divided by it."""
+    """Compute AUPRO: the mean overlap of regions, averaged over false positive rates from 0 to ``max_fpr``."""
     if not normal[-1] or not weights[-1]:
         return math.nan
     rate, overlap = normal / normal[-1], weights / weights[-1]
@@ -194,11 +197,11 @@ def per_region_overlap(normal: Curve, weights: Curve, max_fpr: float) -> float:
 
 
 def _region_weights(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the weight of each anomalous pixel, row by row: ``UNIT`` over the area of its region."""
+    """Return the weight of each anomalous pixel, row by row: ``REGION_WEIGHT`` over the area of its region."""
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     box = mask[top : top + height, left : left + width]  # most masks are small in their image
     region = cv2.connectedComponents(box.view(np.uint8), connectivity=8)[1][box]
-    return np.rint(UNIT / np.maximum(np.bincount(region), 1)).astype(np.int64)[region]
+    return np.rint(REGION_WEIGHT / np.maximum(np.bincount(region), 1)).astype(np.int64)[region]
 
 
 def _tensors(values: dict[str, float]) -> dict[str, Tensor]:

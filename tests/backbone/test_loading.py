@@ -41,7 +41,7 @@ def test_no_network_is_one_error_within_seconds_that_says_what_to_do(empty_cache
 def test_a_server_that_never_answers_is_given_up(empty_cache, monkeypatch, name):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(loading, "PATIENCE", 0.2)
+        monkeypatch.setattr(loading, "TIMEOUT", 0.2)
         with pytest.raises(BackboneUnavailableError, match=r"did not answer within 0 s|timed out"):
             CLIPBackbone(name, "openai")
 

@@ -37,7 +37,7 @@ def test_a_folder_brings_its_own_vocabulary(backbone):
 
 def test_long_lists_are_encoded_in_pieces_with_the_same_result(backbone, monkeypatch):
     whole = backbone.encode_text(TEXTS)
-    monkeypatch.setattr(text, "CHUNK", 3)
+    monkeypatch.setattr(text, "TEXTS_AT_ONCE", 3)
     torch.testing.assert_close(backbone.encode_text(TEXTS), whole, atol=1e-6, rtol=0)
 
 

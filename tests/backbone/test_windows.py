@@ -46,7 +46,7 @@ def test_windows_depend_neither_on_the_levels_nor_on_how_many_are_encoded_at_onc
     backbone, images, tiny, monkeypatch
 ) -> None:
     expected = encode_windows(backbone, images, [2, 3])
-    monkeypatch.setattr(windows, "CHUNK", 5)
+    monkeypatch.setattr(windows, "WINDOWS_AT_ONCE", 5)
     found = encode_windows(CLIPBackbone(tiny[1], image_size=32, levels=[1]), images, [2, 3])
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
