@@ -182,8 +182,9 @@ def resolve(kind: str, name: str, where: str = "") -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the known word that is nearest, or "" if none is near."""
-    close = get_close_matches(word, list(known), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    lowered = {one.lower(): one for one in known}
+    close = get_close_matches(word.lower(), lowered, 1)
+    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
 
 
 def load_class(path: str) -> Any:

@@ -149,7 +149,8 @@ class KanoclipCLI(LightningCLI):
             chosen["ckpt_path"] = str(self.checkpoint)
             note(f"checkpoint {self.checkpoint}: {self.about['model']}, fitted on {self.about['auxiliary']}.")
             if verb == "test" and zero_shot(self.about.get("images"), self.datamodule.image_digests("test")) is False:
-                note(f"this is NOT zero-shot: {self.about['auxiliary']} has images that are tested.")
+                seen = self.about["auxiliary"]
+                note(f"this is NOT zero-shot: it was fitted on images that are tested, those of {seen}.")
         if chosen.get("lr_scheduler") and not chosen.get("optimizer"):
             chosen["optimizer"] = _adam(chosen.model.get("init_args", Namespace()))
 

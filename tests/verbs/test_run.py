@@ -96,7 +96,7 @@ def test_a_model_is_not_tested_on_its_own_auxiliary_set_unless_told_to(fit, caps
     assert "No finished fit of kanoclip on another data set than surfaces_auxiliary" in capsys.readouterr().err
     assert main(["test", *SEEN, "--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]) == 0
     printed = capsys.readouterr()
-    assert "this is NOT zero-shot: surfaces_auxiliary was the auxiliary set of the fit" in printed.err
+    assert "this is NOT zero-shot: it was fitted on images that are tested, those of surfaces_auxiliary" in printed.err
     assert read("runs/test/kanoclip/surfaces_auxiliary/version_0/results.json")["zero_shot"] is False
 
 
@@ -187,24 +187,40 @@ def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> 
 @pytest.mark.parametrize(
     ("options", "values"),
     [
-        (
-            ["--model.adapter", "linear"],
-            ("model.adapter ConvAdapter", "kanoclip.heads.adapter.LinearAdapter is asked for"),
-        ),
-        (["--model.sigma", "2"], ("model.sigma 4.0", "2.0 is asked for")),
-        (["--model.backbone", "embedded"], ("model.backbone kanoclip.backbone.clip.CLIPBackbone", "EmbeddedBackbone")),
+        (["--model.adapter", "linear"], ("model.adapter ConvAdapter", "LinearAdapter is asked for")),
+        (["--model.adapter.pool", "max"], ("model.adapter.pool mean", "max is asked for")),  # left at its default
+        (["--model.prompts.context", "16"], ("model.prompts.context 12", "16 is asked for")),
+        (["--model.temperature", "2"], ("model.temperature 0.07", "2.0 is asked for")),
+        (["--model.lr", "2"], ("model.lr 0.001", "2.0 is asked for")),
+        (["--model.knowledge", "mvtec"], ("model.knowledge auto", "mvtec is asked for")),
+        (["--model.backbone", "embedded"], ("model.backbone local-dir", "kanoclip embedded (")),
     ],
 )
 def test_a_checkpoint_and_options_that_contradict_each_other_stop_the_run(fit, options, values, capsys) -> None:  # T4
     fit()
     capsys.readouterr()
     given = ["--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]
+    kind = options[0].split(".")[1]
+    if options[0].count(".") == 2:  # settings stand behind the class
+        options = [f"--model.{kind}", {"adapter": "conv", "prompts": "learned"}[kind], *options]
     for argv in (["test", *UNSEEN, *options], ["test", *UNSEEN, *options, *given], ["fit", *SEEN, *options, *given]):
         assert main(argv) == 2
         said = capsys.readouterr().err
         assert all(value in said for value in values)
-        assert f"Leave out --{options[0][2:]}, or fit anew" in said
-    assert main(["test", *UNSEEN, "--model.sigma", "4", "--model.adapter", "conv"]) == 0  # they agree
+        assert f"Leave out {options[-2]}" in said
+        assert "or fit anew" in said
+    assert main(["test", *UNSEEN, "--model.temperature", "0.07", "--model.adapter", "conv"]) == 0  # they agree
+    assert not list(Path("runs/test").glob("*/*/version_1"))  # what was refused left no folder
+
+
+def test_score_and_blur_are_free_as_no_head_depends_on_them(fit) -> None:
+    fit()
+    assert main(["test", *UNSEEN]) == 0
+    assert main(["test", *UNSEEN, "--model.score", "map_max", "--model.sigma", "8"]) == 0
+    first, second = (read(f"runs/test/kanoclip/surfaces/version_{number}/results.json") for number in (0, 1))
+    assert second["components"]["score"] == "MapMaxScore"
+    assert second["checkpoint"]["sha256"] == first["checkpoint"]["sha256"]
+    assert second["identity"] != first["identity"]
 
 
 def test_the_checkpoint_of_a_model_built_in_python_must_fit_what_is_built(fit, tiny_options, capsys) -> None:
@@ -215,7 +231,7 @@ def test_the_checkpoint_of_a_model_built_in_python_must_fit_what_is_built(fit, t
     torch.save(content, path)
     capsys.readouterr()
     assert main(["test", *UNSEEN, *tiny_options]) == 2
-    assert "was fitted with the adapter LinearAdapter, but ConvAdapter would be tested" in capsys.readouterr().err
+    assert "was fitted with model.adapter LinearAdapter, but ConvAdapter is asked for" in capsys.readouterr().err
     assert main(["test", *UNSEEN, *tiny_options, "--model.adapter", "linear"]) == 0
 
 

@@ -66,7 +66,7 @@ def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch) -> No
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kanoclip.verbs.arguments.check", interrupted)
+    monkeypatch.setattr("kanoclip.verbs.arguments.prepare", interrupted)
     assert main(["fit", "--data", "surfaces"]) == 130
 
 
