@@ -145,7 +145,9 @@ def test_meta_json_refuses_pairs_that_a_stray_file_has_shifted(tmp_path):
     files = LAYOUTS["meta_json"].files
     shifted = files["meta.json"].replace("bad/000_mask.png", "bad/001_mask.png")
     write(tmp_path, files | {"meta.json": shifted, "bottle/ground_truth/bad/001_mask.png": MASK})
-    with pytest.raises(DamagedDataError, match=r"test, bottle, entry 2: the mask 001_mask\.png is not that of 000\.png"):
+    with pytest.raises(
+        DamagedDataError, match=r"test, bottle, entry 2: the mask 001_mask\.png is not that of 000\.png"
+    ):
         make("meta_json", tmp_path).samples()
 
 
