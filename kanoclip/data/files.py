@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under another name in the same folder, then renamed."""
+"""Atomic writes (a file is whole or absent: written under another name, then renamed), and hashes of files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CannotWriteError(KanoclipError, OSError):
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever reads half of it; folders are made, an older file of that name is replaced.
+    """Write a file atomically; its folder is made, and an older file of that name replaced.
 
     Args:
         path: File to write.
@@ -46,7 +46,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add UTF-8 text to a file, all of it or nothing; names of files in it need not be valid.
+    """Append UTF-8 text to a file, all of it or nothing; undecodable file names in it are kept byte for byte.
 
     Raises:
         CannotWriteError: If it cannot be written; names the file.
@@ -95,7 +95,7 @@ def _explained(path: Path, error: OSError) -> CannotWriteError:
 
 
 def plain(value: Any) -> Any:
-    """Turn anything into what strict JSON can hold.
+    """Convert a value to what strict JSON can hold.
 
     A NaN or infinity becomes None (undefined), a tensor or array its list, an object of a class the class's import
     path; keys become strings.
@@ -119,7 +119,7 @@ def plain(value: Any) -> Any:
 
 
 def sha256(path: str | Path) -> str:
-    """Hash a file's content, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,8 +1,8 @@
 """Reads any published image to RGB and any published mask to 0/1.
 
-Pillow decodes, because it raises on a truncated file where OpenCV fills the rest with grey. Two kinds go round it: TIFs
-that Pillow refuses (CVC-ClinicDB: three channels tagged as grey) are read by tifffile, and colour files deeper than
-8 bits, of which Pillow keeps only the high byte, by OpenCV. The EXIF orientation of a camera's JPEG is applied.
+Pillow decodes, because it raises on a truncated file where OpenCV fills the rest with grey. There are two exceptions:
+TIFs that Pillow refuses (CVC-ClinicDB: three channels tagged as grey) are read by tifffile, and colour files deeper
+than 8 bits, of which Pillow keeps only the high byte, by OpenCV. The EXIF orientation of a camera's JPEG is applied.
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _opencv(path: str) -> Pixels:
 def _tifffile(path: str) -> Pixels:
     import tifffile
 
-    tifffile.logger().setLevel(logging.CRITICAL)  # what is wrong is told below
+    tifffile.logger().setLevel(logging.CRITICAL)  # the error below says what is wrong
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]

@@ -21,7 +21,7 @@ COLUMNS = 6
 
 
 def contact_sheet(samples: Sequence[Sample], read: Read) -> tuple[NDArray[np.uint8], list[str]]:
-    """Draw a sheet.
+    """Draw samples in a grid, each below a line with its category and kind of defect.
 
     Args:
         samples: What to show, in this order.
@@ -44,7 +44,12 @@ def contact_sheet(samples: Sequence[Sample], read: Read) -> tuple[NDArray[np.uin
 
 
 def varied(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Take from the categories in turn, in each from split and kind of defect in turn, spread over each."""
+    """Choose samples of as many categories and kinds of defect as possible.
+
+    Args:
+        samples: What there is; training images are chosen only if there are no others.
+        count: How many to choose at most.
+    """
     groups: dict[str, dict[tuple[str, str], list[Sample]]] = {}
     for sample in samples:
         if sample.split != "train":

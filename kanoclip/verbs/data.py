@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import inspect
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from jsonargparse.typing import PositiveInt
 from rich import box
 from rich.console import Console
@@ -27,85 +28,67 @@ from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table
 from kanoclip.registry import NAMES, load_class, resolve
-from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
-from kanoclip.verbs.say import complain
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
 from kanoclip.verbs.table import VERBS
 
 NAMED = 5  # files named for each kind of trouble
 
 
-class Finding(NamedTuple):
-    """What was found on opening one sample; ``trouble`` is "" when all is well."""
+Opened = tuple[tuple[int, int], float | None] | UnreadableImageError
+"""What is found on opening a sample: height and width, and the share of anomalous pixels if there is a mask."""
 
-    size: tuple[int, int] = (0, 0)
-    area: float | None = None
-    trouble: str = ""
-    where: str = ""
+
+class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a data set's docstring as they are."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``kanoclip data``; returns 0, 1 if a data set has faults, 2 for a mistake of the caller, 130 interrupted."""
-    # the same options as elsewhere, with and without their prefix
-    options = [option.replace("--data.", "--", 1) for option in argv[1:]]
-    action, *rest = options
-    try:
-        if action == "list":
-            return _list(_parse(_parser(action), rest).root)
-        if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
-            return complain(f"Which data set? Type: kanoclip data {action} NAME; names: {', '.join(NAMES['data'])}.")
-        if rest[0] in ("-h", "--help"):
-            print(f"kanoclip data {action} NAME: {VERBS['data'].actions[action]}")
-            print(f"Options of one: kanoclip data {action} mvtec --help")
-            return 0
-        cls = load_class(resolve("data", rest[0]))
-        parser = _parser(action, rest[0])
-        parser.add_class_arguments(cls)
-        chosen = _parse(parser, rest[1:])
-        own = {key: chosen.pop(key) for key in ("output", "count", "accept_license") if key in chosen}
-        data = cls(**chosen.as_dict())
-        if action == "check":
-            return _check(data)
-        return _show(data, **own) if action == "show" else _download(data, **own)
-    except (OSError, ValueError) as error:
-        return complain(str(error))
-    except KeyboardInterrupt:
-        return 130
+    """Run ``kanoclip data``; returns 0, or 1 if a data set has faults.
 
-
-def _parser(action: str, name: str = "") -> ArgumentParser:
-    parser = ArgumentParser(prog=f"kanoclip data {action} {name}".strip(), exit_on_error=False)
-    parser.description = VERBS["data"].actions[action].split(":")[0]
+    Raises:
+        KanoclipError: A mistake of the caller.
+    """
+    action, *rest = (option.replace("--data.", "--", 1) for option in argv[1:])  # as elsewhere, or without the prefix
+    parser = ArgumentParser(prog=f"kanoclip data {action}", exit_on_error=False, formatter_class=_Help)
+    parser.description, cls = VERBS["data"].actions[action], None
     if action == "list":
         parser.add_argument("--root", default="data", help="Folder that contains all data sets.")
+    elif rest and not rest[0].startswith("-"):
+        cls = load_class(resolve("data", rest[0]))
+        parser.prog += f" {rest.pop(0)}"
+        parser.description += "\n\n" + (inspect.getdoc(cls) or "").partition("\nArgs:")[0]  # which are listed below
+        parser.add_class_arguments(cls)
+    elif not {"-h", "--help"} & set(rest):
+        raise KanoclipError(f"Which data set? Type: {parser.prog} NAME; names: {', '.join(NAMES['data'])}.")
     if action == "show":
         parser.add_argument("--output", default=None, help="PNG to write; runs/data/NAME.png by default.")
         parser.add_argument("--count", type=PositiveInt, default=24, help="How many images.")
     if action == "download":
         parser.add_argument("--accept_license", "--accept-license", action="store_true", help="Accept the licence.")
-    return parser
-
-
-def _parse(parser: ArgumentParser, options: Sequence[str]) -> Namespace:
     try:
-        chosen: Namespace = parser.parse_args(list(options))
+        chosen = parser.parse_args(rest).as_dict()
     except argparse.ArgumentError as error:
         said = " ".join(str(error).split()).rstrip(".")
         raise KanoclipError(f"{said}. Options: {parser.prog} --help") from error
-    return chosen
+    if cls is None:
+        return _list(**chosen)
+    own = {key: chosen.pop(key) for key in ("output", "count", "accept_license") if key in chosen}
+    data = cls(**chosen)
+    if action == "check":
+        return _check(data)
+    return _show(data, **own) if action == "show" else _download(data, **own)
 
 
 def _list(root: str) -> int:
     table = Table("name", "domain", "normal / anomalous", "masks", "paper", "licence", "here", box=box.SIMPLE_HEAD)
     for name, path in NAMES["data"].items():
-        kind = load_class(path)
-        about: About | None = getattr(kind, "about", None)
-        if about is None or not issubclass(kind, Tree):
+        cls = load_class(path)
+        about: About | None = getattr(cls, "about", None)
+        if about is None or not issubclass(cls, Tree):
             continue
-        counts = "{} / {}".format(*about.counts or "??")
-        counts = f"~{counts}" if about.counts and not about.confirmed else counts
-        here = _here(kind(root=root))
-        table.add_row(name, kind.domain, counts, "yes" if about.masks else "no", "yes" if about.paper else "",
-                      about.licence, here)  # fmt: skip
+        counts = "{}{} / {}".format("" if about.confirmed or not about.counts else "~", *about.counts or "??")
+        masks, paper = "yes" if about.masks else "no", "yes" if about.paper else ""
+        table.add_row(name, cls.domain, counts, masks, paper, about.licence, _where(cls(root=root)))
     print_table(table)
     print(
         "normal / anomalous: published numbers of test images, ~ not confirmed by us. paper: named by KAnoCLIP's "
@@ -115,27 +98,24 @@ def _list(root: str) -> int:
     return 0
 
 
-def _here(data: Tree) -> str:
-    root = Path(data.root).expanduser()  # not the root itself: it holds all sets
-    places = [folder for folder in data.places() if folder != root and folder.is_dir()]
+def _where(data: Tree) -> str:
+    """Return the data set's folder below the root and its size, or "no" if it is not there."""
+    root = Path(data.root).expanduser()
+    places = [place for place in data.places() if place != root and place.is_dir()]  # the root holds all data sets
     if not places:
         return "no"
     try:
         folder, files = data.find()
-    except FileNotFoundError:
-        return f"{_below(places[0], data)}: not its layout"
+    except MissingError:
+        return f"{os.path.relpath(places[0], root)}: not its layout"
     size = sum(_bytes(folder / file) for file in files)
-    return f"{_below(folder, data)} ({size / 1e9:.2f} GB)"
-
-
-def _below(folder: Path, data: Tree) -> str:
-    return folder.relative_to(Path(data.root).expanduser()).as_posix()
+    return f"{os.path.relpath(folder, root)} ({size / 1e9:.2f} GB)"
 
 
 def _bytes(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
+    except OSError:  # a link to nowhere
         return 0
 
 
@@ -147,60 +127,59 @@ def _check(data: AnomalyDataModule) -> int:
     for category, split in dict.fromkeys((s.category, s.split) for s in samples):
         table.add_row(category, split, *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)))
     print_table(table)
-    heights, widths = zip(*([f.size for f in found if not f.trouble] or [(0, 0)]), strict=True)
+    opened = [one for one in found if not isinstance(one, UnreadableImageError)]
+    heights, widths = zip(*([size for size, _ in opened] or [(0, 0)]), strict=True)
     print(f"{len(samples)} images, {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high.")
-    areas = [f.area for f in found if f.area]
-    if areas:
+    if areas := [area for _, area in opened if area]:
         print(
             f"{len(areas)} masks cover {min(areas):.2%} to {max(areas):.2%} of their image, median "
             f"{float(np.median(areas)):.2%}."
         )
-    notes, faults = _troubles(data, samples, found)
-    for text in notes:
+    for text in _notes(data, samples, found):
         print(f"note: {text}")
-    trouble = Table("fault", "files", "such as", box=box.SIMPLE_HEAD)
-    for kind, files in faults.items():
-        trouble.add_row(kind, str(len(files)), "\n".join(files[:NAMED]))
+    faults = defaultdict[str, list[str]](list)
+    for one in found:
+        if isinstance(one, UnreadableImageError):
+            faults[one.why].append(one.path)
     if faults:
+        trouble = Table("fault", "files", "such as", box=box.SIMPLE_HEAD)
+        for kind, files in faults.items():
+            trouble.add_row(kind, str(len(files)), "\n".join(files[:NAMED]))
         print_table(trouble)
-    print("found: " + ("nothing wrong." if not faults else f"{sum(map(len, faults.values()))} faults."))
+    print("found: " + (f"{sum(map(len, faults.values()))} faults." if faults else "nothing wrong."))
     return int(bool(faults))
 
 
-def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> list[Finding]:
-    def opened(sample: Sample) -> Finding:
+def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> list[Opened]:
+    def opened(sample: Sample) -> Opened:
         try:
             image, mask = data.read(sample)
         except UnreadableImageError as error:
-            return Finding(trouble=error.why or "unreadable", where=error.path)
-        return Finding(image.shape[:2], None if mask is None else float(mask.mean()))
+            return error
+        return image.shape[:2], None if mask is None else float(mask.mean())
 
     console = Console(stderr=True)
     with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter's lock
         return list(track(pool.map(opened, samples), "opening", len(samples), console=console, transient=True))
 
 
-def _troubles(
-    data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[Finding]
-) -> tuple[list[str], dict[str, list[str]]]:
-    notes, faults = [], defaultdict[str, list[str]](list)
-    test = [(s, f) for s, f in zip(samples, found, strict=True) if s.split == "test" and s.label == ANOMALOUS]
-    empty = [s.image for s, f in test if s.masks and f.area == 0]
-    without = [s.image for s, f in test if not s.masks]
+def _notes(data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[Opened]) -> list[str]:
+    """Say what may be right but is worth a look."""
+    notes = []
     about: About | None = getattr(data, "about", None)
-    if empty:
+    test = [(s, f) for s, f in zip(samples, found, strict=True) if s.split == "test"]
+    anomalous = [(s, f) for s, f in test if s.label == ANOMALOUS]
+    if empty := [s.image for s, f in anomalous if s.masks and not isinstance(f, UnreadableImageError) and f[1] == 0]:
         notes.append(f"{len(empty)} anomalous images have an empty mask: {', '.join(empty[:NAMED])}")
+    without = [s.image for s, _ in anomalous if not s.masks]
     if without and (about is None or about.masks):
         notes.append(f"{len(without)} anomalous images have no mask: {', '.join(without[:NAMED])}")
     if about and about.counts and data.category in (None, "all") and data.limit is None:
-        mine = tuple(sum(s.split == "test" and s.label == label for s in samples) for label in (NORMAL, ANOMALOUS))
-        words = "as published" if mine == about.counts else f"published: {about.counts[0]} / {about.counts[1]}"
+        mine = sum(s.label == NORMAL for s, _ in test), len(anomalous)
+        words = "as published" if about.whole(*mine) else "published: {} / {}".format(*about.counts)
         words += "" if about.confirmed else ", as far as we know"
         notes.append(f"test images, normal / anomalous: {mine[0]} / {mine[1]} ({words})")
-    for finding in found:
-        if finding.trouble:
-            faults[finding.trouble].append(finding.where)
-    return notes, dict(faults)
+    return notes
 
 
 def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
@@ -222,7 +201,7 @@ def _download(data: AnomalyDataModule, accept_license: bool) -> int:
         raise DownloadError(f"{data.name} is not a published data set: there is nothing to download.")
     try:
         folder, _ = data.find()
-    except FileNotFoundError:
+    except MissingError:
         pass
     else:
         if not (folder / WORK).exists():  # somebody else's copy; our own may be half-done

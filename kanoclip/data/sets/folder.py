@@ -81,7 +81,7 @@ class Folder(AnomalyDataModule):
             return [self._unlabelled(path) for path in images]
 
         found = {folder: list_images(folder) for folder in (*abnormal, *normal)}
-        self._tell_left(root, _outside(root, [*normal, *abnormal, *mask_folder, root / "masks"]))
+        self._warn_left_out(root, _outside(root, [*normal, *abnormal, *mask_folder, root / "masks"]))
         masks = pair_masks(_names(found, abnormal, normal), mask_folder[0]) if mask_folder else {}
         samples = [
             Sample(str(path), (), NORMAL, self.category_name, "good") for folder in normal for path in found[folder]
@@ -93,8 +93,8 @@ class Folder(AnomalyDataModule):
                 samples.append(Sample(str(path), masks.get(path, ()), ANOMALOUS, self.category_name, defect))
         return samples
 
-    def _tell_left(self, root: Path, images: list[Path]) -> None:
-        """Tell of images that are used as neither normal nor anomalous."""
+    def _warn_left_out(self, root: Path, images: list[Path]) -> None:
+        """Warn of images in folders that are neither normal nor abnormal."""
         if not images:
             return
         places = sorted({str(root / path.relative_to(root).parts[0]) for path in images})
@@ -126,7 +126,7 @@ class Folder(AnomalyDataModule):
 def _outside(root: Path, folders: list[Path]) -> list[Path]:
     """Images below root that are in none of the folders."""
     inside = {folder.resolve() for folder in folders}
-    # of the folder that holds a file: the file itself may be a link to anywhere
+    # resolve the folder, not the file, which may be a link to anywhere
     return [path for path in list_images(root) if not inside & {(at := path.parent.resolve()), *at.parents}]
 
 

@@ -116,7 +116,6 @@ class ELPV(Inspection):
     Args:
         root: Folder that contains all data sets, or the data set's own.
         probability: A cell is anomalous from this probability on; the experts gave 0, 1/3, 2/3 and 1.
-        **kwargs: As in ``AnomalyDataModule``.
     """
 
     name: str = "elpv"

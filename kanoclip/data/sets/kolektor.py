@@ -159,9 +159,10 @@ class DAGM(Tree):
     about = About(
         title="DAGM 2007",
         reference="M. Wieler and T. Hahn, *Weakly Supervised Learning for Industrial Optical Inspection*, DAGM 2007",
-        licence="CDLA-Sharing-1.0 (by the copy on Zenodo)",
+        licence="CDLA-Sharing-1.0",
         homepage="https://zenodo.org/records/12750201",
         counts=(6996, 1054),
+        note="The licence is that of the copy on Zenodo.",
     )
 
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:

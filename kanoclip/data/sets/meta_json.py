@@ -54,21 +54,16 @@ class MetaJson(AnomalyDataModule):
             raise MissingError(f"No file {path}. Set --data.root to the folder of the meta.json, or --data.file.")
         content = read_json(path)
         if not isinstance(content, dict) or not {"train", "test"} & {key.lower() for key in content}:
-            raise DamagedDataError(
-                f"{path}: expected the keys train and test at the top. Is it a meta.json of a data set?"
-            )
-        for split, categories in content.items():
-            lists = categories.values() if isinstance(categories, dict) else [None]
-            if not all(isinstance(entries, list) for entries in lists):
-                raise DamagedDataError(
-                    f"{path}, {split}: expected a list of entries for each category. Is it a meta.json?"
-                )
-        return [
-            self._sample(f"{path}, {split}, {category}, entry {number}", entry, category, split.lower())
-            for split, categories in content.items()
-            for category, entries in categories.items()
-            for number, entry in enumerate(entries, 1)
-        ]
+            raise DamagedDataError(f"{path}: expected the keys train and test at the top. Is it a meta.json?")
+        samples = []
+        for split, lists in content.items():
+            if not isinstance(lists, dict) or not all(isinstance(entries, list) for entries in lists.values()):
+                raise DamagedDataError(f"{path}, {split}: expected a list of entries for each category.")
+            for category, entries in lists.items():
+                for number, entry in enumerate(entries, 1):
+                    where = f"{path}, {split}, {category}, entry {number}"
+                    samples.append(self._sample(where, entry, category, split.lower()))
+        return samples
 
     def _sample(self, where: str, entry: Any, category: str, split: str) -> Sample:
         if (

@@ -26,7 +26,6 @@ class RealIAD(Tree):
         resolution: Which archive: 256, 512, 1024 or raw.
         splits: Folder of the json files; realiad_jsons (all views), realiad_jsons_sv (single view), or
             realiad_jsons_fuiad_0.1 and the like.
-        **kwargs: As in ``AnomalyDataModule``.
     """
 
     name: str = "real_iad"

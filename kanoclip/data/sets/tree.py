@@ -8,6 +8,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,7 +67,8 @@ class Tree(AnomalyDataModule):
         super().__init_subclass__(**kwargs)
         if cls.__doc__ and "about" in vars(cls):
             rules = f"{cls._mask_rule()}Other arguments as in ``AnomalyDataModule``."
-            facts = "\n\n".join(textwrap.fill(text, 116) for text in (rules, str(cls.about)))
+            wrap = partial(textwrap.fill, width=116, break_on_hyphens=False)  # an address stays in one piece
+            facts = "\n\n".join(map(wrap, (rules, str(cls.about))))
             text, *sections = inspect.cleandoc(cls.__doc__).partition("\n\nArgs:")
             cls.__doc__ = f"{text}\n\n{facts}{''.join(sections)}\n"
 

@@ -27,7 +27,6 @@ class VisA(Tree):
         root: Folder that contains all data sets, or the data set's own.
         protocol: Which of the publisher's splits: 1cls (all anomalous images are test images; what zero-shot papers
             use), 2cls_fewshot or 2cls_highshot.
-        **kwargs: As in ``AnomalyDataModule``.
     """
 
     name: str = "visa"

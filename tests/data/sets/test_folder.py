@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.sets.folder import Folder
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
 
 def module(root: Path, **kwargs) -> Folder:
@@ -89,7 +90,7 @@ def test_several_folders_of_each_kind_may_share_numbers(write, tmp_path):
 def test_a_mask_that_fits_two_anomalous_images_is_an_error(write, tmp_path):
     for name in ("dent/1.png", "hole/1.png", "masks/1.png"):
         write(name)
-    with pytest.raises(ValueError, match=r"masks/1\.png fits 2 images: .*sub-folder"):
+    with pytest.raises(DamagedDataError, match=r"masks/1\.png fits 2 images: .*sub-folder"):
         module(tmp_path, abnormal=["dent", "hole"]).setup("test")
 
 
@@ -102,7 +103,7 @@ def test_masks_of_normal_images_are_known_but_not_read(write, tmp_path):
 def test_a_mask_without_an_image_is_an_error(write, tmp_path):
     write("abnormal/1.png")
     write("masks/2.png")
-    with pytest.raises(FileNotFoundError, match=r"No image for the mask .*masks/2\.png"):
+    with pytest.raises(DamagedDataError, match=r"No image for the mask .*masks/2\.png"):
         module(tmp_path).setup("test")
     assert len(module(tmp_path, masks=None).samples()) == 1
 
@@ -142,13 +143,13 @@ def test_the_root_may_be_one_image(write):
 
 
 def test_a_missing_root_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No folder .*/gone\. Set --data\.root to the folder of your images"):
+    with pytest.raises(MissingError, match=r"No folder .*/gone\. Set --data\.root to the folder of your images"):
         module(tmp_path / "gone").setup("predict")
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(FileNotFoundError, match=r"No images in .*: looked for \.png, \.jpg.*Set --data\.root"):
+    with pytest.raises(MissingError, match=r"No images in .*: looked for \.png, \.jpg.*Set --data\.root"):
         module(tmp_path).setup("predict")
 
 
@@ -161,7 +162,7 @@ def test_empty_normal_and_abnormal_folders_are_an_error(tmp_path):
 @pytest.mark.parametrize("option", ["normal", "abnormal", "masks"])
 def test_a_named_folder_that_is_missing_is_an_error(write, tmp_path, option):
     write("abnormal/1.png")
-    with pytest.raises(FileNotFoundError, match=rf"No folder .*/gone\. Set --data\.{option} to a folder below"):
+    with pytest.raises(DamagedDataError, match=rf"No folder .*/gone\. Set --data\.{option} to a folder below"):
         module(tmp_path, **{option: "gone"}).setup("test")
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from layouts import HEIGHT, IMAGE, LAYOUTS, MASK, WIDTH, Layout, write
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.registry import NAMES
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
 OWN = {"folder", "manifest", "surfaces", "surfaces_auxiliary", "surfaces_defects"}  # tested in files of their own
 SETS = [name for name in NAMES["data"] if name not in OWN]
@@ -68,7 +69,7 @@ def test_a_batch_has_the_drawn_masks(layout, name, tmp_path):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_missing_root_is_told_with_what_was_expected(name, tmp_path):
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(MissingError) as caught:
         make(name, tmp_path).setup("test")
     assert str(tmp_path) in str(caught.value)
     assert "--data.root" in str(caught.value)
@@ -80,7 +81,7 @@ def test_an_image_without_its_mask_stays_and_is_told_or_its_label_follows_from_t
     for mask in masks[0]:
         Path(mask).unlink()
     if name in ("visa", "real_iad", "meta_json"):  # a list names the mask
-        with pytest.raises(FileNotFoundError, match=Path(masks[0][0]).name):
+        with pytest.raises(DamagedDataError, match=Path(masks[0][0]).name):
             make(name, tmp_path).setup("test")
         return
     data = make(name, tmp_path)
@@ -120,7 +121,7 @@ def test_a_stray_mask_is_an_error_or_is_no_mask(name, tmp_path):
     else:
         stray = re.sub(r"\d(?=\D*$)", "7", mask)  # the last digit of the path
     write(tmp_path, files | {stray: MASK})
-    with pytest.raises(FileNotFoundError, match="No image for the mask"):
+    with pytest.raises(DamagedDataError, match="No image for the mask"):
         make(name, tmp_path).samples()
 
 
@@ -136,7 +137,7 @@ def test_no_set_takes_the_files_of_another_for_its_own(name, tmp_path):
     for other, layout in LAYOUTS.items():
         if other not in (name, "meta_json"):
             write(tmp_path, layout.files)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MissingError):
         make(name, tmp_path).samples()
 
 
@@ -144,7 +145,9 @@ def test_meta_json_refuses_pairs_that_a_stray_file_has_shifted(tmp_path):
     files = LAYOUTS["meta_json"].files
     shifted = files["meta.json"].replace("bad/000_mask.png", "bad/001_mask.png")
     write(tmp_path, files | {"meta.json": shifted, "bottle/ground_truth/bad/001_mask.png": MASK})
-    with pytest.raises(ValueError, match=r"test, bottle, entry 2: the mask 001_mask\.png is not that of 000\.png"):
+    with pytest.raises(
+        DamagedDataError, match=r"test, bottle, entry 2: the mask 001_mask\.png is not that of 000\.png"
+    ):
         make("meta_json", tmp_path).samples()
 
 
@@ -159,7 +162,7 @@ def test_meta_json_refuses_pairs_that_a_stray_file_has_shifted(tmp_path):
 )
 def test_a_meta_json_of_another_form_is_told_in_a_line(content, told, tmp_path):
     (tmp_path / "meta.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^\S+meta\.json,? {told}[^\n]*$"):
+    with pytest.raises(DamagedDataError, match=rf"^\S+meta\.json,? {told}[^\n]*$"):
         make("meta_json", tmp_path).samples()
 
 
@@ -189,14 +192,14 @@ def test_real_iads_splits_are_read_as_published_and_moved_up(above, splits, tmp_
     write(tmp_path, {name.replace("realiad_jsons/realiad_jsons", above + splits): files[name] for name in files})
     assert len(make("real_iad", tmp_path, splits=splits).samples()) == 3
     other = "realiad_jsons_fuiad_0.1"
-    with pytest.raises(FileNotFoundError, match=rf"expected realiad_1024/ and realiad_jsons/{other}/\*\.json"):
+    with pytest.raises(DamagedDataError, match=rf"expected realiad_1024/ and realiad_jsons/{other}/\*\.json"):
         make("real_iad", tmp_path, splits=other).samples()
 
 
 def test_a_split_of_real_iad_that_is_no_text_is_an_error(tmp_path):
     write(tmp_path, LAYOUTS["real_iad"].files)
     (tmp_path / "real_iad/realiad_jsons/realiad_jsons/audiojack.json").write_bytes(b'{"meta": "\xe9"}')
-    with pytest.raises(ValueError, match=r"audiojack\.json is not a split of Real-IAD"):
+    with pytest.raises(DamagedDataError, match=r"audiojack\.json is not UTF-8 text"):
         make("real_iad", tmp_path).samples()
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import Sample
 from kanoclip.data.sets.manifest import Manifest
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_paths_start_from_the_manifest_or_from_the_root_or_are_absolute(tmp_path
     text = f"image,label\na.png,0\n{tmp_path}/c.png,0\n"
     found = [Path(s.image).name for s in manifest(elsewhere, text, root=str(tmp_path)).samples()]
     assert found == ["a.png", "c.png"]
-    with pytest.raises(FileNotFoundError, match=r"row 1, column image: no file .*/lists/a\.png\..*set --data\.root"):
+    with pytest.raises(DamagedDataError, match=r"row 1, column image: no file .*/lists/a\.png\..*set --data\.root"):
         manifest(elsewhere, text).samples()
 
 
@@ -119,7 +120,7 @@ def test_without_labels_only_predict_works(tmp_path):
     ],
 )
 def test_a_wrong_csv_is_an_error_with_row_and_column(tmp_path, text, expected):
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(DamagedDataError, match=expected):
         manifest(tmp_path, text).samples()
 
 
@@ -136,20 +137,20 @@ def test_a_wrong_csv_is_an_error_with_row_and_column(tmp_path, text, expected):
     ],
 )
 def test_wrong_json_is_an_error_with_its_place(tmp_path, text, expected):
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(DamagedDataError, match=expected):
         manifest(tmp_path, text, "list.jsonl").samples()
 
 
 @pytest.mark.usefixtures("images")
 def test_a_missing_mask_is_an_error_with_row_and_column(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"list\.csv, row 1, column mask: no file .*/gone\.png\. Correct the path"
+        DamagedDataError, match=r"list\.csv, row 1, column mask: no file .*/gone\.png\. Correct the path"
     ):
         manifest(tmp_path, "image,label,mask\na.png,1,m1.png;gone.png\n").samples()
 
 
 def test_a_missing_manifest_or_one_of_another_kind_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No manifest .*gone\.csv\. Set --data\.file"):
+    with pytest.raises(MissingError, match=r"No manifest .*gone\.csv\. Set --data\.file"):
         Manifest(str(tmp_path / "gone.csv")).samples()
     with pytest.raises(ValueError, match=r"list\.xlsx is neither \.csv, \.json nor \.jsonl\. Rename or convert it"):
         manifest(tmp_path, "", "list.xlsx").samples()
@@ -157,7 +158,7 @@ def test_a_missing_manifest_or_one_of_another_kind_is_an_error(tmp_path):
 
 def test_a_manifest_that_is_not_utf_8_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_bytes("image\nTür.png\n".encode("cp1252"))
-    with pytest.raises(ValueError, match=r"a\.csv is not UTF-8 text.*Save it as UTF-8"):
+    with pytest.raises(DamagedDataError, match=r"a\.csv is not UTF-8 text.*Save it as UTF-8"):
         Manifest(file=str(tmp_path / "a.csv")).samples()
 
 

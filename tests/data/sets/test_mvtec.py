@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.sets.mvtec import MVTecAD
-from kanoclip.types import ANOMALOUS, NORMAL
+from kanoclip.types import ANOMALOUS, NORMAL, MissingError
 
 
 @pytest.fixture
@@ -88,17 +89,17 @@ def test_a_missing_root_is_an_error_with_two_remedies(tmp_path):
         rf"No MVTec AD at {tmp_path}/mvtec: expected files such as bottle/test/good/000\.png\. Set --data\.root to the "
         r"folder that contains mvtec/, or get it: kanoclip data download mvtec"
     )
-    with pytest.raises(FileNotFoundError, match=expected):
+    with pytest.raises(MissingError, match=expected):
         module(tmp_path).setup("test")
     (tmp_path / "mvtec").mkdir()
-    with pytest.raises(FileNotFoundError, match=expected):
+    with pytest.raises(MissingError, match=expected):
         module(tmp_path).setup("test")
 
 
 def test_a_mask_without_an_image_is_an_error(tree, write, mask):
     write("mvtec/bottle/ground_truth/broken/009_mask.png", mask)
     with pytest.raises(
-        FileNotFoundError, match=r"No image for the mask .*009_mask\.png: expected one named bottle/broken/009"
+        DamagedDataError, match=r"No image for the mask .*009_mask\.png: expected one named bottle/broken/009"
     ):
         module(tree).setup("test")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.sets.pairing import list_images, name_of, pair_masks
 
 
@@ -85,11 +86,11 @@ def test_names_decide_and_not_order(tmp_path):
 def test_a_mask_without_an_image_is_an_error(tmp_path):
     touch(tmp_path, "hole/1_mask.png", "hole/2_mask.png")
     expected = r"No image for the mask .*hole/1_mask\.png: expected one named hole/1 .*\(2 such masks\)\. Add the image"
-    with pytest.raises(FileNotFoundError, match=expected):
+    with pytest.raises(DamagedDataError, match=expected):
         pair_masks({}, tmp_path)
 
 
 def test_a_mask_that_fits_two_images_is_an_error(tmp_path):
     touch(tmp_path, "1.png")
-    with pytest.raises(ValueError, match=r"1\.png fits 2 images: a/1\.png, b/1\.png\. Rename one"):
+    with pytest.raises(DamagedDataError, match=r"1\.png fits 2 images: a/1\.png, b/1\.png\. Rename one"):
         pair_masks({"1": [Path("a/1.png"), Path("b/1.png")]}, tmp_path)
