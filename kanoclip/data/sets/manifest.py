@@ -87,7 +87,7 @@ class Manifest(AnomalyDataModule):
         mask = row.get("mask")
         parts = [str(part).strip() for part in mask] if isinstance(mask, list) else text["mask"].split(";")
         paths = {"image": [text["image"]], "mask": [part.strip() for part in parts if part.strip()]}
-        files = {column: [Path(self._place()) / part for part in held] for column, held in paths.items()}
+        files = {column: [Path(self.root).expanduser() / part for part in held] for column, held in paths.items()}
         for column, held in files.items():
             for path in held:
                 if not path.is_file():
