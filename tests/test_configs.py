@@ -54,7 +54,7 @@ class ParseOnly(KanoclipCLI):
 
 def parse(path: Path) -> Namespace:
     with pytest.raises(Parsed) as stopped:
-        ParseOnly(["fit", "--config", str(path)])
+        ParseOnly(prepare(["fit", "--config", str(path)]))
     return stopped.value.args[0]
 
 
@@ -295,15 +295,14 @@ def test_every_alternative_of_a_component_is_a_config_of_its_own() -> None:
 def test_a_file_of_trainer_options_goes_with_any_config_and_what_is_typed_wins(path: Path) -> None:
     typed = ["--trainer.min_epochs", "2"]  # before the file
     with pytest.raises(Parsed) as stopped:
-        ParseOnly(["fit", *typed, "--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")])
+        ParseOnly(prepare(["fit", *typed, "--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")]))
     trainer = stopped.value.args[0].trainer
     assert {key: trainer.as_dict()[key] for key in read(path)} == read(path)
     assert (trainer.min_epochs, trainer.max_epochs) == (2, 15)
     option, value = ("precision", "32-true") if "precision" in read(path) else ("accelerator", "cpu")
     with pytest.raises(Parsed) as stopped:
-        ParseOnly(
-            ["fit", f"--trainer.{option}", value, "--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")]
-        )
+        config = ["--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")]
+        ParseOnly(prepare(["fit", f"--trainer.{option}", value, *config]))
     assert stopped.value.args[0].trainer[option] == value
 
 

@@ -116,18 +116,18 @@ class AnomalyModule(LightningModule):
         return None
 
     def configure_optimizers(self) -> Any:
-        """Adam over the heads."""
+        """Adam over the heads.
+
+        Raises:
+            KanoclipError: If nothing is learned.
+        """
         heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not heads:
+            raise learns_nothing(self.name)
         return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
     def setup(self, stage: str) -> None:
-        """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good.
-
-        Raises:
-            KanoclipError: For a fit of a model that learns nothing.
-        """
-        if stage == "fit" and not self.needs_training:
-            raise learns_nothing(self.name)
+        """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""
         self.tiles_at_once = getattr(self._data, "batch_size", self.tiles_at_once)
         # DDP would send buffers before every batch, and wait where another process has fewer batches to validate.
         same = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]

@@ -34,8 +34,8 @@ def note(text: str) -> None:
 def mistake(error: BaseException) -> str | None:
     """Return what the caller should mend, in one line; None for a fault of the program.
 
-    A mistake is a ``KanoclipError``, or a disk that is full or may not be written to. A parser wraps what a constructor
-    raises, so the causes of an error are looked through, outermost first.
+    A mistake is a ``KanoclipError``, or a disk that is full or may not be written to; also as the stated cause of
+    another error.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -47,7 +47,7 @@ def mistake(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in DENIED and cause.filename:
             place = "Allow it, or choose another place; runs are written to --trainer.default_root_dir"
             return f"Cannot use {cause.filename}: {cause.strerror}. {place}."
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__
     return None
 
 

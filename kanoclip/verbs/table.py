@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from kanoclip import __version__
 from kanoclip.registry import NAMES, did_you_mean, summary
-from kanoclip.types import KanoclipError
-from kanoclip.verbs.say import complain
+from kanoclip.verbs.say import complain, mistake
 
 
 class Verb(NamedTuple):
@@ -80,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KanoclipError as error:
-        return complain(str(error))
+    except Exception as error:
+        if (said := mistake(error)) is None:
+            raise  # a fault of ours keeps its traceback
+        return complain(said)
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds
         return 130
 

@@ -205,7 +205,7 @@ def test_a_checkpoint_of_a_rival_gives_the_same_scores_in_a_new_model_and_none_i
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert set(content["state_dict"]) <= {"interaction.weight", "prompts.vectors", "prompts.deep"}
     for other in (make_model(KAnoCLIP), make_model(kind, prompts=LearnedPrompts())):
-        with pytest.raises(CheckpointError, match=r"heads were trained with \w+ \w+, but this model has"):
+        with pytest.raises(CheckpointError, match=r"was fitted with model\.\w+ \w+, but \w+ is asked for"):
             make_trainer().test(other, make_data(Surfaces, category="pill"), ckpt_path=tmp_path / "last.ckpt")
 
 
