@@ -300,8 +300,8 @@ def test_a_file_of_trainer_options_goes_with_any_config_and_what_is_typed_wins(p
     assert {key: trainer.as_dict()[key] for key in read(path)} == read(path)
     assert (trainer.min_epochs, trainer.max_epochs) == (2, 15)
     option, value = ("precision", "32-true") if "precision" in read(path) else ("accelerator", "cpu")
+    config = ["--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")]
     with pytest.raises(Parsed) as stopped:
-        config = ["--trainer", str(path), "--config", str(CONFIGS / "kanoclip.yaml")]
         ParseOnly(prepare(["fit", f"--trainer.{option}", value, *config]))
     assert stopped.value.args[0].trainer[option] == value
 
