@@ -190,10 +190,9 @@ class KanoclipCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the model and the trainer; the data set is built and indexed already."""
-        chosen = self.config[self.command.verb]
-        section, chosen["data"] = chosen.data, self.datamodule
+        built = self.datamodule
+        self.parser.add_instantiator(lambda *_, **__: built, AnomalyDataModule, prepend=True)
         super().instantiate_classes()
-        chosen["data"] = section
         self.model.strict_options = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -203,7 +202,7 @@ class KanoclipCLI(LightningCLI):
         data, logger = folder_name(self.datamodule.identity), trainer.logger
         if logger in (None, True):
             self.folder = claim_version(folder / data)
-            kwargs["logger"] = TensorBoardLogger(folder, data, version=self.folder.name)
+            kwargs["logger"] = TensorBoardLogger(folder, data, version=int(self.folder.name[8:]))
         elif getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None:
             self.folder = claim_version(folder / data)  # no logger, or one with no folder to share
             kwargs["default_root_dir"] = str(self.folder)

@@ -466,3 +466,126 @@ def test_a_mistyped_option_of_an_optimiser_is_told(capsys) -> None:
     assert "Unknown option --optimizer.learning_rate." in capsys.readouterr().err
     assert main(["fit", *SEEN, "--optimiser", "Adam"]) == 2
     assert "Unknown option --optimiser. Did you mean --optimizer?" in capsys.readouterr().err
+
+
+def printed(argv: list[str], file: Path, capsys) -> dict:
+    capsys.readouterr()
+    assert main([*argv, "--print_config"]) == 0
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def test_what_a_test_prints_as_its_config_replayed_is_the_same_test(fit, folder, capsys) -> None:
+    fit("--model.adapter", "linear")
+    fit()  # a newer one
+    older, newer = (f"{FIT}/version_{number}/checkpoints/last.ckpt" for number in (0, 1))
+    for number, (given, path) in enumerate([([], newer), (["--ckpt_path", older], older)]):
+        config = printed(["test", *UNSEEN, *given], folder / "p.yaml", capsys)
+        assert config["ckpt_path"] == path
+        Path(FIT, "version_1", "run.json").touch()
+        assert main(["test", "--config", "p.yaml"]) == 0
+        assert read(f"runs/test/kanoclip/surfaces/version_{number}/results.json")["checkpoint"]["path"] == path
+    config = printed(["predict", *UNSEEN, "--ckpt_path", older], folder / "p.yaml", capsys)
+    assert config["model"]["init_args"]["adapter"]["class_path"] == "kanoclip.heads.adapter.LinearAdapter"
+    assert main(["predict", "--config", "p.yaml"]) == 0
+
+
+def test_what_a_fit_prints_as_its_config_replayed_is_the_same_fit(fit, tiny_options, folder, capsys) -> None:
+    argv = ["fit", *SEEN, *tiny_options, "--trainer.max_epochs", "1", "--seed_everything", "5"]
+    config = printed(argv, folder / "p.yaml", capsys)
+    assert (config["ckpt_path"], config["seed_everything"], config["data"]["init_args"]["seed"]) == (None, 5, None)
+    assert not Path("runs").exists()
+    assert main(argv) == 0
+    assert main(["fit", "--config", "p.yaml"]) == 0
+    one, two = (heads(f"{FIT}/version_{number}/checkpoints/last.ckpt") for number in (0, 1))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    config = printed([*argv[:-4], "--seed_everything", "5", "--ckpt_path", "last"], folder / "p.yaml", capsys)
+    assert config["ckpt_path"] == f"{FIT}/version_1/checkpoints/last.ckpt"
+
+
+def test_one_seed_rules_heads_order_and_hold_out_and_a_test_names_that_of_its_fit(fit, capsys) -> None:
+    fit("--seed_everything", "7")
+    fit("--seed_everything", "7", "--data.seed", "3")
+    entries = [torch.load(path, weights_only=True)["kanoclip"] for path in sorted(Path(FIT).glob("*/*/last.ckpt"))]
+    assert [(entry["seed"], entry["data"]["seed"]) for entry in entries] == [(7, 7), (7, 3)]
+    capsys.readouterr()
+    assert main(["test", *UNSEEN, "--seed_everything", "9"]) == 0
+    assert "fitted with seed 7" in capsys.readouterr().out
+    report = read("runs/test/kanoclip/surfaces/version_0/results.json")
+    assert (report["seed"], report["data_seed"]) == (7, 9)
+
+
+def test_a_fit_without_a_seed_says_so(fit, capsys) -> None:
+    fit("--seed_everything", "7")
+    fit("--seed_everything", "false")
+    assert read(f"{FIT}/version_1/run.json")["seed"] is None
+    capsys.readouterr()
+    assert main(["test", *UNSEEN]) == 0
+    assert "fitted with an unknown seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--data.category", "ring"], "The checkpoint was fitted with data.category ['wood'], but ['ring']"),
+        (["--data.images", "4"], "data.images 2, but 4 is asked for. Leave out --data.images"),
+        (["--data.limit", "1"], "data.limit None, but 1 is asked for"),
+        (["--data.augment", "true"], "data.augment False, but True is asked for"),
+        (["--seed_everything", "5"], "data.seed 111, but 5 is asked for"),
+        (["--data.image_size", "16"], "data.image_size 32, but 16 is asked for"),
+    ],
+)
+def test_a_fit_goes_on_with_the_samples_order_and_pixels_it_began_with(fit, options, answer, capsys) -> None:
+    fit()
+    assert main(["fit", *SEEN, "--ckpt_path", "last", "--trainer.max_epochs", "2", *options]) == 2
+    assert answer in capsys.readouterr().err
+    free = ["--data.root", "elsewhere", "--data.num_workers", "1", "--data.batch_size", "1"]
+    assert main(["fit", *SEEN, *free, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert len(list(Path(FIT).iterdir())) == 2  # the refused one has left nothing behind
+
+
+def photos(folder: Path, numbers: list[int]) -> Path:
+    """Write photographs of noise, every other one with a spot, sorted into folders."""
+    for number in numbers:
+        image = np.random.default_rng(number).integers(0, 99, (32, 32, 3), np.uint8)
+        image[:9, :9] += 120 * (number % 2)
+        path = folder / ("abnormal" if number % 2 else "normal") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "zero_shot"),
+    [("others", True), ("the same", False), ("renamed", False), ("links", False), ("one shared", False)],
+)
+def test_zero_shot_is_decided_by_what_the_images_show(folder, tiny_options, how, zero_shot, capsys) -> None:
+    seen, tested = photos(folder / "seen", [1, 2, 3, 4]), folder / "tested"
+    if how == "links":
+        tested.symlink_to(seen)
+    else:
+        photos(tested, {"others": [5, 6], "one shared": [4, 5]}.get(how, [1, 2, 3, 4]))
+    if how == "renamed":
+        for path in list(tested.glob("*/*.png")):
+            path.rename(path.with_name(f"x{path.name}"))
+    own = ["--data", "folder", "--data.num_workers", "0"]
+    assert main(["fit", *own, "--data.root", "seen", *tiny_options, "--trainer.max_epochs", "1"]) == 0
+    checkpoint = next(Path("runs/fit").rglob("last.ckpt"))
+    assert main(["test", *own, "--data.root", "tested", "--ckpt_path", str(checkpoint)]) == 0
+    assert read(str(next(Path("runs/test").rglob("results.json"))))["zero_shot"] is zero_shot
+    said = capsys.readouterr()
+    assert ("this is NOT zero-shot" in said.err) is (not zero_shot)
+    assert (", NOT zero-shot" in said.out) is (not zero_shot)
+
+
+def test_a_category_called_mean_is_not_overwritten_by_the_mean(folder, capsys) -> None:
+    rows = ["image,label,category"]
+    for number, path in enumerate(sorted(photos(folder / "p", [1, 2, 3, 4]).glob("*/*.png"))):
+        rows.append(f"{path},{int('abnormal' in str(path))},{('mean', 'nut')[number % 2]}")
+    (folder / "m.csv").write_text("\n".join(rows))
+    model = ["--model", "local_stats", "--model.image_size", "32", "--data.num_workers", "0"]
+    assert main(["test", "--data", "manifest", "--data.file", "m.csv", *model]) == 0
+    results = read(str(next(Path("runs/test").rglob("results.json"))))["results"]
+    assert set(results) == {"mean (category)", "nut", "mean"}
+    assert results["mean (category)"]["images"] == 2
+    assert "mean (category)" in capsys.readouterr().out
