@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kanoclip.backbone.clip import uncopied
-from kanoclip.metrics import ImageMetrics, PixelMetrics
 from kanoclip.models.checkpoint import (
     CheckpointError,
     about,
@@ -26,13 +23,11 @@ from kanoclip.models.checkpoint import (
     run_seed,
     up_to_date,
 )
+from kanoclip.models.epoch import EpochMetrics
 from kanoclip.models.tiling import tiled
-from kanoclip.ranks import gather
-from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
+from kanoclip.types import Batch, KanoclipError, Scores
 
 FROZEN = "backbone."
-RESERVED = ("mean", "mean_over")
-"""Names in results that are no categories."""
 
 
 class NonFiniteLossError(KanoclipError, RuntimeError):
@@ -72,9 +67,7 @@ class AnomalyModule(LightningModule):
         self.fit_seed: int | None = None
         self.strict_options = False
         self.tiles_at_once = 8
-        self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
-        self._counter: ThreadPoolExecutor | None = None  # counts a batch while the next one is scored
-        self._counting: Future[None] | None = None
+        self._metrics: EpochMetrics | None = None  # of the epoch that runs
         self._random_state: Tensor | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -83,8 +76,8 @@ class AnomalyModule(LightningModule):
             cls.name = cls.__name__
 
     def __getstate__(self) -> dict[str, Any]:
-        # the thread that counts can be neither copied nor pickled; an epoch that was stopped leaves it behind
-        return {**super().__getstate__(), "_counter": None, "_counting": None}
+        # its thread can be neither copied nor pickled; an epoch that was stopped leaves it behind
+        return {**super().__getstate__(), "_metrics": None}
 
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Keep the arguments as Lightning does, but no second copy of a backbone."""
@@ -129,7 +122,8 @@ class AnomalyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""
         self.tiles_at_once = getattr(self._data, "batch_size", self.tiles_at_once)
-        # DDP would send buffers before every batch, and wait where another process has fewer batches to validate.
+        # DDP would send buffers before every batch, and hang where a rank has fewer batches to validate. Its public
+        # switch (broadcast_buffers) is an option of the strategy, which `--trainer.strategy ddp` cannot set.
         same = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         same += [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, same)
@@ -195,61 +189,19 @@ class AnomalyModule(LightningModule):
         self._finish_metrics("test")
 
     def _start_metrics(self) -> None:
-        data = self._data
-        self._metrics, self._counting = {}, None  # of a run that was stopped, too
-        self._counter = ThreadPoolExecutor(1)
-        for name in getattr(data, "categories", []):
-            self._metrics_of(name)
+        self._metrics = EpochMetrics(self.device, getattr(self._data, "categories", []))
 
     def _scored(self, batch: Batch) -> Scores:
+        assert self._metrics is not None  # for the type checker: an epoch has started
         scores = tiled(self, batch, self.image_size, self.tiles_at_once)
-        self._wait()  # one batch at a time: no more is kept in memory, and an error stops the run
-        assert self._counter is not None  # for the type checker: an epoch has started
-        self._counting = self._counter.submit(self._count, batch, scores)
+        self._metrics.update(batch, scores)
         return scores
 
-    def _wait(self) -> None:
-        if self._counting is not None:
-            self._counting.result()  # raises what went wrong
-
-    def _count(self, batch: Batch, scores: Scores) -> None:
-        for category in sorted(set(batch.category)):
-            image, pixel = self._metrics_of(category)
-            mine = torch.tensor([name == category for name in batch.category], device=batch.label.device)
-            known = mine & (batch.label != UNKNOWN)
-            image.update(scores.image_score[known], batch.label[known])
-            known = known & batch.has_mask
-            if known.any():
-                pixel.update(scores.anomaly_map[known], batch.mask[known])
-
-    def _metrics_of(self, category: str) -> tuple[ImageMetrics, PixelMetrics]:
-        if category not in self._metrics:
-            self._metrics[category] = ImageMetrics().to(self.device), PixelMetrics().to(self.device)
-        return self._metrics[category]
-
     def _finish_metrics(self, stage: str) -> None:
-        self._wait()
-        self._counter = self._counting = None
-        self.results = {}
-        # every process sums each of them, in one order, with all others
-        for category in sorted({name for names in gather(list(self._metrics)) for name in names}):
-            image, pixel = self._metrics_of(category)
-            found = {f"image_{name}": float(value) for name, value in image.compute().items()}
-            found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
-            self.results[f"{category} (category)" if category in RESERVED else category] = {
-                **{name: None if math.isnan(value) else value for name, value in found.items()},
-                "images": sum(image.counts),
-                "anomalous": image.counts[ANOMALOUS],
-            }
-        self._metrics = {}
-        if not self.results:
-            return
-        self.results["mean"] = {
-            name: _mean([found[name] for found in self.results.values()])
-            for name in next(iter(self.results.values()))
-            if name.startswith(("image_", "pixel_"))
-        }
-        defined = {f"{stage}/{name}": value for name, value in self.results["mean"].items() if value is not None}
+        assert self._metrics is not None  # for the type checker: an epoch has started
+        self.results, self._metrics = self._metrics.compute(), None
+        mean = self.results.get("mean", {})
+        defined = {f"{stage}/{name}": value for name, value in mean.items() if value is not None}
         self.log_dict(defined, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -293,8 +245,3 @@ class AnomalyModule(LightningModule):
 def learns_nothing(name: str) -> KanoclipError:
     """Return the error of a fit of a model that has nothing to train."""
     return KanoclipError(f"{name} learns nothing, so it cannot be fitted. Run: kanoclip test --model {name}")
-
-
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return math.fsum(defined) / len(defined) if defined else None
