@@ -1,4 +1,8 @@
-"""Hashes of files, of classes and of modules, for digests that change with all that a result depends on, no more."""
+"""Hashes of files, classes and modules, of which the identities of data, features and results are made.
+
+An identity changes with all that a result depends on, and with nothing else: the package's own code counts by versions
+that are raised when it gives other numbers, code of a user by its text.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,9 @@ from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.listing import remembered
 
 READING_VERSION = 1
-"""Raise it when decoding, shrinking or resizing a file gives other pixels than before (images, loading, transforms)."""
+"""Raise it when the same file gives other pixels; tests/data/test_versions.py fails until then."""
 FEATURES_VERSION = 1
-"""Raise it when a backbone or attention of the package makes other features of the same pixels than before."""
+"""Raise it when the same pixels give other features; the same test fails until then."""
 
 _LIBRARIES = ("abc", "builtins", "kanoclip", "lightning", "torch", "typing")  # known by versions, not by their code
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -93,8 +97,8 @@ def module_digest(module: nn.Module, leave_out: Collection[str] = ()) -> str | N
     if not is_plain(own) or None in parts.values():
         return None
     weights = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    told = [(name, weight.dtype, tuple(weight.shape), _tensor_hash(weight)) for name, weight in weights]
-    return digest(type(module).__qualname__, code_of(type(module)), sorted(own.items()), sorted(parts.items()), told)
+    hashed = [(name, weight.dtype, tuple(weight.shape), _tensor_hash(weight)) for name, weight in weights]
+    return digest(type(module).__qualname__, code_of(type(module)), sorted(own.items()), sorted(parts.items()), hashed)
 
 
 def _tensor_hash(tensor: torch.Tensor) -> str:

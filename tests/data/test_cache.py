@@ -4,6 +4,7 @@ import pickle
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import several
 import torch
 from lightning import Trainer, seed_everything
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 
 from kanoclip.backbone.attention import QQ, VV, Attention
 from kanoclip.backbone.embedded import EmbeddedBackbone
@@ -104,9 +105,9 @@ def test_a_file_holds_half_precision_features_the_resized_image_and_the_size_of_
     found = load_file(files(place)[0])
     assert found["patches"].shape == (2, 256, 128)
     assert found["patches"].dtype == torch.float16
-    assert found["image"].shape == (3, 128, 128)
-    assert found["image"].dtype == torch.uint8
-    assert found["size"].tolist() == [40, 60]
+    assert found["pixels"].shape == (4, 128, 128)
+    assert found["pixels"].dtype == torch.uint8
+    assert found["numbers"][:5].tolist() == [40, 60, 16, 16, 1]
 
 
 def test_a_changed_picture_a_moved_folder_and_another_attention(backbone, place, tmp_path) -> None:
@@ -143,7 +144,7 @@ def test_a_truncated_file_is_made_anew_and_a_pickle_in_its_place_is_not_opened(b
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("name", ["patches", "cls", "image", "mask", "size"])
+@pytest.mark.parametrize("name", ["patches", "cls", "pixels", "numbers"])
 def test_a_file_whose_shapes_do_not_fit_each_other_is_made_anew(backbone, place, tmp_path, name) -> None:
     data = photos(tmp_path / "photos", count=1)
     check(backbone, data)
@@ -167,6 +168,59 @@ def test_files_are_hashed_once_even_where_fit_and_validate_share_a_folder(
         )
         trainer(max_epochs=1).fit(CLIPVVKnPL(backbone=backbone, kd_loss=NoKD()), data)
         assert len(hashed) == 6, f"start {start}"
+
+
+def flip(content):
+    content[len(content) // 2] ^= 4
+
+
+def zero_a_page(content):
+    content[4096:8192] = bytes(4096)
+
+
+def flip_in_the_header(content):
+    where = content.index(b'"F16"')
+    content[where : where + 5] = b'"I16"'
+
+
+def flip_the_first_number(content):
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1
+
+
+@pytest.mark.parametrize("harm", [flip, zero_a_page, flip_in_the_header, flip_the_first_number])
+def test_a_damaged_file_is_an_error_that_names_it_not_a_wrong_score(backbone, place, tmp_path, harm) -> None:
+    data = photos(tmp_path / "photos", count=1)
+    before = check(backbone, data).results
+    file = files(place)[0]
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    harm(content)
+    file.write_bytes(content)
+    with pytest.raises(CacheError, match=rf"features in {file} are damaged.*Delete that file, or all of {file.parent}"):
+        check(backbone, data)
+    file.unlink()
+    assert check(backbone, data).results == before
+    assert file.read_bytes() == whole
+
+
+def test_a_file_that_disappears_during_a_run_is_told(backbone, place, tmp_path) -> None:
+    data, one = photos(tmp_path / "photos", count=1), trainer()
+    model = CLIPVV(backbone=backbone)
+    model.on_test_start = lambda: files(place)[0].unlink()
+    with pytest.raises(CacheError, match="damaged or gone"):
+        one.test(model, data, verbose=False)
+
+
+@pytest.mark.parametrize("size", [*range(1, 18), 4099])
+def test_the_words_of_tensors_of_any_length_balance(size) -> None:
+    rng = np.random.default_rng(size)
+    odd = torch.from_numpy(rng.integers(0, 256, size, np.uint8))
+    tensors = {"odd": odd, "numbers": torch.from_numpy(rng.integers(-(2**62), 2**62, 6) * [1, 1, 1, 1, 1, 0])}
+    content = cache_module._balanced(tensors)
+    assert cache_module._checksum(tensors) == 0
+    tensors["odd"][rng.integers(size)] ^= 1
+    assert cache_module._checksum(tensors) != 0
+    assert torch.equal(load(content)["numbers"], tensors["numbers"])
 
 
 class Twice(Attention):
@@ -194,12 +248,118 @@ def test_an_attention_of_ones_own_is_known_by_its_code(backbone, tmp_path, monke
 def test_another_level_size_or_norm_is_another_key(backbone) -> None:
     others = [
         EmbeddedBackbone(), EmbeddedBackbone(levels=[2, 5]), EmbeddedBackbone(image_size=120),
-        EmbeddedBackbone(position="bilinear", image_size=120),
+        EmbeddedBackbone(position="bilinear", image_size=120), EmbeddedBackbone(), EmbeddedBackbone(),
+        EmbeddedBackbone().double(),
     ]  # fmt: skip
+    others[4].cls_norm = False
+    others[5].mean += 0.1
     keys = [CLIPVV(backbone=one).features_key for one in (backbone, *others)]
     assert keys[0] == keys[1]
-    assert len(set(keys)) == 4
+    assert len({*keys, None}) == 8
     assert CLIPVV(backbone=backbone, attention=VV(first=3)).features_key not in keys
+    assert CLIPVVKnPL(backbone=backbone).features_key == keys[0]  # the heads change nothing
+
+
+class Brighter(EmbeddedBackbone):
+    """A backbone of one's own."""
+
+    def __init__(self, gain, **options) -> None:
+        super().__init__(**options)
+        self.gain = gain
+
+    def forward(self, image, attention):
+        return super().forward((image * self.gain).clamp(0, 1), attention)
+
+
+def test_a_backbone_of_ones_own_is_known_by_its_code_and_options(backbone) -> None:
+    keys = [CLIPVV(backbone=one).features_key for one in (backbone, Brighter(1), Brighter(2))]
+    assert len({*keys, None}) == 4
+    assert CLIPVV(backbone=Brighter(2)).features_key == keys[2]
+    assert CLIPVV(backbone=Brighter(torch.ones(()))).features_key is None  # an attribute that may be anything
+
+
+class Doubled(CLIPVV):
+    """Makes features in its own way."""
+
+    def features(self, batch):
+        found = super().features(batch)
+        return found._replace(cls=-found.cls)
+
+
+def test_a_model_that_makes_features_in_its_own_way_does_not_read_those_of_its_parent(
+    backbone, place, tmp_path, caplog
+) -> None:
+    data = photos(tmp_path / "photos")
+    check(backbone, data)
+    assert Doubled(backbone=backbone).features_key is None
+    trainer().test(own := Doubled(backbone=backbone), data, verbose=False)
+    assert "Doubled keeps no frozen features" in caplog.text
+    data.cache = False
+    trainer().test(plain := Doubled(backbone=backbone), data, verbose=False)
+    assert own.results == plain.results
+    assert len(files(place)) == 6
+
+
+class OwnRead(Folder):
+    """Reads files in its own way."""
+
+    def __init__(self, gain=1, **options) -> None:
+        super().__init__(**options)
+        self.gain = gain
+
+    def read(self, sample):
+        image, mask = super().read(sample)
+        return (image // self.gain).astype(np.uint8), mask
+
+
+def test_what_is_read_in_another_way_is_kept_apart_and_what_is_read_in_the_same_way_is_shared(
+    backbone, place, tmp_path
+) -> None:
+    photos(tmp_path / "photos", count=1)
+    options = {"root": str(tmp_path / "photos"), "normal": "good", "abnormal": "bad", "num_workers": 0, "cache": True}
+    counts = []
+    for data in (
+        Folder(**options), Folder(**options, batch_size=1, seed=3, category_name="nut"),
+        Folder(**options, mask_threshold=9),
+        OwnRead(**options), OwnRead(**options, batch_size=1, seed=3), OwnRead(2, **options),
+    ):  # fmt: skip
+        check(backbone, data)
+        counts.append(len(files(place)) // 2)
+    assert counts == [1, 1, 2, 3, 3, 4]
+
+
+def test_another_version_of_reading_drawing_or_features_is_another_file(backbone, place, monkeypatch) -> None:
+    def drawn():
+        return Surfaces(category="gear", images=2, num_workers=0, cache=True)
+
+    check(backbone, drawn())
+    check(backbone, drawn())
+    assert len(files(place)) == 2
+    monkeypatch.setattr(Surfaces, "drawing_version", "next")
+    check(backbone, drawn())
+    assert len(files(place)) == 4
+    monkeypatch.setattr(cache_module, "READING_VERSION", 0)
+    check(backbone, drawn())
+    assert len(files(place)) == 6
+    monkeypatch.setattr("kanoclip.models.kanoclip.FEATURES_VERSION", 0)
+    check(backbone, drawn())
+    assert len(files(place)) == 8
+
+
+class Slices(Surfaces):
+    """Reads something that is neither a file nor drawn."""
+
+    def samples(self):
+        return [replace(sample, image=f"volume.npy#{i}") for i, sample in enumerate(super().samples())]
+
+    def read(self, sample):
+        return np.full((16, 16, 3), len(sample.image), np.uint8), np.zeros((16, 16), np.uint8)
+
+
+def test_what_is_read_from_no_file_of_its_own_is_not_cached(backbone, place, caplog) -> None:
+    check(backbone, Slices(category="gear", images=2, num_workers=0, cache=True))
+    assert files(place) == []
+    assert "Slices reads what is no file" in caplog.text
 
 
 def test_no_room_on_the_disk_is_told_before_it_is_filled(backbone, place, tmp_path, monkeypatch) -> None:

@@ -141,3 +141,31 @@ def test_a_fact_is_computed_again_only_for_changed_files(tree):
     (tree / "a/2.png").write_text("more")
     assert remembered("full", tree, ["a/1.png", "a/2.png"], nonempty) == {"a/1.png": False, "a/2.png": True}
     assert sorted(asked) == ["1.png", "2.png", "2.png"]
+
+
+def test_two_files_that_exchange_their_names_are_seen_though_size_and_time_are_equal(tree):
+    one, two = tree / "a/1.png", tree / "a/2.png"
+    for path, text in ((one, "one"), (two, "two")):
+        path.write_text(text)
+        os.utime(path, ns=(10**18, 10**18))
+
+    def read() -> list[str]:
+        return list(remembered("texts", tree, ["a/1.png", "a/2.png"], lambda path: Path(path).read_text()).values())
+
+    assert read() == ["one", "two"]
+    one.rename(tree / "between")
+    two.rename(one)
+    (tree / "between").rename(two)
+    for path in (one, two):
+        os.utime(path, ns=(10**18, 10**18))
+    assert read() == ["two", "one"]
+
+
+def test_a_file_written_over_with_equal_size_and_time_is_seen(tree):
+    file = tree / "b.txt"
+    file.write_text("old")
+    os.utime(file, ns=(10**18, 10**18))
+    for text in ("old", "new"):
+        file.write_text(text)
+        os.utime(file, ns=(10**18, 10**18))
+        assert remembered("texts", tree, ["b.txt"], lambda path: Path(path).read_text()) == {"b.txt": text}

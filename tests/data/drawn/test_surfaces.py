@@ -57,6 +57,11 @@ def test_too_few_images_is_an_error_with_a_remedy() -> None:
         Surfaces(images=1)
 
 
+def test_a_seed_that_numpy_refuses_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match=r"drawing_seed is -1, expected 0 or more\. Set --data\.drawing_seed"):
+        Surfaces(drawing_seed=-1)
+
+
 def test_an_unknown_category_is_looked_for_among_the_drawings() -> None:
     with pytest.raises(ValueError, match=r"Unknown category 'gaer' of surfaces.*In the drawings are: carpet"):
         Surfaces(category="gaer").index()
