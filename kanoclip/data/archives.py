@@ -1,6 +1,6 @@
-"""Unpacks archives, which are strangers' files.
+"""Unpacks archives from the internet, which are not trusted.
 
-Every member's name, kind and size is checked here, and no link, mode or owner of theirs is ever made.
+Every member's name, kind and size is checked, and no link, mode or owner of an archive is ever made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from kanoclip.types import KanoclipError
 WORK = ".download"  # below the data set's folder; hidden, so that no data set reads it
 MAX_FILES = 2_000_000  # files and folders in one archive; Real-IAD, the largest set, has 0.3 million
 MAX_BYTES = 200_000_000_000  # that one archive may unpack to; the free space of the disk is a limit too
-CHUNK = 1 << 20  # bytes
 Member = tuple[str, int, str, Callable[[], IO[bytes] | None]]  # name, bytes, "file" or "folder" or what else, open
 
 
@@ -37,7 +36,19 @@ class NoRoomError(DownloadError):
 
 
 def unpack(path: Path, home: Path) -> list[str]:
-    """Unpack into a folder beside the archive, which is left only if all is well; returns what it adds to ``home``."""
+    """Unpack into the folder ``unpacking`` beside the archive, all of it or nothing.
+
+    Args:
+        path: The archive; deleted if it is damaged or hostile.
+        home: Where the files will be moved to; none there may be overwritten.
+
+    Returns:
+        Names of what stands at the top of the archive.
+
+    Raises:
+        NoRoomError: Too many files or bytes, or a file in the way; the archive is kept.
+        DownloadError: It is damaged, or holds links, devices or paths that lead out of its folder.
+    """
     unpacking, free = path.parent / "unpacking", shutil.disk_usage(path.parent).free
 
     def allow(count: int, size: int) -> None:
@@ -59,7 +70,7 @@ def unpack(path: Path, home: Path) -> list[str]:
                 (target if what == "folder" else target.parent).mkdir(parents=True, exist_ok=True)
                 if what == "file" and (source := open_member()):
                     with source, target.open("wb") as file:
-                        shutil.copyfileobj(source, file, CHUNK)  # zip and tar both stop at the size that they declare
+                        shutil.copyfileobj(source, file)  # zip and tar both stop at the size that they declare
                     if size_of(target) != size:
                         raise EOFError(f"{name} has {size_of(target):,} bytes instead of {size:,}")
                     bar.advance(bar.task_ids[0], size)
@@ -79,7 +90,7 @@ def unpack(path: Path, home: Path) -> list[str]:
 
 
 def _members(path: Path, allow: Callable[[int, int], None]) -> Iterator[Member]:
-    """Go through a tar, once, as a compressed one has no list; or through a zip, whose sizes are added up first."""
+    """Go through the members of a tar or zip; ``allow(files, bytes)`` raises before too much is unpacked."""
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
             size = 0

@@ -6,7 +6,6 @@ raises when a connection ends before its body does; pooch has checksums but cann
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,7 +22,8 @@ from rich.progress import Progress
 
 from kanoclip import __version__
 from kanoclip.data.about import About, Archive
-from kanoclip.data.archives import CHUNK, WORK, DownloadError, NoRoomError, progress, size_of, unpack
+from kanoclip.data.archives import WORK, DownloadError, NoRoomError, progress, size_of, unpack
+from kanoclip.data.files import CannotWriteError, sha256, write_json
 
 RETRIES, BACKOFF = 4, 1.0  # attempts after the first that bring nothing new; seconds before the first, then doubled
 FINAL = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects, httpx2.InvalidURL)  # another attempt would end the same
@@ -37,9 +37,9 @@ def download(
     accept_license: bool = False,
     confirm: Callable[[str], bool] | None = None,
 ) -> Path:
-    """Fetch a data set into ``root/name``; do nothing where it is there, go on where an earlier call was interrupted.
+    """Fetch a data set into ``root/name``; does nothing if it is there, and resumes an interrupted download.
 
-    A call waits for another one that is at the same folder.
+    Waits while another process downloads into the same folder.
 
     Args:
         name: Registered name: the data set's folder below ``root``.
@@ -55,6 +55,7 @@ def download(
         DownloadError: No public link, licence not accepted, dead link, no connection, wrong checksum, a damaged or
             hostile archive, or files in the folder that this function did not put there.
         NoRoomError: Not enough free disk, a limit exceeded, or a file in the way; what was downloaded is kept.
+        CannotWriteError: The note of what was downloaded cannot be written.
     """
     home = Path(root).expanduser() / name
     if not about.archives:
@@ -76,9 +77,11 @@ def download(
                 path = home / WORK / f"{about.archives.index(archive) + 1}-{filename or 'archive'}"
                 digest, entries = _fetch(archive, path, about), unpack(path, home)
                 records[archive.url] = {"sha256": digest, "entries": entries, "placed": False}
-                _write_json(home / WORK / "done.json", records)
+                write_json(home / WORK / "done.json", records)
                 path.unlink()
                 _place(home, archive.url, records)
+    except CannotWriteError:
+        raise
     except OSError as error:
         why = f"{error.filename or home}: {error.strerror or error}"
         raise DownloadError(f"Cannot use {why}. Mend that, then give the same command again.") from error
@@ -88,7 +91,7 @@ def download(
 
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
-    """Keep other calls from the same ``.part`` files and ``unpacking``; leaves neither the lock nor an empty folder."""
+    """Lock the folder against other processes; afterwards neither the lock nor an empty folder is left."""
     work = home / WORK
     if work.is_dir() and not os.access(work, os.W_OK):  # somebody else's download, which can only be looked at
         yield
@@ -112,7 +115,11 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def _recorded(name: str, about: About, home: Path) -> Records:
-    """Say what is unpacked already; finish what was on its way into place, and refuse files that are not ours."""
+    """Return which archives are unpacked already; completes a move that was interrupted.
+
+    Raises:
+        DownloadError: Files are missing, of another edition, or not from this function.
+    """
     records: Records = _read_json(home / WORK / "done.json")
     known = {archive.url: archive.sha256 for archive in about.archives}
     for url, record in list(records.items()):
@@ -136,7 +143,7 @@ def _recorded(name: str, about: About, home: Path) -> Records:
 
 
 def _fetch(archive: Archive, path: Path, about: About) -> str:
-    """Bring an archive to a path, and return its sha256, verified where one is known."""
+    """Download an archive to a path; returns its sha256, which is verified if a published one is known."""
     part = path.with_name(f"{path.name}.part")
     most, failures = size_of(part), 0
     headers = {"Accept-Encoding": "identity", "User-Agent": f"kanoclip/{__version__}"}  # identity: or no resuming
@@ -157,11 +164,7 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
                     remedy = f"look for a new link at {about.homepage}" if dead else remedy
                     raise DownloadError(f"Cannot download {archive.url}: {why}. Remedy: {remedy}.") from error
                 time.sleep(BACKOFF * 2 ** (failures - 1))
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            hasher.update(chunk)
-    digest = hasher.hexdigest()
+    digest = sha256(path)
     if archive.sha256 is None:
         print(f"{archive.url}: sha256 {digest}. None is published, so it could not be verified.", flush=True)
     elif digest != archive.sha256.lower():
@@ -172,7 +175,7 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
 
 
 def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> None:
-    """Go on with a download, or begin again where the server cannot or its file is not the one that was begun."""
+    """Resume a download; starts again if the server cannot resume, or has another file by now."""
     note = part.with_suffix(".json")
     begun = _read_json(note)
     start = size_of(part) if begun.get("url") == url else 0
@@ -194,7 +197,7 @@ def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> Non
             start, length = 0, response.headers.get("Content-Length")
             begun = {"url": url, "validator": validator, "size": int(length) if length else None}
             part.unlink(missing_ok=True)  # before the note, which must never speak of another file's beginning
-            _write_json(note, begun)
+            write_json(note, begun)
         free = shutil.disk_usage(part.parent).free
         if (needed := (begun["size"] or 0) - start) > free:
             raise NoRoomError(f"{url} needs {needed:,} bytes; {part.parent} has {free:,} free. Make room there.")
@@ -206,14 +209,14 @@ def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> Non
 
 
 def _place(home: Path, url: str, records: Records) -> None:
-    """Move what was unpacked into place; a call that was killed here is finished by the next one."""
+    """Move what was unpacked into place; if interrupted, the next call completes it."""
     unpacking = home / WORK / "unpacking"
     for new in list(unpacking.rglob("*")):  # a folder comes before what is in it
         old = home / new.relative_to(unpacking)
         old.mkdir(exist_ok=True) if new.is_dir() else new.replace(old)
     shutil.rmtree(unpacking, ignore_errors=True)
     records[url]["placed"] = True
-    _write_json(home / WORK / "done.json", records)
+    write_json(home / WORK / "done.json", records)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -221,9 +224,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
         return {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)

@@ -39,7 +39,7 @@ class UnreadableImageError(KanoclipError):
         return f"Cannot use {self.path}: {self.why}" if self.why else self.path
 
 
-def read_image(path: str | Path, least: int | None = None) -> NDArray[np.uint8]:
+def read_image(path: str | Path, min_side: int | None = None) -> NDArray[np.uint8]:
     """Read an image of any published mode.
 
     Grey becomes three equal channels, a palette is looked up, and alpha is dropped: published RGBA files are opaque
@@ -52,7 +52,7 @@ def read_image(path: str | Path, least: int | None = None) -> NDArray[np.uint8]:
 
     Args:
         path: The file. Of a file with several pages, the first is read.
-        least: A JPEG may be decoded at a half, a quarter or an eighth of its size as long as neither side becomes
+        min_side: A JPEG may be decoded at a half, a quarter or an eighth of its size as long as neither side becomes
             shorter than this, in pixels: several times faster for what is shrunk anyway. None: at its own size.
 
     Returns:
@@ -61,7 +61,7 @@ def read_image(path: str | Path, least: int | None = None) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: With the file, the reason and the remedy.
     """
-    pixels = _to_uint8(str(path), _decode(str(path), least=least))
+    pixels = _to_uint8(str(path), _decode(str(path), min_side=min_side))
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(pixels)
@@ -111,19 +111,19 @@ def read_mask(
 
 
 def read_pair(
-    image: str, masks: Sequence[str], threshold: int | None, values: Sequence[int] | None, least: int | None = None
+    image: str, masks: Sequence[str], threshold: int | None, values: Sequence[int] | None, min_side: int | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[int, int]]:
     """Read an image and its mask; see ``read_image`` and ``read_mask``.
 
     Returns:
         Image ``(h, w, 3)``, mask ``(H, W)`` or None where no mask files are given, and the file's ``(H, W)``: the
-        image's own too, unless ``least`` has shrunk it.
+        image's own too, unless ``min_side`` has shrunk it.
 
     Raises:
         UnreadableImageError: A file cannot be read, or image and mask differ in size.
     """
-    pixels = read_image(image, least)
-    height, width = size = pixels.shape[:2] if least is None else _file_shape(image, pixels)
+    pixels = read_image(image, min_side)
+    height, width = size = pixels.shape[:2] if min_side is None else _file_shape(image, pixels)
     if not masks:
         return pixels, None, size
     mask = read_mask(masks, threshold, values)
@@ -180,7 +180,7 @@ def _load_mask(path: str, indices: bool) -> Pixels:
 def _mat_labels(path: str) -> Pixels:
     from scipy.io import loadmat
 
-    arrays = dict(_two_dimensional("", loadmat(path)))
+    arrays = dict(_two_dimensional("", loadmat(path, simplify_cells=True)))  # MATLAB's structs as dictionaries
     chosen = [name for name in arrays if name.split(".")[-1] == "Segmentation"] or list(arrays)
     if len(chosen) != 1:
         held = ", ".join(arrays) or "none"
@@ -192,25 +192,21 @@ def _mat_labels(path: str) -> Pixels:
 
 
 def _two_dimensional(name: str, value: Any) -> Iterator[tuple[str, Pixels]]:
-    """Walk MATLAB's structs (1x1 arrays of objects) down to the label maps."""
+    """Go through the label maps of nested dictionaries, with their names such as ``groundTruth.Segmentation``."""
     if isinstance(value, dict):
         for key, held in value.items():
-            if not key.startswith("__"):
-                yield from _two_dimensional(key, held)
-    elif isinstance(value, np.ndarray) and value.dtype.names and value.size == 1:
-        for key in value.dtype.names:
-            yield from _two_dimensional(f"{name}.{key}", value[key].item())
+            yield from _two_dimensional(f"{name}.{key}".lstrip("."), held)
     elif isinstance(value, np.ndarray) and value.ndim == 2 and min(value.shape) > 1 and value.dtype.kind in "buif":
         yield name, value
 
 
-def _decode(path: str, indices: bool = False, least: int | None = None) -> Pixels:
+def _decode(path: str, indices: bool = False, min_side: int | None = None) -> Pixels:
     """Pixels as stored: ``(H, W)`` or ``(H, W, 3)`` RGB of any number type."""
     try:
         with Image.open(path) as file:
             deep = _deep_colour(path, file)
-            if least and Path(path).suffix.lower() in (".jpg", ".jpeg"):
-                file.draft(None, (least, least))  # does nothing to what is not a JPEG
+            if min_side and Path(path).suffix.lower() in (".jpg", ".jpeg"):
+                file.draft(None, (min_side, min_side))  # does nothing to what is not a JPEG
             form = file.format, file.mode, file.info.get("compression")
             if ycbcr := form == ("TIFF", "RGB", "raw") and file.getexif().get(262) == 6:  # 262: the meaning of channels
                 # Pillow below 13 expects a fourth one and takes YCbCr for RGB.

@@ -295,11 +295,11 @@ def test_opencv_agrees_on_an_ordinary_photo(picture, tmp_path):
 def test_a_large_jpeg_is_decoded_small_but_never_below_what_is_asked(tmp_path):
     smooth = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8), (800, 600))
     cv2.imwrite(str(tmp_path / "a.jpg"), smooth)
-    assert read_image(tmp_path / "a.jpg", least=150).shape == (150, 200, 3)
-    assert read_image(tmp_path / "a.jpg", least=151).shape == (300, 400, 3)
-    assert read_image(tmp_path / "a.jpg", least=301).shape == (600, 800, 3)
+    assert read_image(tmp_path / "a.jpg", min_side=150).shape == (150, 200, 3)
+    assert read_image(tmp_path / "a.jpg", min_side=151).shape == (300, 400, 3)
+    assert read_image(tmp_path / "a.jpg", min_side=301).shape == (600, 800, 3)
     cv2.imwrite(str(tmp_path / "a.png"), smooth)
-    assert read_image(tmp_path / "a.png", least=8).shape == (600, 800, 3)
+    assert read_image(tmp_path / "a.png", min_side=8).shape == (600, 800, 3)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -311,7 +311,7 @@ def test_a_shrunk_jpeg_keeps_its_masks_and_its_own_size(tmp_path, orientation):
     mask = np.zeros((height, width), np.uint8)
     mask[:7] = 255
     cv2.imwrite(str(tmp_path / "m.png"), mask)
-    image, read, size = read_pair(str(tmp_path / "a.jpg"), [str(tmp_path / "m.png")], None, None, least=100)
+    image, read, size = read_pair(str(tmp_path / "a.jpg"), [str(tmp_path / "m.png")], None, None, min_side=100)
     assert image.shape[:2] == (height // 4, width // 4)
     assert read.shape == size == (height, width)
     assert read.sum() == 7 * width

@@ -110,7 +110,7 @@ def encoded(suffix: str, mode: str, seed: int) -> bytes:
 
 
 def reads_or_tells(path) -> None:
-    reads = (read_image, partial(read_image, least=4), lambda path: read_mask([path]), partial(read_labels, values=[1]))
+    reads = (read_image, partial(read_image, min_side=4), lambda path: read_mask([path]), partial(read_labels, values=[1]))
     for read in reads:
         found = told = None
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from kanoclip.data.about import About
@@ -9,6 +10,13 @@ from kanoclip.data.sets.tree import IMAGE, Tree
 
 _SPLIT = r"(?P<split>train|val|valid|test)"
 _MASKS = r"(?:label|anomaly_mask|test_label|val_label)"
+_about = partial(
+    About,
+    reference="J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024",
+    licence="CC BY-NC-SA 4.0 (by anomalib)",
+    homepage="https://github.com/DorisBao/BMAD",
+    note="Sets of BMAD come in one archive each; upstream terms of use apply too.",
+)
 
 
 class BMAD(Tree):
@@ -21,122 +29,82 @@ class BMAD(Tree):
     """
 
     domain: ClassVar[str] = "medical"
-    distinct: ClassVar[bool] = False
+    unambiguous: ClassVar[bool] = False
     key: ClassVar[tuple[str, ...]] = ("split", "stem")
     images = rf"(?:.+/)?{_SPLIT}/(?:img/)?(?P<defect>good|ungood)/(?:img/)?(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:.+/)?{_SPLIT}/(?:{_MASKS}/ungood|ungood/{_MASKS})/(?P<stem>[^/]+){IMAGE}"
     expected = "test/Ungood/img/*.png"
 
 
-_HOME = "https://github.com/DorisBao/BMAD"
-_NOTE = "Sets of BMAD come in one archive each; upstream terms of use apply too."
-_LICENCE = "CC BY-NC-SA 4.0 (by anomalib)"
-_REFERENCE = "J. Bao et al., CVPR Workshops 2024"
-
-
 class BMADBrain(BMAD):
-    """BMAD brain: slices of BraTS 2021, 640 normal and 3075 anomalous, with masks.
+    """BMAD brain: slices of BraTS 2021, with masks.
 
     Layout: ``bmad_brain/BraTS2021_slice/test/{good,Ungood}/img`` with ``test/Ungood/label``; ``BMAD/Brain_AD`` is found
-    too. Masks: > 127, or > 0 where none is brighter. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024.
+    too.
     """
 
     name: str = "bmad_brain"
     folders = ("Brain_AD", "BMAD/Brain_AD", "bmad/Brain_AD", "BMAD/Brain", "bmad/Brain", "BraTS2021_slice")
     subject = "brain"
-    about = About("BMAD brain MRI", _REFERENCE, _LICENCE, _HOME, counts=(640, 3075), train=7500, paper=True, note=_NOTE)
+    about = _about("BMAD brain MRI", counts=(640, 3075), train=7500, paper=True)
 
 
 class BMADLiver(BMAD):
-    """BMAD liver: CT slices, 833 normal and 660 anomalous, with masks.
+    """BMAD liver: CT slices, with masks.
 
     Layout: ``bmad_liver/hist_DIY/test/img/{good,Ungood}`` with ``test/label/Ungood``; ``BMAD/Liver_AD`` is found too.
-    Masks as ``bmad_brain``. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024.
     """
 
     name: str = "bmad_liver"
     folders = ("Liver_AD", "BMAD/Liver_AD", "bmad/Liver_AD", "BMAD/Liver", "bmad/Liver", "hist_DIY")
     subject = "liver"
-    about = About("BMAD liver CT", _REFERENCE, _LICENCE, _HOME, counts=(833, 660), train=1542, paper=True, note=_NOTE)
+    about = _about("BMAD liver CT", counts=(833, 660), train=1542, paper=True)
 
 
 class BMADRESC(BMAD):
-    """BMAD RESC: optical coherence tomography of the retina, 1041 normal and 764 anomalous slices, with masks.
+    """BMAD RESC: optical coherence tomography of the retina, with masks.
 
     Layout: ``bmad_resc/RESC/Test/test/{good,Ungood}`` with ``Test/test_label/Ungood``; ``BMAD/Retina_RESC_AD`` is found
-    too. Masks as ``bmad_brain``. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024.
+    too.
     """
 
     name: str = "bmad_resc"
     folders = ("Retina_RESC_AD", "BMAD/Retina_RESC_AD", "bmad/Retina_RESC_AD", "BMAD/Retina_RESC", "RESC")
     subject = "retina"
-    about = About("BMAD RESC", _REFERENCE, _LICENCE, _HOME, counts=(1041, 764), train=4297, paper=True, note=_NOTE)
+    about = _about("BMAD RESC", counts=(1041, 764), train=4297, paper=True)
 
 
 class BMADOCT2017(BMAD):
-    """BMAD OCT2017: optical coherence tomography of the retina, 242 normal and 726 anomalous slices, no masks.
+    """BMAD OCT2017: optical coherence tomography of the retina, no masks.
 
-    Layout: ``bmad_oct2017/OCT2017/test/{good,Ungood}``; ``BMAD/Retina_OCT2017_AD`` is found too. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024.
+    Layout: ``bmad_oct2017/OCT2017/test/{good,Ungood}``; ``BMAD/Retina_OCT2017_AD`` is found too.
     """
 
     name: str = "bmad_oct2017"
     folders = ("Retina_OCT2017_AD", "BMAD/Retina_OCT2017_AD", "bmad/Retina_OCT2017_AD", "OCT2017")
     subject = "retina"
-    about = About(
-        "BMAD OCT2017",
-        _REFERENCE,
-        _LICENCE,
-        _HOME,
-        counts=(242, 726),
-        train=26315,
-        confirmed=True,
-        masks=False,
-        note=_NOTE,
-    )
+    about = _about("BMAD OCT2017", counts=(242, 726), train=26315, confirmed=True, masks=False)
 
 
 class BMADRSNA(BMAD):
-    """BMAD RSNA: chest X-rays, 781 normal and 16413 anomalous, no masks.
+    """BMAD RSNA: chest X-rays, no masks.
 
-    Layout: ``bmad_rsna/Chest-RSNA/test/{good,Ungood}``; ``BMAD/Chest_AD`` is found too. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024.
+    Layout: ``bmad_rsna/Chest-RSNA/test/{good,Ungood}``; ``BMAD/Chest_AD`` is found too.
     """
 
     name: str = "bmad_rsna"
     folders = ("Chest_AD", "Chest-AD", "BMAD/Chest_AD", "bmad/Chest_AD", "BMAD/Chest", "Chest-RSNA")
     subject = "chest"
-    about = About("BMAD RSNA", _REFERENCE, _LICENCE, _HOME, counts=(781, 16413), train=8000, masks=False, note=_NOTE)
+    about = _about("BMAD RSNA", counts=(781, 16413), train=8000, masks=False)
 
 
 class BMADCamelyon(BMAD):
-    """BMAD Camelyon16: patches of lymph nodes, 1000 normal and 1000 anomalous, no masks.
+    """BMAD Camelyon16: patches of lymph nodes, no masks.
 
-    Layout: ``bmad_camelyon/camelyon16_256/test/{good,Ungood}``; ``BMAD/Histopathology_AD`` is found too. Arguments as
-    in ``AnomalyDataModule``.
-
-    Reference:
-        J. Bao et al., *BMAD: Benchmarks for Medical Anomaly Detection*, CVPR Workshops 2024.
+    Layout: ``bmad_camelyon/camelyon16_256/test/{good,Ungood}``; ``BMAD/Histopathology_AD`` is found too.
     """
 
     name: str = "bmad_camelyon"
     folders = ("Histopathology_AD", "BMAD/Histopathology_AD", "bmad/Histopathology_AD", "camelyon16_256")
     subject = "histopathology"
-    about = About(
-        "BMAD Camelyon16", _REFERENCE, _LICENCE, _HOME, counts=(1000, 1000), train=5088, masks=False, note=_NOTE
-    )
+    about = _about("BMAD Camelyon16", counts=(1000, 1000), train=5088, masks=False)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.sets.pairing import IMAGE_SUFFIXES, list_images, name_of, pair_masks
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
@@ -31,8 +32,8 @@ class Folder(AnomalyDataModule):
         **kwargs: As in ``AnomalyDataModule``.
 
     Raises:
-        MissingError: No such root, a named folder that is not there, or a mask without an image.
-        KanoclipError: A mask that fits two images.
+        MissingError: No such root, or no images in it.
+        DamagedDataError: A named folder that is not there, a mask without an image, or one that fits two.
 
     Reference:
         Ours.
@@ -111,7 +112,7 @@ class Folder(AnomalyDataModule):
         """Folders that exist; only the option's default may be missing."""
         for name in names:
             if name != option and not (root / name).is_dir():
-                raise MissingError(f"No folder {root / name}. Set --data.{option} to a folder below {root}.")
+                raise DamagedDataError(f"No folder {root / name}. Set --data.{option} to a folder below {root}.")
         return [root / name for name in names if (root / name).is_dir()]
 
     def _label_remedy(self) -> str:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from kanoclip.data.about import About
+from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import Sample
+from kanoclip.data.sets.lists import read_text
 from kanoclip.data.sets.medical import Medical
 from kanoclip.data.sets.tree import IMAGE
-from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
+from kanoclip.types import ANOMALOUS, NORMAL
 
 
 class BrainMRI(Medical):
     """Brain MRI: slices with and without a tumour, no masks.
 
     Layout: ``brainmri/{yes,no}``. The archive of Kaggle holds the same tree twice, once in ``brain_tumor_dataset``: one
-    of them is read. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        N. Chakrabarty, *Brain MRI Images for Brain Tumor Detection*, Kaggle 2019.
+    of them is read.
     """
 
     name: str = "brainmri"
@@ -30,7 +28,7 @@ class BrainMRI(Medical):
     expected = "yes/Y1.jpg"
     about = About(
         title="Brain MRI (Kaggle)",
-        reference="N. Chakrabarty, Kaggle 2019",
+        reference="N. Chakrabarty, *Brain MRI Images for Brain Tumor Detection*, Kaggle 2019",
         licence="see the page",
         homepage="https://www.kaggle.com/datasets/navoneel/brain-mri-images-for-brain-tumor-detection",
         counts=(98, 155),
@@ -43,10 +41,6 @@ class Br35H(BrainMRI):
     """Br35H: slices with and without a brain tumour, no masks.
 
     Layout: ``br35h/{yes,no}``; the unlabelled ``pred`` and the repeated images of ``Br35H-Mask-RCNN`` are left out.
-    Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        A. Hamada, *Br35H: Brain Tumor Detection 2020*, Kaggle.
     """
 
     name: str = "br35h"
@@ -54,7 +48,7 @@ class Br35H(BrainMRI):
     expected = "yes/y0.jpg"
     about = About(
         title="Br35H",
-        reference="A. Hamada, Kaggle 2020",
+        reference="A. Hamada, *Br35H: Brain Tumor Detection 2020*, Kaggle",
         licence="see the page",
         homepage="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
         counts=(1500, 1500),
@@ -63,28 +57,20 @@ class Br35H(BrainMRI):
 
 
 class HeadCT(Medical):
-    """Head CT: 200 slices with and without a haemorrhage, no masks.
+    """Head CT: slices with and without a haemorrhage, no masks.
 
-    Layout: ``headct/**/head_ct/000.png`` and ``labels.csv`` (``id, hemorrhage``) in a folder above it. Arguments as in
-    ``AnomalyDataModule``.
-
-    Raises:
-        MissingError: No such files, or a row without its image.
-        KanoclipError: A row that is not as expected.
-
-    Reference:
-        F. Kitamura, *Head CT - hemorrhage*, Kaggle 2018.
+    Layout: ``headct/**/head_ct/000.png`` and ``labels.csv`` (``id, hemorrhage``) in a folder above it.
     """
 
     name: str = "headct"
-    distinct = False
+    unambiguous = False
     folders = ("head_ct", "head-ct-hemorrhage")
     images = rf"(?:.+/)?head_ct/(?P<stem>\d+){IMAGE}"
     subject = "head"
     expected = "head_ct/000.png and labels.csv"
     about = About(
         title="Head CT (Kaggle)",
-        reference="F. Kitamura, Kaggle 2018",
+        reference="F. Kitamura, *Head CT - hemorrhage*, Kaggle 2018",
         licence="see the page",
         homepage="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
         counts=(100, 100),
@@ -95,18 +81,16 @@ class HeadCT(Medical):
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
         tables = [path for path in files if path.rsplit("/", 1)[-1].lower() == "labels.csv"]
         if not tables:
-            raise MissingError(f"No labels.csv in {folder}: Head CT's labels are in it. Copy it from the archive.")
+            raise DamagedDataError(f"No labels.csv in {folder}: Head CT's labels are in it. Copy it from the archive.")
         path = folder / tables[0]
         images = {int(Path(sample.image).stem): sample.image for sample in super()._index_files(folder, files)}
         samples = []
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            for number, row in enumerate(csv.reader(lines, skipinitialspace=True)):
-                if number == 0:
-                    continue  # the header: id, hemorrhage
-                if len(row) < 2 or not row[0].strip().isdigit() or row[1].strip() not in ("0", "1"):
-                    raise KanoclipError(f"{path}, row {number}: expected an id and 0 or 1, found {row}.")
-                if int(row[0]) not in images:
-                    raise MissingError(f"{path}, row {number}: no image {int(row[0]):03d} in {folder}.")
-                label, defect = (ANOMALOUS, "hemorrhage") if row[1].strip() == "1" else (NORMAL, "good")
-                samples.append(Sample(images[int(row[0])], (), label, self.subject, defect))
+        rows = list(csv.reader(read_text(path).splitlines(), skipinitialspace=True))
+        for number, row in enumerate(rows[1:], 1):  # below the header: id, hemorrhage
+            if len(row) < 2 or not row[0].strip().isdigit() or row[1].strip() not in ("0", "1"):
+                raise DamagedDataError(f"{path}, row {number}: expected an id and 0 or 1, found {row}.")
+            if int(row[0]) not in images:
+                raise DamagedDataError(f"{path}, row {number}: no image {int(row[0]):03d} in {folder}.")
+            label, defect = (ANOMALOUS, "hemorrhage") if row[1].strip() == "1" else (NORMAL, "good")
+            samples.append(Sample(images[int(row[0])], (), label, self.subject, defect))
         return samples

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kanoclip.data.about import About
+from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import Sample
 from kanoclip.data.images import UnreadableImageError, read_image
+from kanoclip.data.sets.lists import read_text
 from kanoclip.data.sets.tree import IMAGE, Tree
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
 
 
 class Inspection(Tree):
@@ -25,13 +26,10 @@ class Inspection(Tree):
 
 
 class MagneticTile(Inspection):
-    """Magnetic tile defects: 952 normal images and 392 with one of five defects, with masks.
+    """Magnetic tile defects: normal tiles and five kinds of defect, with masks.
 
     Layout: ``magnetic_tile/MT_<defect>/Imgs/<name>.jpg`` with its mask ``<name>.png``; ``MT_Free`` is normal. Masks are
-    anti-aliased: > 127. Four masks of MT_Uneven are empty. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        Y. Huang et al., *Surface defect saliency of magnetic tile*, The Visual Computer 2020. No licence is stated.
+    anti-aliased. Four masks of MT_Uneven are empty.
     """
 
     name: str = "magnetic_tile"
@@ -45,7 +43,7 @@ class MagneticTile(Inspection):
     expected = "MT_Free/Imgs/exp1_num_4727.jpg"
     about = About(
         title="Magnetic tile defects",
-        reference="Y. Huang et al., The Visual Computer 2020",
+        reference="Y. Huang et al., *Surface defect saliency of magnetic tile*, The Visual Computer 2020",
         licence="none stated",
         homepage="https://github.com/abin24/Magnetic-tile-defect-datasets.",
         counts=(952, 392),
@@ -54,20 +52,16 @@ class MagneticTile(Inspection):
 
 
 class RSDDs(Inspection):
-    """RSDDs: 195 narrow images of rails, all with defects, with masks.
+    """RSDDs: narrow images of rails, all with defects, with masks.
 
     Layout: any folders below ``rsdds``, one a type, with images and a folder of masks whose name contains
     ``ground truth``; names may hold spaces and Chinese characters. It is as tolerant as that because the folders' names
-    differ between copies, and we could not see the publisher's own. Masks are JPEG: > 127. Images are 160 x 1000
-    (type I) and 55 x 1250 pixels (type II): ``--data.tile true`` keeps their shape. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        J. Gan et al., *A Hierarchical Extractor-Based Visual Rail Surface Inspection System*, IEEE Sensors 2017.
+    differ between copies, and we could not see the publisher's own. Masks are JPEG. Images are 160 x 1000 (type I) and
+    55 x 1250 pixels (type II): ``--data.tile true`` keeps their shape.
     """
 
     name: str = "rsdds"
-    distinct = False
+    unambiguous = False
     folders = ("RSDDs", "RSDDs dataset")
     images = rf"(?:(?P<type>.+)/)?(?![^/]*ground ?truth)[^/]+/(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:(?P<type>.+)/)?[^/]*ground ?truth[^/]*/(?P<stem>[^/]+){IMAGE}"
@@ -77,7 +71,8 @@ class RSDDs(Inspection):
     expected = "Type-II RSDDs dataset/Rail surface images/rail_1.jpg and .../GroundTruth/rail_1.jpg"
     about = About(
         title="RSDDs",
-        reference="J. Gan et al., IEEE Sensors 2017",
+        reference="J. Gan et al., *A Hierarchical Extractor-Based Visual Rail Surface Inspection System*, IEEE Sensors "
+        "2017",
         licence="see the page",
         homepage="https://ieee-dataport.org/documents/rsdds",
         counts=(0, 195),
@@ -86,15 +81,10 @@ class RSDDs(Inspection):
 
 
 class CrackForest(Inspection):
-    """CrackForest: 118 photos of cracked roads with masks; there are no normal images.
+    """CrackForest: photos of cracked roads with masks; there are no normal images.
 
     Layout: ``crackforest/image/001.jpg`` with ``groundTruth/001.mat``. Label 2 of a mask is a crack; 3 and 4 are other
-    things. Images without ground truth (37 of 155) are not tested, only predicted. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        Y. Shi et al., *Automatic Road Crack Detection Using Random Structured Forests*, TITS 2016. For non-commercial
-        research only.
+    things. Images without ground truth (37 of 155) are not tested, only predicted.
     """
 
     name: str = "crackforest"
@@ -106,7 +96,7 @@ class CrackForest(Inspection):
     expected = "image/001.jpg and groundTruth/001.mat"
     about = About(
         title="CrackForest",
-        reference="Y. Shi et al., TITS 2016",
+        reference="Y. Shi et al., *Automatic Road Crack Detection Using Random Structured Forests*, TITS 2016",
         licence="non-commercial research",
         homepage="https://github.com/cuilimeng/CrackForest-dataset",
         counts=(0, 118),
@@ -119,7 +109,7 @@ class CrackForest(Inspection):
 
 
 class ELPV(Inspection):
-    """ELPV: 2624 electroluminescence images of solar cells, no masks.
+    """ELPV: electroluminescence images of solar cells, no masks.
 
     Layout: ``elpv/images/cell0001.png`` and ``labels.csv`` (path, probability of a defect, mono or poly, no header).
 
@@ -127,14 +117,6 @@ class ELPV(Inspection):
         root: Folder that contains all data sets, or the data set's own.
         probability: A cell is anomalous from this probability on; the experts gave 0, 1/3, 2/3 and 1.
         **kwargs: As in ``AnomalyDataModule``.
-
-    Raises:
-        MissingError: No such files, or a row without its image.
-        KanoclipError: A row that is not as expected.
-
-    Reference:
-        S. Deitsch et al., *Automatic classification of defective photovoltaic module cells in electroluminescence
-        images*, Solar Energy 2019. Licence: CC BY-NC-SA 4.0.
     """
 
     name: str = "elpv"
@@ -144,7 +126,8 @@ class ELPV(Inspection):
     expected = "images/cell0001.png and labels.csv"
     about = About(
         title="ELPV",
-        reference="S. Deitsch et al., Solar Energy 2019",
+        reference="S. Deitsch et al., *Automatic classification of defective photovoltaic module cells in "
+        "electroluminescence images*, Solar Energy 2019",
         licence="CC BY-NC-SA 4.0",
         homepage="https://github.com/zae-bayern/elpv-dataset",
         counts=(1803, 821),
@@ -159,17 +142,17 @@ class ELPV(Inspection):
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
         path, listed, samples = folder / "labels.csv", set(files), []
         if "labels.csv" not in listed:
-            raise MissingError(f"No {path}: ELPV's labels are in it. Copy it from {self.about.homepage}.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            words = line.split()
+            raise DamagedDataError(f"No {path}: ELPV's labels are in it. Copy it from {self.about.homepage}.")
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             try:
-                image, probability, kind = words[0], float(words[1]), words[2]
-            except (IndexError, ValueError) as error:
-                raise KanoclipError(
+                image, words, kind = line.split()[:3]
+                probability = float(words)
+            except ValueError as error:
+                raise DamagedDataError(
                     f"{path}, row {number}: expected path, probability and kind, found {line!r}."
                 ) from error
             if image not in listed:
-                raise MissingError(f"{path}, row {number}: no file {folder / image}. Copy it again.")
+                raise DamagedDataError(f"{path}, row {number}: no file {folder / image}. Copy it again.")
             anomalous = probability >= self.probability
             label, defect = (ANOMALOUS, f"{kind} {probability:.2f}") if anomalous else (NORMAL, "good")
             samples.append(Sample(f"{folder}/{image}", (), label, self.subject, defect))
@@ -182,14 +165,7 @@ class DeepPCB(Inspection):
     Layout: ``deeppcb/PCBData/group00041/00041/00041000_test.jpg`` and ``_temp.jpg`` (the flawless one, a normal image),
     boxes in ``group00041/00041_not/00041000.txt``: ``x1 y1 x2 y2 kind`` a line. A mask is the union of the boxes, which
     are larger than the defects. ``PCBData/test.txt`` lists the publisher's test part; all others are of the split
-    train. Arguments as in ``AnomalyDataModule``.
-
-    Raises:
-        MissingError: No such files, or no list of the test part.
-        UnreadableImageError: When a file of boxes is not as expected.
-
-    Reference:
-        S. Tang et al., *Online PCB Defect Detector On A New PCB Defect Dataset*, 2019. For research only.
+    train.
     """
 
     name: str = "deeppcb"
@@ -201,7 +177,7 @@ class DeepPCB(Inspection):
     expected = "PCBData/group00041/00041/00041000_test.jpg"
     about = About(
         title="DeepPCB",
-        reference="S. Tang et al., 2019",
+        reference="S. Tang et al., *Online PCB Defect Detector On A New PCB Defect Dataset*, 2019",
         licence="for research only",
         homepage="https://github.com/tangsanli5201/DeepPCB",
         counts=(500, 500),
@@ -215,18 +191,22 @@ class DeepPCB(Inspection):
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
         lists = [path for path in files if path.rsplit("/", 1)[-1] == "test.txt"]
         if not lists:
-            raise MissingError(f"No test.txt in {folder}: it lists the test part. Copy it from the repository.")
+            raise DamagedDataError(f"No test.txt in {folder}: it lists the test part. Copy it from the repository.")
         # a line names <number>.jpg, and the files are <number>_test.jpg and <number>_temp.jpg
-        listed = {Path(line.split()[0]).stem for line in (folder / lists[0]).read_text().splitlines() if line.strip()}
+        listed = {Path(line.split()[0]).stem for line in read_text(folder / lists[0]).splitlines() if line.strip()}
         samples = super()._index_files(folder, files)
         return [s if Path(s.image).stem.split("_")[0] in listed else replace(s, split="train") for s in samples]
 
     def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Read an image ``(H, W, 3)`` and draw its boxes ``(H, W)``."""
+        """Read an image ``(H, W, 3)`` and draw its boxes ``(H, W)``.
+
+        Raises:
+            UnreadableImageError: The image cannot be read, or a line of the file of boxes is not as expected.
+        """
         image = read_image(sample.image)
         mask = np.zeros(image.shape[:2], np.uint8)
         for path in sample.masks:
-            for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
                 try:
                     left, top, right, bottom = (int(word) for word in line.replace(",", " ").split()[:4])
                 except ValueError as error:

@@ -18,7 +18,7 @@ _VICOS = "CC BY-NC-SA 4.0"
 
 
 class LabelledByMask(Tree):
-    """Base of data sets in which an image is anomalous if its mask is not empty.
+    """Base of data sets in which an image is anomalous if any pixel of its mask is not 0.
 
     What a mask says is read once and remembered until the file changes.
     """
@@ -32,12 +32,12 @@ class LabelledByMask(Tree):
         masks = [Path(mask).relative_to(folder).as_posix() for sample in samples for mask in sample.masks]
         found = remembered("anomalous", folder, masks, lambda path: bool(read_mask([path], 0).any()))
         anomalous = {f"{folder}/{path}" for path, any_pixel in found.items() if any_pixel}
-        return [self._labelled(sample, any(mask in anomalous for mask in sample.masks)) for sample in samples]
-
-    def _labelled(self, sample: Sample, anomalous: bool) -> Sample:
-        if anomalous:
-            return replace(sample, label=ANOMALOUS, defect="defect")
-        return replace(sample, label=NORMAL, defect="good", masks=())
+        return [
+            replace(sample, label=ANOMALOUS, defect="defect")
+            if any(mask in anomalous for mask in sample.masks)
+            else replace(sample, label=NORMAL, defect="good", masks=())
+            for sample in samples
+        ]
 
 
 class KolektorSDD(LabelledByMask):
@@ -45,12 +45,8 @@ class KolektorSDD(LabelledByMask):
 
     Layout: ``ksdd/kos01/Part0.jpg`` with ``Part0_label.bmp``; an image is anomalous if any pixel of its mask is not 0.
     The publisher gives no split for zero-shot use: all images are test images. The two splits that zero-shot papers
-    use are ``ksdd_anomalyclip`` and ``ksdd_adaclip``; the numbers of the three are not comparable. Masks > 0.
-    Images are about 500 x 1250 pixels: ``--data.tile true`` keeps their shape. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        D. Tabernik et al., *Segmentation-Based Deep-Learning Approach for Surface-Defect Detection*, JIM 2020.
-        Licence: CC BY-NC-SA 4.0.
+    use are ``ksdd_anomalyclip`` and ``ksdd_adaclip``; the numbers of the three are not comparable. Images are about
+    500 x 1250 pixels: ``--data.tile true`` keeps their shape.
     """
 
     name: str = "ksdd"
@@ -62,7 +58,8 @@ class KolektorSDD(LabelledByMask):
     expected = "kos01/Part0.jpg"
     about = About(
         title="KolektorSDD",
-        reference="D. Tabernik et al., JIM 2020",
+        reference="D. Tabernik et al., *Segmentation-Based Deep-Learning Approach for Surface-Defect Detection*, JIM "
+        "2020",
         licence=_VICOS,
         homepage="https://www.vicos.si/resources/kolektorsdd/",
         counts=(347, 52),
@@ -81,61 +78,52 @@ class _CutKolektorSDD(MVTecTree):
 
 
 class KolektorSDDAnomalyCLIP(_CutKolektorSDD):
-    """KolektorSDD as AnomalyCLIP's authors share it: images cut into three, 181 normal and 74 anomalous test pieces.
+    """KolektorSDD as AnomalyCLIP's authors share it: images cut into three, with masks.
 
     Layout: ``ksdd_anomalyclip/electrical commutators/{train,test}/{good,defect}``, ``ground_truth/defect``; the folder
-    may be spelled ``electrical_commutators`` or ``SDD`` too. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, ICLR 2024.
+    may be spelled ``electrical_commutators`` or ``SDD`` too.
     """
 
     name: str = "ksdd_anomalyclip"
     folders = ("SDD_anomaly_detection", "SDD")
     about = About(
         title="KolektorSDD, AnomalyCLIP's split",
-        reference="Q. Zhou et al., ICLR 2024",
+        reference="Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, "
+        "ICLR 2024",
         licence=_VICOS,
         homepage="https://github.com/zqhang/AnomalyCLIP",
         counts=(181, 74),
         paper=True,
         note="The Google Drive link is in the README of AnomalyCLIP.",
+        pieces_of="ksdd",
     )
 
 
 class KolektorSDDAdaCLIP(_CutKolektorSDD):
     """KolektorSDD as AdaCLIP's preparation cuts it: three pieces an image, a quarter of the good ones in the test.
 
-    Layout: ``ksdd_adaclip/electrical commutators/{train,test}/{good,defect}``, ``ground_truth/defect``. Arguments as
-    in ``AnomalyDataModule``.
-
-    Reference:
-        Y. Cao et al., *AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly Detection*,
-        ECCV 2024.
+    Layout: ``ksdd_adaclip/electrical commutators/{train,test}/{good,defect}``, ``ground_truth/defect``.
     """
 
     name: str = "ksdd_adaclip"
     folders = ("SDD_adaclip",)
     about = About(
         title="KolektorSDD, AdaCLIP's split",
-        reference="Y. Cao et al., ECCV 2024",
+        reference="Y. Cao et al., *AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly "
+        "Detection*, ECCV 2024",
         licence=_VICOS,
         homepage="https://github.com/caoyunkang/AdaCLIP",
         counts=(286, 54),
         note="Made from KolektorSDD by a script in AdaCLIP's repository.",
+        pieces_of="ksdd",
     )
 
 
 class KolektorSDD2(LabelledByMask):
-    """KolektorSDD2: 3335 images of a production surface, with masks.
+    """KolektorSDD2: images of a production surface, with masks.
 
     Layout: ``ksdd2/{train,test}/10000.png`` with ``10000_GT.png``; an image is anomalous if any pixel of its mask is
-    not 0. Files whose name is not five digits (a stray copy is in some archives) are left out. Masks > 0. Arguments as
-    in ``AnomalyDataModule``.
-
-    Reference:
-        J. Bozic et al., *Mixed supervision for surface-defect detection*, Computers in Industry 2021.
-        Licence: CC BY-NC-SA 4.0.
+    not 0. Files whose name is not five digits (a stray copy is in some archives) are left out.
     """
 
     name: str = "ksdd2"
@@ -146,7 +134,7 @@ class KolektorSDD2(LabelledByMask):
     expected = "test/20000.png"
     about = About(
         title="KolektorSDD2",
-        reference="J. Bozic et al., Computers in Industry 2021",
+        reference="J. Bozic et al., *Mixed supervision for surface-defect detection*, Computers in Industry 2021",
         licence=_VICOS,
         homepage="https://www.vicos.si/resources/kolektorsdd2/",
         counts=(894, 110),
@@ -156,14 +144,9 @@ class KolektorSDD2(LabelledByMask):
 
 
 class DAGM(Tree):
-    """DAGM 2007: ten drawn textures with weakly labelled defects.
+    """DAGM 2007: ten drawn textures with weakly labelled defects: a mask is an ellipse around the defect.
 
-    Layout: ``dagm/Class1/{Train,Test}/0576.PNG`` with ``Label/0576_label.PNG`` for images with a defect. Masks are
-    ellipses around the defect: > 127. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        M. Wieler and T. Hahn, *Weakly Supervised Learning for Industrial Optical Inspection*, DAGM 2007.
-        Licence: CDLA-Sharing-1.0 (by the copy on Zenodo).
+    Layout: ``dagm/Class1/{Train,Test}/0576.PNG`` with ``Label/0576_label.PNG`` for images with a defect.
     """
 
     name: str = "dagm"
@@ -175,8 +158,8 @@ class DAGM(Tree):
     expected = "Class1/Test/0001.PNG"
     about = About(
         title="DAGM 2007",
-        reference="M. Wieler and T. Hahn, DAGM 2007",
-        licence="CDLA-Sharing-1.0",
+        reference="M. Wieler and T. Hahn, *Weakly Supervised Learning for Industrial Optical Inspection*, DAGM 2007",
+        licence="CDLA-Sharing-1.0 (by the copy on Zenodo)",
         homepage="https://zenodo.org/records/12750201",
         counts=(6996, 1054),
     )

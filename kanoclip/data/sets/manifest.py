@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.sets.lists import read_csv, read_json, read_text
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
 COLUMNS = ("image", "mask", "label", "category", "split", "defect")
@@ -17,7 +17,6 @@ LABELS = {
     **dict.fromkeys(("1", "1.0", "true", "anomalous", "anomaly", "abnormal", "defect", "bad", "ng", "ko"), ANOMALOUS),
     **dict.fromkeys(("", "-1", "unknown"), UNKNOWN),
 }
-Row = tuple[int, dict[str, Any]]
 
 
 class Manifest(AnomalyDataModule):
@@ -34,8 +33,10 @@ class Manifest(AnomalyDataModule):
         **kwargs: As in ``AnomalyDataModule``.
 
     Raises:
-        MissingError: No such file, or a listed file is missing.
-        KanoclipError: With file, row and column. Row 1 is the first below the header in csv, the first object in json.
+        MissingError: No such file.
+        DamagedDataError: A row is not as expected, or its files are not there; with file, row and column. Row 1 is the
+            first below the header in csv, the first object in json.
+        KanoclipError: The file is neither csv nor json.
 
     Reference:
         Ours.
@@ -62,28 +63,27 @@ class Manifest(AnomalyDataModule):
         if path.suffix.lower() not in (".csv", ".json", ".jsonl"):
             raise KanoclipError(f"Manifest {path} is neither .csv, .json nor .jsonl. Rename or convert it.")
         rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
-        try:
-            return [self._sample(path, number, row) for number, row in rows]
-        except UnicodeDecodeError as error:
-            raise KanoclipError(f"Manifest {path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+        return [self._sample(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
 
-    def _sample(self, manifest: Path, number: int, row: dict[str, Any]) -> Sample:
-        def wrong(column: str, problem: str) -> str:
-            return f"{manifest}, row {number}, column {column}: {problem}"
+    def _sample(self, where: str, row: Any) -> Sample:
+        def wrong(column: str, problem: str) -> DamagedDataError:
+            return DamagedDataError(f"{where}, column {column}: {problem}")
 
+        if not isinstance(row, dict):
+            raise DamagedDataError(f'{where}: expected an object such as {{"image": ...}}, found {row!r}.')
         if unknown := [str(column) for column in row if column not in COLUMNS]:
-            raise KanoclipError(wrong(unknown[0], f"unknown column. Rename or remove it; known: {', '.join(COLUMNS)}."))
+            raise wrong(unknown[0], f"unknown column. Rename or remove it; known: {', '.join(COLUMNS)}.")
         for column, value in row.items():
             if isinstance(value, dict) or (isinstance(value, list) and column != "mask"):
-                raise KanoclipError(wrong(column, f"expected one value, found {value!r}. Write a string or a number."))
+                raise wrong(column, f"expected one value, found {value!r}. Write a string or a number.")
         text = {column: str(row.get(column) if row.get(column) is not None else "").strip() for column in COLUMNS}
         if not text["image"]:
-            raise KanoclipError(wrong("image", "it is empty. Give the path of the image."))
+            raise wrong("image", "it is empty. Give the path of the image.")
         if text["label"].lower() not in LABELS:
             words = "0 or normal, 1 or anomalous, or nothing if unknown"
-            raise KanoclipError(wrong("label", f"{text['label']!r} is no label. Write {words}."))
+            raise wrong("label", f"{text['label']!r} is no label. Write {words}.")
         if text["split"].lower() not in ("", "train", "test"):
-            raise KanoclipError(wrong("split", f"{text['split']!r} is no split. Write train or test."))
+            raise wrong("split", f"{text['split']!r} is no split. Write train or test.")
         mask = row.get("mask")
         parts = [str(part).strip() for part in mask] if isinstance(mask, list) else text["mask"].split(";")
         paths = {"image": [text["image"]], "mask": [part.strip() for part in parts if part.strip()]}
@@ -92,7 +92,7 @@ class Manifest(AnomalyDataModule):
             for path in held:
                 if not path.is_file():
                     remedy = "Correct the path, or set --data.root to the folder that paths start from."
-                    raise MissingError(wrong(column, f"no file {path}. {remedy}"))
+                    raise wrong(column, f"no file {path}. {remedy}")
         label = LABELS[text["label"].lower()]
         return Sample(
             image=str(files["image"][0]),
@@ -107,42 +107,29 @@ class Manifest(AnomalyDataModule):
         return f"Fill the column label in {self.file} with 0 or 1; predict needs no labels."
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    # utf-8-sig: spreadsheets write a byte order mark, which would otherwise become part of the first column's name.
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True)
-        header = [column.strip() for column in reader.fieldnames or ()]
-        unknown = [repr(column) for column in header if column not in COLUMNS]
-        if unknown or "image" not in header:
-            problem = f"unknown columns {', '.join(unknown)}" if unknown else "there is no column image"
-            raise KanoclipError(f"{path}, header: {problem}. Use these, separated by commas: {', '.join(COLUMNS)}.")
-        reader.fieldnames = header
-        for number, row in enumerate(reader, 1):
-            if None in row:
-                surplus = f"{len(row[None])} values more than columns"
-                raise KanoclipError(f"{path}, row {number}: {surplus}. Put values that contain commas in quotes.")
-            yield number, row
+def _csv_rows(path: Path) -> list[Any]:
+    columns, rows = read_csv(path)
+    unknown = [repr(column) for column in columns if column not in COLUMNS]
+    if unknown or "image" not in columns:
+        problem = f"unknown columns {', '.join(unknown)}" if unknown else "there is no column image"
+        raise DamagedDataError(f"{path}, header: {problem}. Use these, separated by commas: {', '.join(COLUMNS)}.")
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            surplus = f"{len(row[None])} values more than columns"
+            raise DamagedDataError(f"{path}, row {number}: {surplus}. Put values that contain commas in quotes.")
+    return rows
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        whole = json.loads(text) if text.lstrip().startswith("[") else None
-    except json.JSONDecodeError as error:
-        raise KanoclipError(f"{path}, line {error.lineno}: {error.msg}. Correct the json.") from error
-    numbered = _json_lines(path, text) if whole is None else iter(enumerate(whole, 1))
-    for number, row in numbered:
-        if not isinstance(row, dict):
-            raise KanoclipError(f'{path}, row {number}: expected an object such as {{"image": ...}}, found {row!r}.')
-        yield number, row
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    number = 0
-    for line in text.splitlines():
-        if line.strip():
-            number += 1
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise KanoclipError(f"{path}, row {number}: {error.msg}. Write one json object a line.") from error
+def _json_rows(path: Path) -> list[Any]:
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return list(read_json(path))
+    rows: list[Any] = []
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DamagedDataError(
+                f"{path}, row {len(rows) + 1}: {error.msg}. Write one json object a line."
+            ) from error
+    return rows

@@ -18,14 +18,10 @@ class Medical(Tree):
 
 
 class ISIC2016(Medical):
-    """ISIC 2016 task 1, test part: 379 photos of skin lesions with masks; there are no normal images.
+    """ISIC 2016 task 1, test part: photos of skin lesions with masks; there are no normal images.
 
     Layout: ``isic2016/ISBI2016_ISIC_Part1_Test_Data/ISIC_0000003.jpg`` and
-    ``ISBI2016_ISIC_Part1_Test_GroundTruth/ISIC_0000003_Segmentation.png``. Masks are 0/255: > 127. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        D. Gutman et al., *Skin Lesion Analysis toward Melanoma Detection*, ISBI 2016. Licence: CC-0.
+    ``ISBI2016_ISIC_Part1_Test_GroundTruth/ISIC_0000003_Segmentation.png``.
     """
 
     name: str = "isic2016"
@@ -36,7 +32,7 @@ class ISIC2016(Medical):
     expected = "ISBI2016_ISIC_Part1_Test_Data/ISIC_0000003.jpg"
     about = About(
         title="ISIC 2016, task 1",
-        reference="D. Gutman et al., ISBI 2016",
+        reference="D. Gutman et al., *Skin Lesion Analysis toward Melanoma Detection*, ISBI 2016",
         licence="CC-0",
         homepage="https://challenge.isic-archive.com/data/#2016",
         counts=(0, 379),
@@ -57,12 +53,9 @@ class Polyps(Medical):
 
 
 class ColonDB(Polyps):
-    """CVC-ColonDB: 380 endoscopic photos of polyps with masks; there are no normal images.
+    """CVC-ColonDB: endoscopic photos of polyps with masks; there are no normal images.
 
-    Layout: ``cvc_colondb/{images,masks}/1.png``. Masks > 127. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        N. Tajbakhsh et al., *Automated Polyp Detection in Colonoscopy Videos*, TMI 2015.
+    Layout: ``cvc_colondb/{images,masks}/1.png``.
     """
 
     name: str = "cvc_colondb"
@@ -70,7 +63,7 @@ class ColonDB(Polyps):
     expected = "images/1.png"
     about = About(
         title="CVC-ColonDB",
-        reference="N. Tajbakhsh et al., TMI 2015",
+        reference="N. Tajbakhsh et al., *Automated Polyp Detection in Colonoscopy Videos*, TMI 2015",
         licence=_RESEARCH,
         homepage="https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579",
         counts=(0, 380),
@@ -78,14 +71,11 @@ class ColonDB(Polyps):
 
 
 class ClinicDB(Polyps):
-    """CVC-ClinicDB: 612 endoscopic photos of polyps with masks; there are no normal images.
+    """CVC-ClinicDB: endoscopic photos of polyps with masks; there are no normal images.
 
     Layouts: the publisher's ``cvc_clinicdb/Original/1.tif`` with ``Ground Truth/1.tif`` (TIFs that Pillow refuses are
     read all the same), or ``{images,masks}/1.png`` of the common polyp archive; a copy with folders ``PNG`` and ``TIF``
-    is read from ``PNG``. Masks > 127. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        J. Bernal et al., *WM-DOVA maps for accurate polyp highlighting in colonoscopy*, CMIG 2015.
+    is read from ``PNG``.
     """
 
     name: str = "cvc_clinicdb"
@@ -93,7 +83,7 @@ class ClinicDB(Polyps):
     expected = "Original/1.tif"
     about = About(
         title="CVC-ClinicDB",
-        reference="J. Bernal et al., CMIG 2015",
+        reference="J. Bernal et al., *WM-DOVA maps for accurate polyp highlighting in colonoscopy*, CMIG 2015",
         licence=_RESEARCH,
         homepage="https://figshare.com/articles/figure/Polyp_DataSet_zip/21221579",
         counts=(0, 612),
@@ -102,13 +92,9 @@ class ClinicDB(Polyps):
 
 
 class Kvasir(Polyps):
-    """Kvasir-SEG: 1000 endoscopic photos of polyps with masks; there are no normal images.
+    """Kvasir-SEG: endoscopic photos of polyps with masks; there are no normal images.
 
-    Layout: ``kvasir/Kvasir-SEG/{images,masks}/<id>.jpg``. Masks are JPEG, with noise around 0 and 255: > 127. Arguments
-    as in ``AnomalyDataModule``.
-
-    Reference:
-        D. Jha et al., *Kvasir-SEG: A Segmented Polyp Dataset*, MMM 2020.
+    Layout: ``kvasir/Kvasir-SEG/{images,masks}/<id>.jpg``. Masks are JPEG, with noise around 0 and 255.
     """
 
     name: str = "kvasir"
@@ -116,7 +102,7 @@ class Kvasir(Polyps):
     expected = "Kvasir-SEG/images/cju0qkwl35piu0993l0dewei2.jpg"
     about = About(
         title="Kvasir-SEG",
-        reference="D. Jha et al., MMM 2020",
+        reference="D. Jha et al., *Kvasir-SEG: A Segmented Polyp Dataset*, MMM 2020",
         licence=_RESEARCH,
         homepage="https://datasets.simula.no/kvasir-seg",
         counts=(0, 1000),
@@ -125,13 +111,9 @@ class Kvasir(Polyps):
 
 
 class Endo(Polyps):
-    """EndoTect 2020, test part: 200 endoscopic photos of polyps with masks; there are no normal images.
+    """EndoTect 2020, test part: endoscopic photos of polyps with masks; there are no normal images.
 
-    Layout: ``endo/EndoTect_2020_Segmentation_Test_Dataset/{images,masks}``. Masks > 127. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        S. Hicks et al., *The EndoTect 2020 Challenge*, ICPR 2021.
+    Layout: ``endo/EndoTect_2020_Segmentation_Test_Dataset/{images,masks}``.
     """
 
     name: str = "endo"
@@ -139,7 +121,7 @@ class Endo(Polyps):
     expected = "EndoTect_2020_Segmentation_Test_Dataset/images/<id>.jpg"
     about = About(
         title="EndoTect 2020",
-        reference="S. Hicks et al., ICPR 2021",
+        reference="S. Hicks et al., *The EndoTect 2020 Challenge*, ICPR 2021",
         licence=_RESEARCH,
         homepage="https://drive.google.com/file/d/1LNpLkv5ZlEUzr_RPN5rdOHaqk0SkZa3m",
         counts=(0, 200),
@@ -149,12 +131,7 @@ class Endo(Polyps):
 class TN3K(Medical):
     """TN3K: ultrasound images of thyroid nodules with masks; there are no normal images.
 
-    Layout: ``tn3k/Thyroid Dataset/tn3k/{test,trainval}-{image,mask}/0000.jpg``. Masks are JPEG: > 127. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        H. Gong et al., *Thyroid region prior guided attention for ultrasound segmentation of thyroid nodules*,
-        CIBM 2023.
+    Layout: ``tn3k/Thyroid Dataset/tn3k/{test,trainval}-{image,mask}/0000.jpg``. Masks are JPEG.
     """
 
     name: str = "tn3k"
@@ -167,7 +144,8 @@ class TN3K(Medical):
     expected = "Thyroid Dataset/tn3k/test-image/0000.jpg"
     about = About(
         title="TN3K",
-        reference="H. Gong et al., CIBM 2023",
+        reference="H. Gong et al., *Thyroid region prior guided attention for ultrasound segmentation of thyroid "
+        "nodules*, CIBM 2023",
         licence="see the page",
         homepage="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",
         counts=(0, 614),
@@ -179,11 +157,7 @@ class BUSI(Medical):
     """BUSI: ultrasound images of the breast, normal, benign and malignant, with masks.
 
     Layout: ``busi/Dataset_BUSI_with_GT/<normal|benign|malignant>/benign (1).png`` with ``benign (1)_mask.png`` and, for
-    a second lesion, ``benign (1)_mask_1.png``; the masks of an image are merged. Masks > 127. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        W. Al-Dhabyani et al., *Dataset of breast ultrasound images*, Data in Brief 2020.
+    a second lesion, ``benign (1)_mask_1.png``; the masks of an image are merged.
     """
 
     name: str = "busi"
@@ -197,7 +171,7 @@ class BUSI(Medical):
     expected = "Dataset_BUSI_with_GT/benign/benign (1).png"
     about = About(
         title="BUSI",
-        reference="W. Al-Dhabyani et al., Data in Brief 2020",
+        reference="W. Al-Dhabyani et al., *Dataset of breast ultrasound images*, Data in Brief 2020",
         licence="CC BY 4.0 by the article",
         homepage="https://www.kaggle.com/datasets/aryashah2k/breast-ultrasound-images-dataset",
         counts=(133, 647),

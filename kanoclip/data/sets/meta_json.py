@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kanoclip.data.about import About
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.sets.lists import read_json
 from kanoclip.data.sets.pairing import ADDED
-from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
+from kanoclip.types import ANOMALOUS, NORMAL, MissingError
 
 
 class MetaJson(AnomalyDataModule):
@@ -28,8 +28,8 @@ class MetaJson(AnomalyDataModule):
         **kwargs: As in ``AnomalyDataModule``.
 
     Raises:
-        MissingError: No such file, or a listed file is missing.
-        KanoclipError: With file, category and entry.
+        MissingError: No such file.
+        DamagedDataError: An entry is not as expected, or its files are not there; with file, category and entry.
 
     Reference:
         Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, ICLR 2024.
@@ -37,12 +37,6 @@ class MetaJson(AnomalyDataModule):
 
     name: str = "meta_json"
     domain: ClassVar[str] = "own"
-    about: ClassVar[About] = About(
-        title="a meta.json",
-        reference="Q. Zhou et al., ICLR 2024",
-        licence="that of the data set",
-        homepage="https://github.com/zqhang/AnomalyCLIP",
-    )
 
     def __init__(self, root: str = "data", file: str = "meta.json", **kwargs: Any) -> None:
         super().__init__(root=root, **kwargs)
@@ -58,20 +52,15 @@ class MetaJson(AnomalyDataModule):
         path = self._path()
         if not path.is_file():
             raise MissingError(f"No file {path}. Set --data.root to the folder of the meta.json, or --data.file.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise KanoclipError(f"{path}, line {error.lineno}: {error.msg}. Write it again with its script.") from error
-        except UnicodeDecodeError as error:
-            raise KanoclipError(f"{path} is not UTF-8 text: {error}. Write it again with its script.") from error
+        content = read_json(path)
         if not isinstance(content, dict) or not {"train", "test"} & {key.lower() for key in content}:
-            raise KanoclipError(
+            raise DamagedDataError(
                 f"{path}: expected the keys train and test at the top. Is it a meta.json of a data set?"
             )
         for split, categories in content.items():
             lists = categories.values() if isinstance(categories, dict) else [None]
             if not all(isinstance(entries, list) for entries in lists):
-                raise KanoclipError(
+                raise DamagedDataError(
                     f"{path}, {split}: expected a list of entries for each category. Is it a meta.json?"
                 )
         return [
@@ -82,17 +71,21 @@ class MetaJson(AnomalyDataModule):
         ]
 
     def _sample(self, where: str, entry: Any, category: str, split: str) -> Sample:
-        if not isinstance(entry, dict) or "img_path" not in entry or entry.get("anomaly") not in (0, 1):
-            raise KanoclipError(f"{where}: expected img_path and anomaly (0 or 1), found {entry!r}.")
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("img_path"), str)
+            or entry.get("anomaly") not in (0, 1)
+        ):
+            raise DamagedDataError(f"{where}: expected img_path and anomaly (0 or 1), found {entry!r}.")
         root, normal = Path(self.root).expanduser(), entry["anomaly"] == 0
         paths = [entry["img_path"], *([entry["mask_path"]] if entry.get("mask_path") and not normal else [])]
         files = [root / path for path in paths]  # an absolute path stays as it is
         for file in files:
             if not file.is_file():
-                raise MissingError(f"{where}: no file {file}. Correct --data.root, or write the file again here.")
+                raise DamagedDataError(f"{where}: no file {file}. Correct --data.root, or write the file again here.")
         for mask in files[1:]:
             if ADDED.sub("", mask.stem) != ADDED.sub("", files[0].stem):
-                raise KanoclipError(
+                raise DamagedDataError(
                     f"{where}: the mask {mask.name} is not that of {files[0].name}: pairs were made by order, and a "
                     f"file too many has shifted them. Remove it and write the file again."
                 )

@@ -11,12 +11,12 @@ from kanoclip.data.about import About, Archive
 from kanoclip.data.base import Sample
 from kanoclip.data.listing import list_tree
 from kanoclip.data.sets.tree import IMAGE, Tree
-from kanoclip.types import UNKNOWN
+from kanoclip.types import UNKNOWN, MissingError
 
 _NC = "CC BY-NC-SA 4.0"
 _MVTEC = "https://www.mvtec.com/company/research/datasets"
 _SHARES = "https://www.mydrive.ch/shares"
-_CATEGORIES = {
+_CATEGORIES = {  # that the publisher ships
     "bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile",
     "toothbrush", "transistor", "wood", "zipper",
 }  # fmt: skip
@@ -25,7 +25,7 @@ _CATEGORIES = {
 class MVTecTree(Tree):
     """Base of data sets in MVTec AD's layout; ``root`` may also be the folder of a single category."""
 
-    distinct: ClassVar[bool] = False
+    unambiguous: ClassVar[bool] = False
     domain: ClassVar[str] = "industrial"
     images = rf"(?P<category>[^/]+)/(?P<split>train|validation|test)/(?P<defect>[^/]+)/(?P<stem>.+){IMAGE}"
     masks = rf"(?P<category>[^/]+)/ground_truth/(?P<defect>[^/]+)/(?P<stem>.+?)(?:_mask)?{IMAGE}"
@@ -35,7 +35,7 @@ class MVTecTree(Tree):
         """Find the folder of the categories, or of one category."""
         try:
             return super().find()
-        except FileNotFoundError:
+        except MissingError:
             root = Path(self.root).expanduser().resolve()
             if not (root / "test").is_dir():
                 raise
@@ -45,28 +45,18 @@ class MVTecTree(Tree):
 class MVTecAD(MVTecTree):
     """MVTec AD: 15 categories of objects and textures, with masks.
 
-    Layout: ``mvtec/<category>/{train/good,test/good,test/<defect>,ground_truth/<defect>}``. The publisher ships
-    bottle, cable, capsule, carpet, grid, hazelnut, leather, metal_nut, pill, screw, tile, toothbrush, transistor, wood
-    and zipper; whatever categories are found are read. A mask belongs to the image of the same defect folder and name,
-    with or without ``_mask``, of any image suffix. Masks are 0/255: > 127.
-
-    ``root`` may also be the folder of the categories itself, or that of a single category. Other arguments as in
-    ``AnomalyDataModule``.
-
-    Raises:
-        FileNotFoundError: No category found, or a mask without an image.
-
-    Reference:
-        P. Bergmann et al., *MVTec AD - A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection*,
-        CVPR 2019. Licence: CC BY-NC-SA 4.0.
+    Layout: ``mvtec/<category>/{train/good,test/good,test/<defect>,ground_truth/<defect>}``; whatever categories are
+    found are read. A mask belongs to the image of the same defect folder and name, with or without ``_mask``, of any
+    image suffix. ``root`` may also be the folder of the categories itself, or that of a single category.
     """
 
     name: str = "mvtec"
-    distinct = True  # it serves any set in this layout, so any name will do
+    unambiguous = True  # it serves any set in this layout, so any name will do
     folders = ("mvtec_anomaly_detection", "MVTecAD", "mvtec_ad")
     about = About(
         title="MVTec AD",
-        reference="P. Bergmann et al., CVPR 2019",
+        reference="P. Bergmann et al., *MVTec AD - A Comprehensive Real-World Dataset for Unsupervised Anomaly "
+        "Detection*, CVPR 2019",
         licence=_NC,
         homepage=f"{_MVTEC}/mvtec-ad",
         counts=(467, 1258),
@@ -91,7 +81,7 @@ class MVTecAD(MVTecTree):
         """A blank and the folder for a set of one's own, else nothing; found once, as a command asks several times."""
         try:
             folder, files = self.find()
-        except FileNotFoundError:
+        except MissingError:
             return ""
         matches = (re.fullmatch(self.images, path, re.IGNORECASE) for path in files)
         found = {match["category"].lower() for match in matches if match}
@@ -103,10 +93,7 @@ class MPDD(MVTecTree):
     """MPDD: six categories of metal parts, with masks.
 
     Layout as ``mvtec``. The publisher ships bracket_black, bracket_brown, bracket_white, connector, metal_plate and
-    tubes. Masks are 0/255: > 127. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        S. Jezek et al., *Deep learning-based defect detection of metal parts*, ICUMT 2021. No licence is stated.
+    tubes.
     """
 
     name: str = "mpdd"
@@ -114,7 +101,7 @@ class MPDD(MVTecTree):
     expected = "tubes/test/good/000.png"
     about = About(
         title="MPDD",
-        reference="S. Jezek et al., ICUMT 2021",
+        reference="S. Jezek et al., *Deep learning-based defect detection of metal parts*, ICUMT 2021",
         licence="none stated",
         homepage="https://github.com/stepanje/MPDD",
         counts=(176, 282),
@@ -126,12 +113,7 @@ class MPDD(MVTecTree):
 class DTDSynthetic(MVTecTree):
     """DTD-Synthetic: twelve textures of DTD with drawn defects, with masks.
 
-    Layout as ``mvtec``: ``dtd_synthetic/Blotchy_099/test/good/...``. Masks > 127. Arguments as in
-    ``AnomalyDataModule``.
-
-    Reference:
-        T. Aota et al., *Zero-shot versus Many-shot: Unsupervised Texture Anomaly Detection*, WACV 2023. Licence not
-        found.
+    Layout as ``mvtec``: ``dtd_synthetic/Blotchy_099/test/good/...``.
     """
 
     name: str = "dtd_synthetic"
@@ -139,7 +121,7 @@ class DTDSynthetic(MVTecTree):
     expected = "Blotchy_099/test/good/000.png"
     about = About(
         title="DTD-Synthetic",
-        reference="T. Aota et al., WACV 2023",
+        reference="T. Aota et al., *Zero-shot versus Many-shot: Unsupervised Texture Anomaly Detection*, WACV 2023",
         licence="not found",
         homepage="https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1",
         counts=(357, 947),
@@ -151,11 +133,7 @@ class BTAD(Tree):
 
     Layout: ``btad/<01|02|03>/{train/ok,test/ok,test/ko,ground_truth/ko}``; the archive's own folder
     ``BTech_Dataset_transformed`` is found too. Images and masks are ``.bmp`` or ``.png`` and their numbers repeat in ok
-    and ko. Masks are 0/255: > 127. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        P. Mishra et al., *VT-ADL: A Vision Transformer Network for Image Anomaly Detection and Localization*,
-        ISIE 2021. Licence: CC BY-NC-SA 4.0 (by anomalib).
+    and ko.
     """
 
     name: str = "btad"
@@ -167,8 +145,9 @@ class BTAD(Tree):
     expected = "01/test/ko/0000.bmp"
     about = About(
         title="BTAD",
-        reference="P. Mishra et al., ISIE 2021",
-        licence=_NC,
+        reference="P. Mishra et al., *VT-ADL: A Vision Transformer Network for Image Anomaly Detection and "
+        "Localization*, ISIE 2021",
+        licence=f"{_NC} (by anomalib)",
         homepage="https://avires.dimi.uniud.it/papers/btad/",
         counts=(451, 290),
         train=1799,
@@ -187,11 +166,7 @@ class MVTecLOCO(MVTecTree):
 
     Layout: ``mvtec_loco/<category>/{train,validation}/good``, ``test/{good,logical_anomalies,structural_anomalies}``
     and ``ground_truth/<kind>/000/000.png, 001.png``: a folder of masks an image, one mask a defect, which are merged.
-    A pixel of a mask holds the number of its defect: > 0. Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        P. Bergmann et al., *Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly Detection and
-        Localization*, IJCV 2022. Licence: CC BY-NC-SA 4.0.
+    A pixel of a mask holds the number of its defect.
     """
 
     name: str = "mvtec_loco"
@@ -201,7 +176,8 @@ class MVTecLOCO(MVTecTree):
     expected = "breakfast_box/test/logical_anomalies/000.png"
     about = About(
         title="MVTec LOCO AD",
-        reference="P. Bergmann et al., IJCV 2022",
+        reference="P. Bergmann et al., *Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly "
+        "Detection and Localization*, IJCV 2022",
         licence=_NC,
         homepage=f"{_MVTEC}/mvtec-loco",
         counts=(575, 993),
@@ -222,12 +198,7 @@ class MVTecAD2(MVTecTree):
 
     Layout: ``mvtec_ad2/<category>/{train,validation}/good``, ``test_public/{good,bad,ground_truth/bad}``,
     ``test_private`` and ``test_private_mixed``. ``test`` uses the public images. ``predict`` scores the private ones,
-    whose ground truth only the publisher's server has; all images if there are none. Masks are 0/255: > 127.
-    Arguments as in ``AnomalyDataModule``.
-
-    Reference:
-        L. Heckler-Kram et al., *The MVTec AD 2 Dataset: Advanced Scenarios for Unsupervised Anomaly Detection*, 2025.
-        Licence: CC BY-NC-SA 4.0.
+    whose ground truth only the publisher's server has; all images if there are none.
     """
 
     name: str = "mvtec_ad2"
@@ -240,7 +211,8 @@ class MVTecAD2(MVTecTree):
     expected = "can/test_public/good/000_regular.png"
     about = About(
         title="MVTec AD 2",
-        reference="L. Heckler-Kram et al., 2025",
+        reference="L. Heckler-Kram et al., *The MVTec AD 2 Dataset: Advanced Scenarios for Unsupervised Anomaly "
+        "Detection*, 2025",
         licence=_NC,
         homepage=f"{_MVTEC}/mvtec-ad-2",
         counts=(379, 705),

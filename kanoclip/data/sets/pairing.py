@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.listing import list_tree
-from kanoclip.types import KanoclipError, MissingError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)
@@ -44,8 +44,7 @@ def pair_masks(images: Mapping[str, Sequence[Path]], folder: Path) -> dict[Path,
         For each image that has masks, their paths.
 
     Raises:
-        MissingError: A mask without an image.
-        KanoclipError: A mask that fits two images.
+        DamagedDataError: A mask without an image, or one that fits two.
     """
     pairs: dict[Path, tuple[str, ...]] = {}
     orphans = []
@@ -56,7 +55,7 @@ def pair_masks(images: Mapping[str, Sequence[Path]], folder: Path) -> dict[Path,
         if not found:
             orphans.append((mask, spellings[1]))
         elif len(found) > 1:
-            raise KanoclipError(
+            raise DamagedDataError(
                 f"Mask {mask} fits {len(found)} images: {', '.join(map(str, found))}. "
                 f"Rename one of them and its mask, or put masks into a sub-folder named as the images' folder."
             )
@@ -64,7 +63,7 @@ def pair_masks(images: Mapping[str, Sequence[Path]], folder: Path) -> dict[Path,
             pairs[found[0]] = (*pairs.get(found[0], ()), str(mask))
     if orphans:
         mask, name = orphans[0]
-        raise MissingError(
+        raise DamagedDataError(
             f"No image for the mask {mask}: expected one named {name} with any image suffix "
             f"({len(orphans)} such mask{'s' * (len(orphans) > 1)}). Add the image or remove the mask."
         )

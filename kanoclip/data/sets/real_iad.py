@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kanoclip.data.about import About
+from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import Sample
 from kanoclip.data.listing import list_tree
+from kanoclip.data.sets.lists import read_json
 from kanoclip.data.sets.tree import IMAGE, Tree
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
 
@@ -19,7 +19,7 @@ class RealIAD(Tree):
     Layout: ``real_iad/realiad_1024/<category>/{OK,NG/<defect>}/S0001/*.jpg`` with ``*_mask.png``, and
     ``realiad_jsons/realiad_jsons/<category>.json`` for the splits, as published, or ``realiad_jsons/<category>.json``.
     Kinds of defect are the publisher's codes: AK pit, BX deformation, CH abrasion, HS scratch, PS damage, QS missing
-    parts, YW foreign objects, ZW contamination. Masks are 0/255: > 127.
+    parts, YW foreign objects, ZW contamination.
 
     Args:
         root: Folder that contains all data sets, or the data set's own.
@@ -27,14 +27,6 @@ class RealIAD(Tree):
         splits: Folder of the json files; realiad_jsons (all views), realiad_jsons_sv (single view), or
             realiad_jsons_fuiad_0.1 and the like.
         **kwargs: As in ``AnomalyDataModule``.
-
-    Raises:
-        MissingError: No Real-IAD below root, no such splits or resolution, or a listed file is missing.
-        KanoclipError: A json file that is not as expected.
-
-    Reference:
-        C. Wang et al., *Real-IAD: A Real-World Multi-View Dataset for Benchmarking Versatile Industrial Anomaly
-        Detection*, CVPR 2024. Licence: CC BY-NC-SA 4.0.
     """
 
     name: str = "real_iad"
@@ -44,7 +36,8 @@ class RealIAD(Tree):
     expected = "realiad_1024/audiojack/OK/S0001/*.jpg and realiad_jsons/realiad_jsons/audiojack.json"
     about = About(
         title="Real-IAD",
-        reference="C. Wang et al., CVPR 2024",
+        reference="C. Wang et al., *Real-IAD: A Real-World Multi-View Dataset for Benchmarking Versatile Industrial "
+        "Anomaly Detection*, CVPR 2024",
         licence="CC BY-NC-SA 4.0",
         homepage="https://huggingface.co/datasets/REAL-IAD/Real-IAD",
         note="Access is granted on request. Published in all: 99,721 normal and 51,329 anomalous images.",
@@ -68,30 +61,30 @@ class RealIAD(Tree):
                 if files and (place / below).is_dir():
                     listed = set(list_tree(place / below))
                     return [sample for file in files for sample in self._read_category(file, place / below, listed)]
-        raise MissingError(
+        is_there = any(any(place.glob("realiad_*")) for place in self.places())  # another resolution or split
+        raise (DamagedDataError if is_there else MissingError)(
             f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected {below}/ and "
             f"realiad_jsons/{self.splits}/*.json. Set --data.root, --data.resolution or --data.splits; get it: "
             f"{self.about.homepage}"
         )
 
     def _read_category(self, path: Path, images: Path, listed: set[str]) -> list[Sample]:
+        content, samples = read_json(path), []
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             good = content["meta"]["normal_class"]
             rows = [(split, number, row) for split in ("train", "test") for number, row in enumerate(content[split], 1)]
-            samples = []
             for split, number, row in rows:
                 category, normal = row["category"], row["anomaly_class"] == good
                 files = [row["image_path"], *([row["mask_path"]] if row["mask_path"] and not normal else [])]
                 for file in files:
                     if f"{category}/{file}" not in listed:
                         where = f"{path}, entry {number} of {split}"
-                        raise MissingError(f"{where}: no file {images / category / file}. Unpack {category} again.")
+                        raise DamagedDataError(f"{where}: no file {images / category / file}. Unpack {category} again.")
                 image, *masks = (f"{images}/{category}/{file}" for file in files)
                 label, defect = (NORMAL, "good") if normal else (ANOMALOUS, row["anomaly_class"])
                 samples.append(Sample(image, tuple(masks), label, category, defect, split))
-        except (KeyError, TypeError, ValueError) as error:  # among them: no json, not UTF-8
-            raise KanoclipError(
+        except (KeyError, TypeError) as error:
+            raise DamagedDataError(
                 f"{path} is not a split of Real-IAD ({error!r}). Copy the publisher's again."
             ) from error
         return samples

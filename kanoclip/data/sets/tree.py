@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from kanoclip.data.about import About
+from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.listing import list_tree
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
 IMAGE = r"\.(?:png|jpe?g|bmp|tiff?|webp|pgm|ppm)"
 """Pattern of an image's suffix, for the declarations."""
@@ -31,8 +33,12 @@ class Tree(AnomalyDataModule):
 
     Arguments as in ``AnomalyDataModule``. ``root`` is the folder that contains all data sets, or the data set's own.
 
+    What ``about`` and the attributes below declare is not repeated in a subclass's docstring: it is added there.
+
     Raises:
-        MissingError: No file of this layout below root, or a mask without an image.
+        MissingError: No file of this layout below root.
+        DamagedDataError: A mask without an image, a mask that fits two, or a list of the data set that is not there,
+            cannot be read or names a file that is not there.
     """
 
     about: ClassVar[About]
@@ -49,10 +55,31 @@ class Tree(AnomalyDataModule):
     """Values of the group ``defect`` that mean a normal image, lower case."""
     subject: ClassVar[str] = "object"
     """Category where the pattern names none."""
-    distinct: ClassVar[bool] = True
-    """Whether the patterns fit no other set: then root may be the set's own folder by any name, else by a known one."""
+    unambiguous: ClassVar[bool] = True
+    """Whether the patterns fit no other data set: then ``root`` may be its own folder by any name, else by a known one
+    only."""
     expected: ClassVar[str] = ""
     """Example of a path, for the message when nothing is found."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Complete the docstring with what is declared, before its sections."""
+        super().__init_subclass__(**kwargs)
+        if cls.__doc__ and "about" in vars(cls):
+            rules = f"{cls._mask_rule()}Other arguments as in ``AnomalyDataModule``."
+            facts = "\n\n".join(textwrap.fill(text, 116) for text in (rules, str(cls.about)))
+            text, *sections = inspect.cleandoc(cls.__doc__).partition("\n\nArgs:")
+            cls.__doc__ = f"{text}\n\n{facts}{''.join(sections)}\n"
+
+    @classmethod
+    def _mask_rule(cls) -> str:
+        if not cls.about.masks:
+            return "There are no masks. "
+        if cls.read is not AnomalyDataModule.read:  # the mask is not an image
+            return ""
+        if cls.mask_values:
+            return f"Anomalous pixels of a mask: those of label {', '.join(map(str, cls.mask_values))}. "
+        usual = "127, or above 0 if none is brighter" if cls.usual_threshold is None else cls.usual_threshold
+        return f"Anomalous pixels of a mask: those above {usual}. "
 
     def samples(self) -> list[Sample]:
         """Index the files."""
@@ -83,20 +110,19 @@ class Tree(AnomalyDataModule):
         own = root / self.name
         named = root.resolve().name in (self.name, *(name.rsplit("/", 1)[-1] for name in self.folders))
         below = [root / name for name in self.folders]
-        within = [root, *below] if named else [*below, *([root] if self.distinct else [])]
+        within = [root, *below] if named else [*below, *([root] if self.unambiguous else [])]
         return [own, *(own / name for name in self.folders), *within]
 
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
         masks: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        if self.masks:
-            for path, groups in _matches(self.masks, files).items():
-                masks[self._key(groups)].append(f"{folder}/{path}")
-        found, owners = [], dict[tuple[str, ...], str]()
-        for path, groups in _matches(self.images, files).items():
+        for path, groups in _matches(self.masks, files):
+            masks[self._key(groups)].append(f"{folder}/{path}")
+        found, owners = [], dict[tuple[str, ...], str]()  # by key: the anomalous image, or "" if it is normal
+        for path, groups in _matches(self.images, files):
             key, sample = self._key(groups), self.sample(f"{folder}/{path}", groups)
             if key in masks and sample.label != NORMAL:
                 if owners.get(key):
-                    raise KanoclipError(
+                    raise DamagedDataError(
                         f"Mask {masks[key][0]} fits 2 images: {owners[key]}, {sample.image}. Remove one of them."
                     )
                 sample, owners[key] = replace(sample, masks=tuple(masks[key])), sample.image
@@ -104,7 +130,7 @@ class Tree(AnomalyDataModule):
             found.append(sample)
         if orphans := [key for key in masks if key not in owners]:
             wanted = "/".join(filter(None, orphans[0]))
-            raise MissingError(
+            raise DamagedDataError(
                 f"No image for the mask {masks[orphans[0]][0]}: expected one named {wanted} "
                 f"({len(orphans)} such mask{'s' * (len(orphans) > 1)}). Add the image or remove the mask."
             )
@@ -125,10 +151,9 @@ class Tree(AnomalyDataModule):
         return tuple(named.get(name, "") for name in self.key)
 
 
-def _matches(pattern: str, files: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return the groups that each fitting path has."""
-    compiled, found = re.compile(pattern, re.IGNORECASE), {}
+def _matches(pattern: str, files: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Go through the paths that fit, with the groups that each one has."""
+    compiled = re.compile(pattern, re.IGNORECASE)
     for path in files:
         if match := compiled.fullmatch(path):
-            found[path] = {name: text for name, text in match.groupdict().items() if text}
-    return found
+            yield path, {name: text for name, text in match.groupdict().items() if text}

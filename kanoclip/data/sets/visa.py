@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, ClassVar
 
-from kanoclip.data.about import About, Archive
+from kanoclip.data.about import About, Archive, DamagedDataError
 from kanoclip.data.base import Sample
+from kanoclip.data.sets.lists import read_csv
 from kanoclip.data.sets.tree import IMAGE, Tree
-from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
 PROTOCOLS = ("1cls", "2cls_fewshot", "2cls_highshot")
 COLUMNS = ("object", "split", "label", "image", "mask")
@@ -21,21 +21,13 @@ class VisA(Tree):
     Layouts: the archive as it is, ``visa/<category>/Data/Images/{Normal,Anomaly}`` with ``split_csv/1cls.csv``; or what
     the publisher's ``prepare_data.py`` makes of it, ``VisA_pytorch/1cls/<category>/{train,test}/{good,bad}``. The
     publisher ships candle, capsules, cashew, chewinggum, fryum, macaroni1, macaroni2, pcb1 to pcb4 and pipe_fryum.
-    Masks of the archive hold numbers of defects, so > 0 is anomalous; the prepared ones are 0/255.
+    Masks of the archive hold numbers of defects; the prepared ones are 0/255.
 
     Args:
         root: Folder that contains all data sets, or the data set's own.
         protocol: Which of the publisher's splits: 1cls (all anomalous images are test images; what zero-shot papers
             use), 2cls_fewshot or 2cls_highshot.
         **kwargs: As in ``AnomalyDataModule``.
-
-    Raises:
-        MissingError: No VisA below root, no such split, or a listed file is missing.
-        KanoclipError: An unknown protocol, or a row that is not as expected.
-
-    Reference:
-        Y. Zou et al., *SPot-the-Difference Self-Supervised Pre-training for Anomaly Detection and Segmentation*,
-        ECCV 2022. Licence: CC BY 4.0.
     """
 
     name: str = "visa"
@@ -50,7 +42,8 @@ class VisA(Tree):
     expected = "candle/Data/Images/Normal/0000.JPG and split_csv/1cls.csv"
     about = About(
         title="VisA",
-        reference="Y. Zou et al., ECCV 2022",
+        reference="Y. Zou et al., *SPot-the-Difference Self-Supervised Pre-training for Anomaly Detection and "
+        "Segmentation*, ECCV 2022",
         licence="CC BY 4.0",
         homepage="https://github.com/amazon-science/spot-diff",
         counts=(962, 1200),
@@ -76,43 +69,35 @@ class VisA(Tree):
     def samples(self) -> list[Sample]:
         """Index the prepared folders, or the rows of the split."""
         folder, files = self.find()
-        listed, split = set(files), f"split_csv/{self.protocol}.csv"
-        if split in listed:
-            return self._read_split(folder, split, listed)
+        split = f"split_csv/{self.protocol}.csv"
+        if split in files:
+            return self._read_split(folder, split, set(files))
         prepared = [path for path in files if "/Data/" not in path]
         nested = [path for path in prepared if path.startswith(f"{self.protocol}/")]
         if any(path.startswith(tuple(f"{name}/" for name in PROTOCOLS)) for path in prepared):
             prepared = nested
         samples = self._index_files(folder, prepared)
         if not samples:
-            raise MissingError(
+            raise DamagedDataError(
                 f"No split {self.protocol} of VisA in {folder}: expected {split} beside the categories, as in the "
                 f"archive, or a folder {self.protocol}/. Copy {split} there from {self.about.homepage}."
             )
         return samples
 
     def _read_split(self, folder: Path, split: str, listed: set[str]) -> list[Sample]:
+        columns, rows = read_csv(folder / split)
+        if missing := [column for column in COLUMNS if column not in columns]:
+            raise DamagedDataError(
+                f"{folder / split}, header: no column {missing[0]}. Copy the publisher's file again."
+            )
         samples = []
-        with (folder / split).open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-                raise KanoclipError(
-                    f"{folder / split}, header: no column {missing[0]}. Copy the publisher's file again."
-                )
-            for number, row in enumerate(reader, 1):
-                normal = row["label"] == "normal"
-                paths = [row["image"], *([row["mask"]] if row["mask"] and not normal else [])]
-                for path in paths:
-                    if path not in listed:
-                        raise MissingError(f"{folder / split}, row {number}: no file {folder / path}. Unpack again.")
-                samples.append(
-                    Sample(
-                        f"{folder}/{paths[0]}",
-                        tuple(f"{folder}/{path}" for path in paths[1:]),
-                        NORMAL if normal else ANOMALOUS,
-                        row["object"],
-                        "good" if normal else "anomalous",
-                        row["split"],
-                    )
-                )
+        for number, row in enumerate(rows, 1):
+            normal = row["label"] == "normal"
+            paths = [row["image"], *([row["mask"]] if row["mask"] and not normal else [])]
+            for path in paths:
+                if path not in listed:
+                    raise DamagedDataError(f"{folder / split}, row {number}: no file {folder}/{path}. Unpack again.")
+            image, *masks = (f"{folder}/{path}" for path in paths)
+            label, defect = (NORMAL, "good") if normal else (ANOMALOUS, "anomalous")
+            samples.append(Sample(image, tuple(masks), label, row["object"], defect, row["split"]))
         return samples
