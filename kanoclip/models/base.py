@@ -31,6 +31,8 @@ from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
 
 FROZEN = "backbone."
+RESERVED = ("mean", "mean_over")
+"""Names in results that are no categories."""
 
 
 class NonFiniteLossError(KanoclipError, RuntimeError):
@@ -234,7 +236,7 @@ class AnomalyModule(LightningModule):
             image, pixel = self._metrics_of(category)
             found = {f"image_{name}": float(value) for name, value in image.compute().items()}
             found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
-            self.results[category] = {
+            self.results[f"{category} (category)" if category in RESERVED else category] = {
                 **{name: None if math.isnan(value) else value for name, value in found.items()},
                 "images": sum(image.counts),
                 "anomalous": image.counts[ANOMALOUS],

@@ -197,7 +197,7 @@ def settings(model: Any, free: bool = False) -> Config:
             found |= {kind: name} | {f"{kind}.{k}": v for k, v in settings_of(getattr(model, kind)).items()}
     found |= {f"backbone.{k}": v for k, v in getattr(getattr(model, "backbone", None), "settings", {}).items()}
     found |= {k: v for k, v in model.hparams.items() if k[0] != "_" and k not in (*NAMES, *left)}
-    return _simple(found | {"lr": model.lr, "betas": model.betas})
+    return _simple(found)
 
 
 def _fitted_settings(entry: Config, options: Config) -> Config:

@@ -190,7 +190,7 @@ class KAnoCLIP(AnomalyModule):
         """Tell whether any of its heads has something to train; None if one of them is not ours."""
         heads = [options.get(kind) or getattr(cls, f"own_{kind}") for kind in ("prompts", "interaction", "adapter")]
         does = [getattr(head, "learns", None) for head in heads]
-        return True if True in does else None if None in does else False
+        return True if True in does else False if does == [False] * 3 else None
 
     def describe_components(self) -> dict[str, str]:
         """Name the class of each component."""

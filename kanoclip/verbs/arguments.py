@@ -93,9 +93,9 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     for path, config in configs.items():
         _check_config(path, config)
     typed = [(key, _expand_value(key, value)) for key, value in pairs]
-    given = {_parts(key)[0] for key, _ in typed} | {key for config in configs.values() for key in config}
     printed = next((_word(pair) for pair in typed if pair[0] == "--print_config"), None)
-    if "data" not in given and not asks and printed is None:
+    given = any(config.get("data") for config in configs.values()) or any(_parts(key) == ["data"] for key, _ in typed)
+    if not given and not asks and printed is None:
         raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
     options: list[str] = ["--ckpt_path=null"] * any("ckpt_path" in config for config in configs.values())
     for pair in sorted(typed, key=lambda pair: _rank(pair[0])):
@@ -170,7 +170,8 @@ def explain(report: str, command: CommandLine) -> str:
     for pattern in (
         r"Option '(?P<name>[\w.]+)' is not accepted",
         r"Group '(?P<group>\w+)' does not accept option '(?P<name>[\w.]+)'",
-        r"(?i)unrecognized arguments: --(?P<group>trainer)\.(?P<name>[\w.]+)",
+        r"Subcommand '\w+' does not accept option '(?P<group>\w+)\.(?P<name>[\w.]+)'",
+        r"(?i)unrecognized arguments: --(?P<group>\w+)\.(?P<name>[\w.]+)",
     ):
         if match := re.search(pattern, text):
             group = match.groupdict().get("group") or option

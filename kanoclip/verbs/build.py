@@ -34,5 +34,6 @@ def learns(model: Namespace) -> bool | None:
     """Tell by the classes of its heads, before it is built, whether a model learns; None if that will show then."""
     options = model.get("init_args") or Namespace()
     heads = {kind: load_class(options[kind].class_path) for kind in NAMES if options.get(kind)}
-    found: bool | None = load_class(model.class_path).learns(heads)
+    tell = getattr(load_class(model.class_path), "learns", None)  # a model that is not ours cannot tell
+    found: bool | None = tell(heads) if tell else None
     return found

@@ -111,6 +111,8 @@ class KanoclipCLI(LightningCLI):
         if self.command.checkpoint not in (None, "last"):
             self._take(Path(str(self.command.checkpoint)).expanduser())
         self._parse()
+        if self.checkpoint or (self.command.verb == "fit" and self.command.checkpoint is None):
+            self._print_config()  # nothing has to be looked for
 
     def _take(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
@@ -128,23 +130,21 @@ class KanoclipCLI(LightningCLI):
         chosen, seed = self.config[verb], self.config[verb].seed_everything
         if seed is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
-        searches = self.checkpoint is None and (verb != "fit" or self.command.checkpoint == "last")
-        if not searches:
-            self._print_config()
         _check(verb, chosen)
         section, options = chosen.data, chosen.data.get("init_args", Namespace())
         if "seed" in options and options.seed is None and seed is not False:
             options.seed = seed  # one seed rules all that is drawn
         self.datamodule = build(section)
         self.datamodule.index()
-        if searches and (found := self._find_fit(chosen)):
+        if self.checkpoint is None and (found := self._find_fit(chosen)):
             self._take(found)
             self._parse()
             chosen = self.config[verb]
             chosen.data, chosen.seed_everything = section, seed
         self._print_config()
-        for option in {"verbose", "return_predictions"} & set(chosen):  # ours print, and write predictions to disk
-            chosen[option] = False
+        for option in ("verbose", "return_predictions"):  # our callbacks print, and write predictions to disk
+            if option in chosen:
+                chosen[option] = False
         if self.checkpoint:
             chosen["ckpt_path"] = str(self.checkpoint)
             note(f"checkpoint {self.checkpoint}: {self.about['model']}, fitted on {self.about['auxiliary']}.")
@@ -163,6 +163,8 @@ class KanoclipCLI(LightningCLI):
         verb, identity = self.command.verb, self.datamodule.identity
         name, runs = model_name(chosen.model.class_path), Path(chosen.trainer.default_root_dir or RUNS)
         if verb == "fit":
+            if self.command.checkpoint is None:
+                return None
             found = newest_fit(runs, name, auxiliary=identity)
             if found is None:
                 raise NoFitError(f"No fit of {name} on {identity} in {runs}/fit to go on with. Leave out --ckpt_path.")

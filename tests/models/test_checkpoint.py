@@ -1,69 +1,20 @@
-"""Which fit a test takes, and whether a checkpoint agrees with what is asked for."""
-
-import json
-import os
-from pathlib import Path
+"""What a checkpoint says, and whether it agrees with the model and the data at hand."""
 
 import pytest
 import torch
 
-from kanoclip.models.checkpoint import ContradictionError, check_agreement, folder_name, newest_fit, read_checkpoint
-
-CONV, LINEAR = "kanoclip.heads.adapter.ConvAdapter", "kanoclip.heads.adapter.LinearAdapter"
-
-
-def fitted(root: Path, version: str, age: float, model="kanoclip", auxiliary="mvtec", finished=True) -> Path:
-    run = root / "fit" / model / folder_name(auxiliary) / version
-    (run / "checkpoints").mkdir(parents=True)
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    torch.save({"kanoclip": {"auxiliary": auxiliary}}, checkpoint)
-    files = [checkpoint]
-    if finished:
-        files.append(run / "run.json")
-        files[-1].write_text(json.dumps({"model": model, "auxiliary": auxiliary, "ckpt": "checkpoints/last.ckpt"}))
-    for file in files:
-        os.utime(file, (1e9 - age, 1e9 - age))
-    return checkpoint
-
-
-def test_a_test_takes_the_newest_finished_fit_of_its_model_on_another_set(tmp_path) -> None:
-    wanted = fitted(tmp_path, "version_0", age=2)
-    fitted(tmp_path, "version_1", age=3)
-    unfinished = fitted(tmp_path, "version_2", age=1, finished=False)
-    other = fitted(tmp_path, "version_0", age=0, auxiliary="visa")
-    fitted(tmp_path, "version_0", age=0, model="clip_vv_knpl")
-    assert newest_fit(tmp_path, "kanoclip", but_not="visa") == wanted
-    assert newest_fit(tmp_path, "kanoclip", but_not="surfaces") == other
-    assert newest_fit(tmp_path, "kanoclip", auxiliary="mvtec") == unfinished  # to resume
-    assert newest_fit(tmp_path, "kanoclip", auxiliary="surfaces") is None
-    assert newest_fit(tmp_path / "empty", "kanoclip", but_not="visa") is None
-
-
-def test_pieces_of_the_same_images_are_not_another_set(tmp_path) -> None:
-    fit = fitted(tmp_path, "version_0", age=0, auxiliary="ksdd_adaclip")
-    assert newest_fit(tmp_path, "kanoclip", but_not="ksdd_anomalyclip") is None
-    assert newest_fit(tmp_path, "kanoclip", but_not="ksdd") is None
-    assert newest_fit(tmp_path, "kanoclip", but_not="ksdd2") == fit
-    assert newest_fit(tmp_path, "kanoclip") == fit
-
-
-def test_a_fit_is_resumed_on_its_own_data_though_others_of_that_name_share_its_folder(tmp_path) -> None:
-    wanted = fitted(tmp_path, "version_0", age=2, auxiliary="folder /a/images")
-    fitted(tmp_path, "version_1", age=1, auxiliary="folder /b/images")
-    assert newest_fit(tmp_path, "kanoclip", auxiliary="folder /a/images") == wanted
-    assert newest_fit(tmp_path, "kanoclip", auxiliary="folder /c/images") is None
-
-
-def test_a_fit_whose_checkpoint_was_deleted_is_passed_over(tmp_path) -> None:
-    older = fitted(tmp_path, "version_0", age=2)
-    fitted(tmp_path, "version_1", age=1).unlink()
-    assert newest_fit(tmp_path, "kanoclip", but_not="surfaces") == older
-
-
-def test_a_folder_of_runs_is_named_after_the_data() -> None:
-    assert folder_name("mvtec") == "mvtec"
-    assert folder_name("folder /home/me/my photos") == "folder-my photos"
-    assert folder_name("manifest /data/list.csv") == "manifest-list"
+from kanoclip.heads.adapter import ConvAdapter, LinearAdapter
+from kanoclip.heads.scoring import MapMaxScore
+from kanoclip.models.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    about,
+    check_agreement,
+    read_checkpoint,
+    settings,
+    zero_shot,
+)
+from kanoclip.models.kanoclip import KAnoCLIP
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
@@ -86,39 +37,107 @@ def test_a_checkpoint_tells_its_model(tmp_path) -> None:
     assert read_checkpoint(tmp_path / "python.ckpt") == ({"model": "m"}, {})
 
 
-def model(adapter=None, **options) -> dict:
-    return {"class_path": "kanoclip.models.kanoclip.KAnoCLIP", "init_args": {"adapter": adapter, **options}}
+def test_a_checkpoint_of_a_newer_version_is_refused_in_one_line(tmp_path) -> None:
+    torch.save({"kanoclip": {"format": FORMAT + 1, "version": "9.0"}}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"written by kanoclip 9\.0, and this is .* pip install --upgrade"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_the_classes_of_a_checkpoint_of_version_0_1_0_are_found_where_they_are_now(tmp_path) -> None:
+    given = {
+        "_class_path": "kanoclip.models.rivals.WinCLIP",
+        "prompts": {"class_path": "kanoclip.prompts.LearnedPrompts"},
+    }
+    torch.save({"kanoclip": {"version": "0.1.0"}, "hyper_parameters": given}, tmp_path / "a.ckpt")
+    stored = read_checkpoint(tmp_path / "a.ckpt")[1]
+    assert stored["class_path"] == "kanoclip.models.rivals.winclip.WinCLIP"
+    assert stored["init_args"] == {"prompts": {"class_path": "kanoclip.heads.prompts.LearnedPrompts"}}
+
+
+class Photos:
+    """Data as far as a checkpoint asks."""
+
+    identity, categories = "photos", ("nut",)
+
+    def __init__(self, samples="s", **options):
+        self.samples, self.options = samples, {"category": None, "seed": 111, "augment": False, **options}
+
+    def fit_options(self):
+        return self.options
+
+    def samples_digest(self, stage):
+        return self.samples
+
+
+@pytest.fixture
+def entry(make_model):
+    """What a checkpoint tells of a fit with a Conv-Adapter on photos."""
+    model = make_model(adapter=ConvAdapter(reduction=2))
+    model.auxiliary, model.fitted_images = "photos", [3, 1]
+    return about(model, Photos(), 7)
+
+
+def test_a_checkpoint_tells_what_it_was_fitted_on_and_how(entry) -> None:
+    assert (entry["format"], entry["seed"], entry["samples"], entry["categories"]) == (FORMAT, 7, "s", ["nut"])
+    assert entry["images"].tolist() == [1, 3]
+    assert entry["settings"]["adapter.reduction"] == 2
+    assert entry["settings"]["prompts.context"] == 12  # though nobody gave it
+    assert "score" not in entry["settings"]
+    assert "sigma" not in entry["settings"]
+
+
+@pytest.mark.parametrize("options", [{"score": MapMaxScore()}, {"sigma": 9.0}, {"lr": 0.5}])
+def test_what_no_head_depends_on_may_differ(entry, make_model, options) -> None:
+    check_agreement(entry, {}, make_model(adapter=ConvAdapter(reduction=2), **options))
 
 
 @pytest.mark.parametrize(
-    ("asked", "stored"),
+    ("options", "message"),
     [
-        (model(), model({"class_path": LINEAR, "init_args": {}})),  # nothing asked
-        (model({"class_path": CONV}), model()),  # the model's own was one
-        (model(CONV), model({"class_path": CONV, "init_args": {"reduction": 8}})),
-        (model(lr=0.1), model(lr=0.1, sigma=3)),
-        ({"init_args": {"sigma": 3}}, model(sigma=3)),
-        (model(betas=(0.5, 0.999)), model(betas=[0.5, 0.999])),  # parsed as a tuple, stored as a list
-    ],
-)
-def test_what_agrees_passes(asked, stored) -> None:
-    check_agreement(asked, stored, {"adapter": "ConvAdapter"}, Path("a.ckpt"), "model")
-
-
-@pytest.mark.parametrize(
-    ("asked", "stored", "message"),
-    [
-        (model(LINEAR), model(), r"with model\.adapter ConvAdapter, but .*LinearAdapter is asked for\. Leave out --"),
-        (model(LINEAR), model({"class_path": CONV}), r"model\.adapter kanoclip\.adapter\.ConvAdapter, but .*Linear"),
-        (model(lr=0.1), model(lr=0.2), r"a\.ckpt was fitted with model\.lr 0\.2, but 0\.1 is asked for"),
         (
-            model({"class_path": CONV, "init_args": {"reduction": 2}}),
-            model({"class_path": CONV, "init_args": {"reduction": 4}}),
-            r"model\.adapter\.reduction 4, but 2 is asked for\. Leave out --model\.adapter\.reduction",
+            {"adapter": LinearAdapter(reduction=2)},
+            r"model\.adapter ConvAdapter, but LinearAdapter is asked for",
         ),
-        ({"class_path": "my.Model"}, model(), r"with model kanoclip.*KAnoCLIP, but my\.Model is asked for"),
+        ({"adapter": ConvAdapter(2, pool="max")}, r"model\.adapter\.pool mean, but max is asked for"),
+        ({"adapter": ConvAdapter()}, r"model\.adapter\.reduction 2, but 4 is asked for"),
+        ({"temperature": 0.5}, r"model\.temperature 0\.07, but 0\.5 is asked for"),
     ],
 )
-def test_what_contradicts_is_told_with_both_values(asked, stored, message) -> None:
-    with pytest.raises(ContradictionError, match=message):
-        check_agreement(asked, stored, {"adapter": "ConvAdapter"}, Path("a.ckpt"), "model")
+def test_what_heads_depend_on_must_be_as_fitted(entry, make_model, options, message) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        check_agreement(entry, {}, make_model(**({"adapter": ConvAdapter(2)} | options)))
+
+
+@pytest.mark.parametrize("options", [{"lr": 0.5}, {"knowledge": "mvtec"}, {"alpha": 2.0}, {"dice": "image"}])
+def test_on_the_command_line_all_that_was_typed_counts(entry, make_model, options) -> None:
+    model = make_model(adapter=ConvAdapter(2), **options)
+    check_agreement(entry, {}, model)
+    model.strict_options = True
+    ((name, value),) = options.items()
+    with pytest.raises(CheckpointError, match=rf"model\.{name} .*, but {value} is asked for\. Leave out --model"):
+        check_agreement(entry, {}, model)
+
+
+def test_a_fit_goes_on_with_the_same_samples_in_the_same_order(entry, make_model) -> None:
+    model = make_model(adapter=ConvAdapter(2))
+    check_agreement(entry, {}, model, Photos())
+    for data, message in (
+        (Photos(seed=3), r"data\.seed 111, but 3 is asked for"),
+        (Photos(category="nut"), r"data\.category None, but nut is asked for"),
+        (Photos(augment=True), r"data\.augment False, but True is asked for"),
+        (Photos(samples="t"), r"fitted on other images of photos than those that are there now"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_agreement(entry, {}, model, data)
+
+
+def test_zero_shot_is_decided_by_contents_alone() -> None:
+    assert zero_shot([1, 2], [3, 4]) is True
+    assert zero_shot(torch.tensor([1, 2]), [2, 4]) is False  # one is enough
+    assert zero_shot(None, [1]) is None
+    assert zero_shot([1], None) is None
+
+
+def test_settings_tell_a_free_option_only_if_asked(make_model) -> None:
+    model = make_model(KAnoCLIP)
+    assert {"score", "sigma"} <= set(settings(model, free=True)) - set(settings(model))

@@ -36,6 +36,7 @@ class Brightness(LightningModule):
 
     name = "brightness"
     auxiliary = "elsewhere"
+    fitted_images = (100, 101)
     results = {  # noqa: RUF012
         "ring": {"image_auroc": 1.0, "pixel_auroc": float("nan"), "pixel_aupro": None, "images": 4, "anomalous": 2}
     }
@@ -90,6 +91,12 @@ class Samples(LightningDataModule):
 
     def part(self, stage):
         return self.samples
+
+    def image_digests(self, stage):
+        return [*range(len(self.samples))]
+
+    def samples_digest(self, stage):
+        return f"{len(self.samples)} samples"
 
     def _loader(self, samples):
         return DataLoader(samples, batch_size=2, collate_fn=lambda found: make_batch(found, self.size))

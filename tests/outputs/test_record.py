@@ -1,4 +1,6 @@
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from kanoclip import __version__
 from kanoclip.outputs import RunRecord, WholeCheckpoints
+from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
 
 PATHS = ["d/ring/good/1.png", "d/ring/hole/2.png", "d/nut/good/3.png"]
 
@@ -35,7 +38,7 @@ def test_a_finished_fit_is_recorded_beside_its_checkpoint(kit, fit, logger):
         "auxiliary": "elsewhere",
         "categories": ["nut", "ring"],
         "ckpt": "checkpoints/last.ckpt",
-        "seed": 5,
+        "seed": None,  # nothing was seeded
         "images": 3,
         "epochs": 2,
         "version": __version__,
@@ -48,7 +51,7 @@ def test_without_a_logger_it_is_in_the_root_folder(kit, fit):
     assert (kit.folder / record["ckpt"]).is_file()
 
 
-def test_the_seed_of_everything_comes_before_the_data_s(kit, fit, monkeypatch):
+def test_the_seed_of_everything_is_recorded(kit, fit, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     fit()
     assert json.loads((kit.folder / "run.json").read_text())["seed"] == 7
@@ -83,3 +86,83 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
         writer.save_checkpoint({"epoch": 2}, file)
     assert torch.load(file, weights_only=True) == {"epoch": 1}
     assert list(file.parent.iterdir()) == [file]
+
+
+def fitted(root, version, age, model="kanoclip", auxiliary="mvtec", finished=True, images=None):
+    run = root / "fit" / model / folder_name(auxiliary) / version
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    torch.save({"kanoclip": {"auxiliary": auxiliary, "images": images}}, checkpoint)
+    files = [checkpoint]
+    if finished:
+        files.append(run / "run.json")
+        files[-1].write_text(json.dumps({"model": model, "auxiliary": auxiliary, "ckpt": "checkpoints/last.ckpt"}))
+    for file in files:
+        os.utime(file, (1e9 - age, 1e9 - age))
+    return checkpoint
+
+
+def test_a_test_takes_the_newest_finished_fit_of_its_model_that_has_seen_none_of_the_images(tmp_path):
+    wanted = fitted(tmp_path, "version_0", age=2, images=torch.tensor([1, 2]))
+    fitted(tmp_path, "version_1", age=3)
+    unfinished = fitted(tmp_path, "version_2", age=1, finished=False)
+    other = fitted(tmp_path, "version_0", age=0, auxiliary="visa", images=torch.tensor([2, 3]))
+    fitted(tmp_path, "version_0", age=0, model="clip_vv_knpl")
+    assert newest_fit(tmp_path, "kanoclip") == other
+    assert newest_fit(tmp_path, "kanoclip", tested=[3]) == wanted
+    assert newest_fit(tmp_path, "kanoclip", tested=[4, 5]) == other
+    assert newest_fit(tmp_path, "kanoclip", tested=None) == other
+    assert newest_fit(tmp_path, "kanoclip", auxiliary="mvtec") == unfinished  # to resume
+    assert newest_fit(tmp_path, "kanoclip", auxiliary="surfaces") is None
+    assert newest_fit(tmp_path / "empty", "kanoclip", tested=[4]) is None
+
+
+def test_a_fit_that_does_not_tell_its_images_is_no_worse_than_another(tmp_path):  # of version 0.1.0
+    older = fitted(tmp_path, "version_0", age=0)
+    assert newest_fit(tmp_path, "kanoclip", tested=[1]) == older
+
+
+def test_a_fit_is_resumed_on_its_own_data_though_others_of_that_name_share_its_folder(tmp_path):
+    wanted = fitted(tmp_path, "version_0", age=2, auxiliary="folder /a/images")
+    fitted(tmp_path, "version_1", age=1, auxiliary="folder /b/images")
+    assert newest_fit(tmp_path, "kanoclip", auxiliary="folder /a/images") == wanted
+    assert newest_fit(tmp_path, "kanoclip", auxiliary="folder /c/images") is None
+
+
+def test_a_fit_whose_checkpoint_was_deleted_is_passed_over(tmp_path):
+    older = fitted(tmp_path, "version_0", age=2)
+    fitted(tmp_path, "version_1", age=1).unlink()
+    assert newest_fit(tmp_path, "kanoclip") == older
+
+
+def test_a_folder_of_runs_is_named_after_the_data():
+    assert folder_name("mvtec") == "mvtec"
+    assert folder_name("folder /home/me/my photos") == "folder-my photos"
+    assert folder_name("manifest /data/list.csv") == "manifest-list"
+
+
+def test_runs_that_start_at_once_get_a_folder_each(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: claim_version(tmp_path / "runs"), range(40)))
+    assert sorted(path.name for path in claimed) == sorted(f"version_{number}" for number in range(40))
+    (tmp_path / "runs" / "version_39").rename(tmp_path / "runs" / "version_80")
+    assert claim_version(tmp_path / "runs").name == "version_81"  # never one that was there before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "kept"),
+    [
+        ("checkpoints/last.ckpt", "x", True),
+        ("results.json", "{}", True),
+        ("predictions.csv", "path\na.png\n", True),
+        ("predictions.csv", "path\n", False),
+        ("events.out.tfevents.1", "x", False),
+        ("config.yaml", "x", False),
+    ],
+)
+def test_the_folder_of_a_failed_run_goes_unless_it_has_something_of_worth(tmp_path, file, content, kept):
+    folder = claim_version(tmp_path)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(content)
+    drop_if_empty(folder)
+    assert folder.exists() is kept

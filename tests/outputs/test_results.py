@@ -8,7 +8,7 @@ import pytest
 from kanoclip import __version__
 from kanoclip.data.base import Sample
 from kanoclip.outputs import ResultsWriter
-from kanoclip.outputs.results import choose, headline
+from kanoclip.outputs.results import choose, headline, identity
 
 PATHS = ["d/ring/good/1.png", "d/ring/hole/2.png", "d/nut/good/3.png", "d/nut/dent/4.png", "d/nut/dent/5.png"]
 
@@ -54,7 +54,8 @@ def test_the_table_is_printed_below_the_protocol(tested, kit, capsys):
     kit.trainer(ResultsWriter(overlays=0)).test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
     printed = capsys.readouterr().out
     assert (
-        "brightness: elsewhere -> samples, zero-shot\nbackbone none at all; no checkpoint; seed 5\n5 images" in printed
+        "brightness: elsewhere -> samples, zero-shot\nbackbone none at all; no checkpoint; precision 32-true\n5 images"
+        in printed
     )
     assert printed.index("zero-shot") < printed.index("pixel") < printed.index("ring ")
     assert "mean" not in printed  # of one category
@@ -62,14 +63,19 @@ def test_the_table_is_printed_below_the_protocol(tested, kit, capsys):
 
 
 @pytest.mark.parametrize(
-    ("auxiliary", "line"),
-    [(None, "nothing fitted -> samples"), ("samples", "samples -> samples, NOT zero-shot")],
+    ("auxiliary", "seen", "line"),
+    [
+        (None, None, "nothing fitted -> samples"),
+        ("elsewhere", (100, 4), "elsewhere -> samples, NOT zero-shot"),  # one image of it is tested
+        ("samples", (100, 101), "samples -> samples, zero-shot"),  # a name is no evidence
+        ("samples", None, "samples -> samples, zero-shot or not is unknown: which images it was fitted on"),
+    ],
 )
-def test_the_protocol_is_told_as_it_is(kit, auxiliary, line, capsys):
+def test_the_protocol_is_told_by_what_the_images_show(kit, auxiliary, seen, line, capsys):
     model = kit.model()
-    model.auxiliary = auxiliary
+    model.auxiliary, model.fitted_images = auxiliary, seen
     kit.trainer(ResultsWriter(overlays=0)).test(model, kit.data(kit.samples(*PATHS)), verbose=False)
-    assert f"brightness: {line}\n" in capsys.readouterr().out
+    assert f"brightness: {line}" in capsys.readouterr().out
 
 
 def test_the_checkpoint_is_named_with_its_hash(kit, tmp_path, capsys):
@@ -82,11 +88,12 @@ def test_the_checkpoint_is_named_with_its_hash(kit, tmp_path, capsys):
     digest = sha256(file.read_bytes()).hexdigest()
     read = json.loads((kit.folder / "results.json").read_text())
     assert read["checkpoint"] == {"path": str(file), "sha256": digest}
-    assert f"checkpoint {file} (sha256 {digest[:12]})" in capsys.readouterr().out
+    assert f"checkpoint {file} (sha256 {digest[:12]}), fitted with an unknown seed" in capsys.readouterr().out
 
 
 def test_the_header_does_not_need_to_know_the_backbone():
     report = {"model": "m", "auxiliary": None, "data": "d", "components": {}, "checkpoint": None, "seed": None}
+    report |= {"precision": "32-true"}
     assert "backbone unknown" in headline(report | {"images": 1, "seconds_per_image": 0.5})
 
 
@@ -125,3 +132,48 @@ def test_a_second_test_of_one_trainer_begins_anew(kit):
         trainer.test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
     assert json.loads((kit.folder / "results.json").read_text())["images"] == 5
     assert np.isfinite(writer._seconds)
+
+
+SAME = {
+    "model": "m", "checkpoint": {"path": "a.ckpt", "sha256": "1"}, "backbone": "f", "components": {"adapter": "Conv"},
+    "settings": {"adapter": "Conv", "score.share": 0.1, "sigma": 4, "lr": 0.1}, "precision": "32-true", "images": 5,
+    "samples": "s", "pixels": {"image_size": 518}, "results_version": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"checkpoint": {"path": "a.ckpt", "sha256": "2"}},
+        {"checkpoint": None},
+        {"settings": SAME["settings"] | {"sigma": 8}},
+        {"settings": SAME["settings"] | {"score.share": 0.2}},
+        {"precision": "bf16-mixed"},
+        {"images": 4},
+        {"samples": "other"},
+        {"pixels": {"image_size": 224}},
+        {"results_version": 2},
+    ],
+)
+def test_whatever_moves_numbers_makes_another_test(change):
+    assert identity(SAME | change) != identity(SAME)
+
+
+def test_without_a_checkpoint_the_weights_of_the_backbone_make_another_test():
+    free = SAME | {"checkpoint": None}
+    assert identity(free | {"backbone": "g"}) != identity(free)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"checkpoint": {"path": "elsewhere/b.ckpt", "sha256": "1"}},
+        {"seconds": 9},
+        {"options": {"data": {"num_workers": 7, "root": "elsewhere"}}},
+        {"settings": SAME["settings"] | {"lr": 0.2}},  # the checkpoint tells what it made of the heads
+        {"versions": {"torch": "99"}},
+    ],
+)
+def test_what_moves_no_number_does_not(change):
+    assert identity(SAME | change) == identity(SAME)

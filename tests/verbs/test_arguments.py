@@ -3,12 +3,11 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
 
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.registry import UnknownNameError
@@ -137,13 +136,16 @@ def test_a_printed_config_says_the_same_again(config, tmp_path, capsys) -> None:
 
 
 def test_each_option_becomes_one_word() -> None:
-    prepared = prepare(["test", "--model.lr", "-1", "--data", "surfaces", "junk", "--print_config"])
-    assert prepared[2:] == ["--data=kanoclip.data.drawn.surfaces.Surfaces", "--model.lr=-1", "junk", "--print_config"]
+    prepared = prepare(["test", "--model.lr", "-1", "--data", "surfaces", "--print_config"])
+    assert prepared.options == ["--data=kanoclip.data.drawn.surfaces.Surfaces", "--model.lr=-1"]
+    assert prepared.print_config == "--print_config"
 
 
 def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
-    assert take_checkpoint(["test", "--ckpt_path=a.ckpt", "--data=x"]) == (["test", "--data=x"], "a.ckpt")
-    assert take_checkpoint(["test", "--data=x"]) == (["test", "--data=x"], None)
+    command = prepare(["test", "--ckpt_path=a.ckpt", "--data=visa"])
+    assert command.options == ["--data=kanoclip.data.sets.visa.VisA"]
+    assert command.checkpoint == "a.ckpt"
+    assert prepare(["test", "--data=visa"]).checkpoint is None
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,17 @@ def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
         ("seed_everything: 3", r"fit needs a data set: add --data NAME, one of mvtec, mpdd"),
         ("", r"fit needs a data set: add --data NAME"),
         ("dta: mvtec", r"mine\.yaml: Unknown key dta\. Did you mean data\? Accepted: data, model, trainer"),
+    ],
+)
+def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, expected) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises((UsageError, UnknownNameError), match=expected):
+        prepare(["fit", "--config", str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         (
             "data: {class_path: surfaces, init_args: {imges: 4}}",
             r"mine\.yaml: Unknown key data\.imges\. Did you mean data\.images\? Accepted: root, category, images",
@@ -168,10 +181,13 @@ def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
         ("data: {class_path: surfaces, images: 4}", r"mine\.yaml: data\.images stands beside .* under data\.init_args"),
     ],
 )
-def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, expected) -> None:
+def test_a_key_that_is_not_there_is_told_with_its_file(tmp_path, text, expected, capsys) -> None:
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises((UsageError, UnknownNameError), match=expected):
-        prepare(["fit", "--config", str(tmp_path / "mine.yaml")])
+    more = [] if "{class_path: surfaces, im" in text or "imges" in text else ["--data", "surfaces"]
+    assert main(["fit", "--config", str(tmp_path / "mine.yaml"), *more]) == 2
+    said = capsys.readouterr().err
+    assert re.search(expected, said), said
+    assert said.count("\n") == 1
 
 
 def test_a_config_that_is_not_utf_8_is_named(tmp_path) -> None:
@@ -206,6 +222,7 @@ S = "test --data surfaces "
         (S + "--model.adapter.scale 1", "not which adapter. Put --model.adapter NAME before them: none, linear, conv"),
         (S + "--data.categry x", "Unknown option --data.categry. Did you mean --data.category? Accepted: root, "),
         (S + "--modle clip", "Unknown option --modle. Did you mean --model? Accepted: data, model, trainer"),
+        ("test --data surfaces --data.batchsize 3", "Did you mean --data.batch_size?"),
         (S + "--trainer.max_epchs 1", "Did you mean --trainer.max_epochs? Accepted: accelerator, strategy"),
         (S + "junk", "'junk' is not an option"),
         ("test surfaces", "'surfaces' is not an option. Options begin with --. Did you mean --data surfaces?"),
@@ -247,9 +264,18 @@ def test_only_our_own_errors_are_put_into_words() -> None:
             return error
         raise AssertionError
 
-    assert "fit needs a data set" in str(mistake(caught(wrapped=False, ours=True), ["fit"]))
-    assert "fit needs a data set" in str(mistake(caught(wrapped=True, ours=True), ["fit"]))
-    assert mistake(caught(wrapped=False, ours=False), ["fit"]) is None
+    assert "fit needs a data set" in str(mistake(caught(wrapped=False, ours=True)))
+    assert "fit needs a data set" in str(mistake(caught(wrapped=True, ours=True)))
+    assert mistake(caught(wrapped=False, ours=False)) is None
+
+
+def test_a_fault_in_a_file_of_ours_keeps_its_traceback(monkeypatch) -> None:
+    def unpack(self):
+        _one, _two = (1, 2, 3)
+
+    monkeypatch.setattr("kanoclip.data.drawn.surfaces.Surfaces.samples", unpack)
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        main(["test", "--data", "surfaces", "--model", "local_stats"])
 
 
 def test_a_config_lends_no_mistake_to_what_is_chosen_instead(config) -> None:
@@ -265,22 +291,27 @@ def test_a_config_lends_no_mistake_to_what_is_chosen_instead(config) -> None:
     ],
 )
 def test_a_place_that_refuses_is_named_with_what_to_do(code, answer) -> None:
-    said = mistake(OSError(code, os.strerror(code), "/runs/fit"), ["fit"])
+    said = mistake(OSError(code, os.strerror(code), "/runs/fit"))
     assert said is None if answer is None else str(said).startswith(answer)
 
 
 @pytest.mark.parametrize(
     ("options", "answer"),
     [
-        ({"accelerator": "foo"}, "--trainer: You selected an invalid accelerator name: `accelerator='foo'`"),
-        ({"accelerator": "cpu", "precision": "9"}, "--trainer: Precision '9' is invalid"),
-        ({"accelerator": "cpu", "max_epochs": -5}, "--trainer: `max_epochs` must be a non-negative integer"),
+        ("--trainer.accelerator foo", "--trainer: You selected an invalid accelerator name: `accelerator='foo'`"),
+        ("--trainer.accelerator cpu --trainer.precision 9", "--trainer.precision"),
+        (
+            "--trainer.accelerator cpu --trainer.max_epochs -5",
+            "--trainer: `max_epochs` must be a non-negative integer",
+        ),
     ],
 )
-def test_what_the_trainer_refuses_is_a_mistake_of_the_caller(options, answer) -> None:
-    with pytest.raises((ValueError, MisconfigurationException)) as refused:
-        Trainer(logger=False, **options)
-    assert str(mistake(refused.value, ["fit"])).startswith(answer)
+def test_what_the_trainer_refuses_is_a_mistake_of_the_caller(options, answer, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "test --data surfaces --data.images 2 --model local_stats --model.image_size 32 "
+    assert main((command + options).split()) == 2
+    assert f"kanoclip: error: {answer}" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("version_*"))
 
 
 def test_a_list_where_one_class_belongs_is_told(tmp_path) -> None:
