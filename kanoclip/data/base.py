@@ -1,6 +1,7 @@
 """What every data set shares: choosing samples by category, split and seed, and the loaders of each stage.
 
-A data set of your own is a subclass with ``name``, ``domain`` and ``samples()``; drawn ones override ``read()`` too.
+A data set of your own is a subclass with ``name``, ``domain`` and ``samples()``. One without files, whose images are
+drawn, overrides ``read()`` too.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,18 +17,19 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
-from kanoclip.data.cache import CachedDataset, reading
-from kanoclip.data.choosing import held_out, limited
+from kanoclip.data.cache import cached
+from kanoclip.data.choosing import check_samples, chosen_categories, held_out, limited
+from kanoclip.data.identity import DataIdentity
 from kanoclip.data.images import read_pair
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
-from kanoclip.types import ANOMALOUS, UNKNOWN, KanoclipError
+from kanoclip.types import ANOMALOUS, KanoclipError
 
 __all__ = ["AnomalyDataModule", "AnomalyDataset", "Item", "Sample", "collate"]
 
 log = logging.getLogger(__name__)
 
 
-class AnomalyDataModule(LightningDataModule, ABC):
+class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
     """Serve a data set of anomalies by the zero-shot protocol.
 
     Zero-shot methods train on the **test** split of an auxiliary data set, the only one with anomalies and masks:
@@ -39,21 +40,22 @@ class AnomalyDataModule(LightningDataModule, ABC):
         category: Categories to use, one or several; null or "all" for all of them.
         image_size: Side of the square that images are resized to, pixels. Null: the model's.
         batch_size: Images per batch, of each process.
-        num_workers: Processes that read images; 0 reads in the main one.
+        num_workers: Processes that read images; 0 reads in the main process.
         augment: Flip, turn and mildly recolour images in fit.
         mask_threshold: Grey level (0-254) above which a pixel of a mask is anomalous. Null: the data set's own, or 127
             for masks with brighter pixels, else 0. The paper's relatives use 0 for all, which swells JPEG and
             anti-aliased masks.
         holdout: Share of the test split, in [0, 1), that fit leaves out; validate uses it, and so does test when it is
             not 0. Drawn by seed within each category and label.
-        seed: Of the held-out part, the limit, the order and the augmentation in fit.
+        seed: Of the held-out part, the limit, the order and the augmentation in fit. Null: that of the run,
+            ``--seed_everything``; 111 where the data set is made in Python.
         limit: Use at most this many images of each category and split, drawn by seed. Null: all.
         tile: Keep the shape of images far from square, such as strips: ``image_size`` becomes their short side, and
             they are scored one by one in overlapping squares, ``batch_size`` of these at a time. An image n times as
-            long as wide costs about 2n - 1 squares. Fit sees one square of each image an epoch, anywhere in it; one of
-            an anomalous image counts as normal if it shows nothing of the mask.
+            long as wide costs about 2n - 1 squares. In fit, each epoch takes one square from a random place of each
+            image; a square of an anomalous image counts as normal if it shows nothing of the mask.
         cache: Encode each image once and keep the frozen features on disk, for all epochs and heads to come; see
-            ``kanoclip.data.cache``. Not with ``augment`` or ``tile``, and of no use to ``predict``.
+            docs/cache.md. Not with ``augment`` or ``tile``, and of no use to ``predict``.
 
     Raises:
         KanoclipError: For a setting out of its range, or two that exclude each other.
@@ -67,6 +69,9 @@ class AnomalyDataModule(LightningDataModule, ABC):
     """Labels in the mask that are anomalous, instead of a threshold."""
     usual_threshold: ClassVar[int | None] = None
     """What ``mask_threshold: null`` means for this data set; None: 127 or 0, as each mask needs."""
+    drawing_version: ClassVar[str] = ""
+    """For a class whose ``read`` draws: an image's name and this version determine its pixels. Raise it when the
+    drawings change. A subclass that replaces ``read`` again needs a version of its own."""
 
     def __init__(
         self,
@@ -78,20 +83,21 @@ class AnomalyDataModule(LightningDataModule, ABC):
         augment: bool = False,
         mask_threshold: int | None = None,
         holdout: float = 0.0,
-        seed: int = 111,
+        seed: int | None = None,
         limit: int | None = None,
         tile: bool = False,
         cache: bool = False,
     ) -> None:
+        before = set(vars(self))
         super().__init__()
-        _check("image_size", image_size, image_size is None or image_size > 0, "a positive number of pixels, or null")
-        _check("batch_size", batch_size, batch_size > 0, "1 or more")
-        _check("num_workers", num_workers, num_workers >= 0, "0 or more")
+        check_option("image_size", image_size, image_size is None or image_size > 0, "1 pixel or more, or null")
+        check_option("batch_size", batch_size, batch_size > 0, "1 or more")
+        check_option("num_workers", num_workers, num_workers >= 0, "0 or more")
         valid = mask_threshold is None or 0 <= mask_threshold < 255
-        _check("mask_threshold", mask_threshold, valid, "a grey level from 0 to 254, or null")
-        _check("holdout", holdout, 0 <= holdout < 1, "a share in [0, 1), such as 0.2")
-        _check("seed", seed, seed >= 0, "0 or more")
-        _check("limit", limit, limit is None or limit > 0, "1 or more, or null")
+        check_option("mask_threshold", mask_threshold, valid, "a grey level from 0 to 254, or null")
+        check_option("holdout", holdout, 0 <= holdout < 1, "a share in [0, 1), such as 0.2")
+        check_option("seed", seed, seed is None or seed >= 0, "0 or more, or null")
+        check_option("limit", limit, limit is None or limit > 0, "1 or more, or null")
         if cache and (augment or tile):
             other = "augment" if augment else "tile"
             raise KanoclipError(
@@ -106,18 +112,19 @@ class AnomalyDataModule(LightningDataModule, ABC):
         self.augment = augment
         self.mask_threshold = mask_threshold
         self.holdout = holdout
-        self.seed = seed
+        self.seed = 111 if seed is None else seed
         self.limit = limit
         self.tile = tile
         self.cache = cache
         self.unreadable: list[tuple[str, str]] = []
         self._samples: list[Sample] | None = None
         self._size = image_size
-        self._told = False  # about images without masks
+        self._has_warned = False  # of images without masks
+        self._shared = set(vars(self)) - before
 
     @abstractmethod
     def samples(self) -> list[Sample]:
-        """Index everything there is, in an order that does not depend on the machine."""
+        """List all samples there are, of every category and split, in an order that does not depend on the machine."""
 
     def read(self, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Read one sample.
@@ -128,17 +135,17 @@ class AnomalyDataModule(LightningDataModule, ABC):
         Raises:
             UnreadableImageError: A file cannot be read, or image and mask differ in size.
         """
-        return self._read(sample)[:2]
+        return self._read_shrunk(sample)[:2]
 
-    def _read(
-        self, sample: Sample, least: int | None = None
+    def _read_shrunk(
+        self, sample: Sample, min_side: int | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[int, int]]:
-        threshold = self.usual_threshold if self.mask_threshold is None else self.mask_threshold
-        return read_pair(sample.image, sample.masks, threshold, self.mask_values, least)
+        """Read one sample; a JPEG may be decoded smaller, no side below ``min_side``. Adds the file's (H, W)."""
+        return read_pair(sample.image, sample.masks, self._used_threshold, self.mask_values, min_side)
 
     @property
     def identity(self) -> str:
-        """What a checkpoint remembers, to tell whether a model is tested on what it was fitted on."""
+        """Name of the data set for run folders and reports; a class for sets of one's own adds which one."""
         return self.name
 
     @property
@@ -147,7 +154,7 @@ class AnomalyDataModule(LightningDataModule, ABC):
         return sorted({sample.category for sample in self.index()})
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the index (once), find the image size and check that the stage has what it needs.
+        """List the samples (once), find the image size and check that the stage has what it needs.
 
         Args:
             stage: "fit", "validate", "test" or "predict"; None checks nothing.
@@ -179,9 +186,9 @@ class AnomalyDataModule(LightningDataModule, ABC):
         size = self._size or self._model_size()
         transform = Transform(size, self.augment and stage == "fit", frame)
         noted = self.unreadable if stage == "predict" else None
-        own = type(self).read is not AnomalyDataModule.read
-        # with so much to spare, a shrunk JPEG ends within a grey level, on average, of what the whole one gives
-        read: Read = self.read if own else partial(self._read, least=5 * size // 2)
+        replaced = type(self).read is not AnomalyDataModule.read
+        # Decoded no smaller than 2.5 times the size, a JPEG ends within a grey level, on average, of the whole one.
+        read: Read = self.read if replaced else partial(self._read_shrunk, min_side=5 * size // 2)
         return AnomalyDataset(self.part(stage), read, transform, self.seed, noted, crops=frame == "crop")
 
     def train_dataloader(self) -> AnomalyLoader:
@@ -208,16 +215,10 @@ class AnomalyDataModule(LightningDataModule, ABC):
     def _loader(self, stage: str, shuffle: bool = False, persistent: bool = False) -> AnomalyLoader:
         batch_size = 1 if self.tile and stage != "fit" else self.batch_size  # whole pictures differ in shape
         dataset, workers = self.dataset(stage), self.num_workers
-        if self.cache and stage != "predict":
-            model = getattr(self.trainer, "lightning_module", None)
-            key = getattr(model, "features_key", None)
-            if key is None:
-                name = "a loader without a trainer" if model is None else type(model).__name__
-                log.warning("cache is true, but %s keeps no frozen features: it does without.", name)
-            else:
-                dataset = CachedDataset(dataset, f"{key} {self._size} {reading(self)}")
-                dataset.build(self.trainer, batch_size, workers)
-                workers = 0  # a mapped file is read faster than a worker hands it over
+        found = cached(self, dataset) if self.cache and stage != "predict" else None
+        if found is not None:
+            found.build(self.trainer, batch_size, workers)
+            dataset, workers = found, 0  # a mapped file is read faster than a worker hands it over
         return make_loader(dataset, batch_size, workers, shuffle, persistent)
 
     def _model_size(self) -> int:
@@ -235,67 +236,34 @@ class AnomalyDataModule(LightningDataModule, ABC):
         if self._samples is None:
             everything = self.samples()
             if not everything:
-                raise KanoclipError(f"No images in {self._place()}. Check --data.root.")
-            chosen = self._chosen({sample.category for sample in everything})
+                raise KanoclipError(f"No images in {self._location()}. Check --data.root.")
+            found = {sample.category for sample in everything}
+            chosen = chosen_categories(self._asked_categories(), found, f"of {self.name}", self._location())
             self._samples = limited(
                 (sample for sample in everything if sample.category in chosen), self.limit, self.seed
             )
         return self._samples
 
-    def adopt(self, other: AnomalyDataModule) -> None:
-        """Take the index that another one of the same options has read, not to read it again."""
-        self._samples = other.index()
-
-    def _chosen(self, found: set[str]) -> set[str]:
-        if self.category in (None, "all"):
-            return found
-        asked = [self.category] if isinstance(self.category, str) else list(self.category or ())
-        for category in asked:
-            if category not in found:
-                close = get_close_matches(category, found, 1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
-                known = ", ".join(sorted(found))
-                raise KanoclipError(
-                    f"Unknown category {category!r} of {self.name}.{hint} In {self._place()} are: {known}."
-                )
-        return set(asked)
-
     def _check_part(self, stage: str) -> None:
-        if stage == "validate" and not self.holdout:
-            raise KanoclipError(
-                "validate uses the held-out part, and holdout is 0. Set --data.holdout 0.2, or run test."
-            )
-        samples = self.part(stage)
-        if not samples and stage in ("fit", "validate") and self.holdout:
-            raise KanoclipError(
-                f"Nothing is left for {stage} of the test images of {', '.join(self.categories)} in {self._place()} "
-                f"with holdout {self.holdout}. Set another --data.holdout, or choose more categories."
-            )
-        if not samples:
-            raise KanoclipError(
-                f"No test images of {', '.join(self.categories)} in {self._place()}: {stage} uses the test split. "
-                f"Add test images, or run predict, which uses all."
-            )
-        if stage == "predict":
-            return
-        unknown = [sample for sample in samples if sample.label == UNKNOWN]
-        if unknown:
-            raise KanoclipError(f"{stage} needs labels, and {unknown[0].image} has none. {self._label_remedy()}")
-        drawn = type(self).read is not AnomalyDataModule.read  # a data set with its own `read` needs no mask files
+        where = f"{', '.join(self.categories)} in {self._location()}"
+        check_samples(self.part(stage), stage, where, self.holdout, self._label_remedy())
+        reads_files = type(self).read is AnomalyDataModule.read  # a data set with its own `read` needs no mask files
         anomalous = [sample for sample in self.index() if sample.label == ANOMALOUS]
         without = sum(not sample.masks for sample in anomalous)
-        if without and not drawn and not self._told:
-            self._told = True
+        if without and reads_files and stage != "predict" and not self._has_warned:
+            self._has_warned = True
             counts = f"{without} of {len(anomalous)} anomalous images of {self.identity}"
             log.warning("%s have no mask: pixel metrics and the local loss leave them out.", counts)
 
-    def _place(self) -> str:
+    def _location(self) -> str:
+        """Where the images are, for messages."""
         return str(Path(self.root).expanduser())
 
     def _label_remedy(self) -> str:
         return "Run predict instead, which needs no labels."
 
 
-def _check(name: str, value: object, valid: bool, expected: str) -> None:
+def check_option(name: str, value: object, valid: bool, expected: str) -> None:
+    """Raise a ``KanoclipError`` that names an option of the data set and what was expected, unless it is valid."""
     if not valid:
         raise KanoclipError(f"{name} is {value}, expected {expected}. Set --data.{name}.")

@@ -1,39 +1,42 @@
 """Frozen features on disk: each image of a data set goes through the backbone once, for all heads and epochs to come.
 
 One safetensors file per image, named by what it depends on: ``<cache>/features/<settings>/<content>.safetensors``. So a
-build that is killed goes on, processes can build side by side without locks, and nothing stale is ever read.
+build that is killed goes on, processes can build side by side without locks, and nothing stale is ever read; see
+docs/cache.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import marshal
+import logging
 import math
-import os
 import shutil
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from kanoclip.data.images import UnreadableImageError
-from kanoclip.data.listing import cache_folder, remembered
+from kanoclip.data.digests import READING_VERSION, code_of, digest, is_ours
+from kanoclip.data.files import write_bytes
+from kanoclip.data.identity import content_hashes, drawing_version
+from kanoclip.data.listing import cache_folder
 from kanoclip.data.loading import AnomalyDataset, Item, make_loader
 from kanoclip.types import Features, KanoclipError
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk
-FIELDS = ("patches", "cls", "grid", "image", "mask", "has_mask", "size")
+FIELDS = ("patches", "cls", "grid", "image", "mask", "has_mask", "size", "balance")
+
+log = logging.getLogger(__name__)
 
 
 class CacheError(KanoclipError, OSError):
-    """Features that cannot be kept: no room on the disk, or no right to write."""
+    """Features that cannot be kept or read: no room on the disk, no right to write, or a damaged file."""
 
 
 class CachedDataset(AnomalyDataset):
@@ -41,19 +44,30 @@ class CachedDataset(AnomalyDataset):
 
     Args:
         plain: The data set without a cache; its transform must be the same every time.
-        settings: What the files depend on besides the images: model, sizes, reading.
+        settings: What all files depend on besides the images: model, sizes, reading.
+        contents: What each sample's file depends on, by its images' contents.
     """
 
-    def __init__(self, plain: AnomalyDataset, settings: str) -> None:
+    def __init__(self, plain: AnomalyDataset, settings: str, contents: Sequence[object]) -> None:
         super().__init__(plain.samples, plain.read, plain.transform, plain.seed, plain.unreadable, plain.crops)
-        self.folder = cache_folder() / "features" / _hash(settings, _code())[:24]
-        self.files = [self.folder / f"{key[:32]}.safetensors" for key in _contents(self)]
+        self.folder = cache_folder() / "features" / digest(settings)[:24]
+        self.files = [self.folder / f"{digest(content)[:32]}.safetensors" for content in contents]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        """Read one sample."""
+        """Read one sample.
+
+        Raises:
+            CacheError: Its file is gone or damaged.
+        """
         index = key[1] if isinstance(key, tuple) else key
-        with safe_open(self.files[index], "pt") as file:  # mapped into memory, not parsed
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        file = self.files[index]
+        try:
+            found = _load(file)
+        except (OSError, SafetensorError) as error:
+            raise CacheError(
+                f"The cached features in {file} are damaged or gone ({error}). Delete that file, or all of "
+                f"{self.folder}, and run the command again: what is missing is made anew."
+            ) from error
         height, width = found["size"].tolist()
         rows, columns = found["grid"].tolist()
         features = Features(found["patches"], found["cls"], (rows, columns))
@@ -61,7 +75,7 @@ class CachedDataset(AnomalyDataset):
         return Item(image, found["mask"], has_mask, (height, width), self.samples[index], features)
 
     def build(self, trainer: Any, batch_size: int, num_workers: int) -> None:
-        """Encode what is not there yet; each process of a distributed run does its share, then waits for the others.
+        """Encode what is not there yet. Collective: every rank encodes its share, then waits for the others.
 
         Args:
             trainer: Lightning's; its model has ``features(batch) -> Features`` and is on its device.
@@ -72,7 +86,7 @@ class CachedDataset(AnomalyDataset):
             CacheError: If the disk has no room for it.
             UnreadableImageError: As without a cache.
         """
-        absent = {file: i for i, file in enumerate(self.files) if not _whole(file)}  # copies of an image count once
+        absent = {file: i for i, file in enumerate(self.files) if not _is_complete(file)}  # equal images count once
         missing = trainer.strategy.broadcast(list(absent.values()))  # another run may be writing, and all must agree
         with torch.random.fork_rng([]):  # the first fit draws the numbers that the next ones will
             self._encode(missing, trainer, batch_size, num_workers)
@@ -85,9 +99,9 @@ class CachedDataset(AnomalyDataset):
             return
         batches = iter(make_loader(plain, batch_size, num_workers, share=False))
         files = iter(self.files[i] for i in mine)
-        todo = range(-(-len(mine) // batch_size))
+        steps = range(-(-len(mine) // batch_size))
         quiet = trainer.global_rank > 0 or trainer.progress_bar_callback is None
-        for number in track(todo, "caching features", transient=True, disable=quiet):
+        for step in track(steps, "caching features", transient=True, disable=quiet):
             batch = trainer.strategy.batch_to_device(next(batches))
             features = trainer.lightning_module.features(batch)
             images = (batch.image * 255).round().byte()
@@ -101,10 +115,13 @@ class CachedDataset(AnomalyDataset):
                     "has_mask": batch.has_mask[i],
                     "size": batch.size[i],
                 }
-                content = save({name: value.contiguous().cpu() for name, value in tensors.items()})
-                if number == i == 0:
+                content = _balanced({name: value.contiguous().cpu() for name, value in tensors.items()})
+                if step == i == 0:
                     self._check_room(len(missing), len(content), trainer.global_rank == 0)
-                _write(next(files), content)
+                try:
+                    write_bytes(next(files), content)
+                except OSError as error:
+                    raise _unwritable(self.folder, error) from error
 
     def _check_room(self, count: int, size: int, tell: bool) -> None:
         try:
@@ -122,62 +139,31 @@ class CachedDataset(AnomalyDataset):
             print(f"caching the features of {count} images, {_bytes(need)}, in {self.folder}", flush=True)
 
 
-def reading(data: Any) -> str:
-    """Tell what decides how a data module reads a file, besides the file; for a class of a user, its code as well."""
-    kind = type(data)
-    told = [kind.__qualname__, data.mask_threshold, data.usual_threshold, data.mask_values]
-    if not kind.__module__.startswith("kanoclip."):
-        simple = {k: v for k, v in vars(data).items() if k[0] != "_" and isinstance(v, (bool, int, float, str, list))}
-        told += [code_of(kind), sorted(simple.items())]
-    return repr(told)
+def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
+    """Return a data module's data set with a cache; None, with a warning, where no key can tell its features.
+
+    Args:
+        data: An ``AnomalyDataModule``; its trainer's model may have a ``features_key``.
+        plain: Its data set of one stage, without a cache.
+    """
+    model = getattr(data.trainer, "lightning_module", None)
+    key = getattr(model, "features_key", None)
+    if key is None:
+        name = "a loader without a trainer" if model is None else type(model).__name__
+        log.warning("cache is true, but %s keeps no frozen features (docs/cache.md): it does without.", name)
+        return None
+    kind, version = type(data), drawing_version(type(data))
+    contents = content_hashes(plain.samples, version)
+    if not is_ours(kind.read) and any(None in content for content in contents):
+        log.warning("cache is true, but %s reads what is no file (docs/cache.md): it does without.", kind.__name__)
+        return None
+    reading = READING_VERSION, kind.read.__qualname__, version, code_of(kind), sorted(data.pixel_options().items())
+    # The label says whether no mask means no anomaly. A file that is missing has no content: reading it tells.
+    names = [(*content, s.label) for content, s in zip(contents, plain.samples, strict=True)]
+    return CachedDataset(plain, f"{key} {reading}", names)
 
 
-def code_of(kind: type) -> str:
-    """Hash the source files of a class and its parents, so that what older code has made is not taken for its own."""
-    found: list[object] = []
-    for one in kind.__mro__:
-        if one.__module__.partition(".")[0] not in ("abc", "builtins", "lightning", "torch"):
-            try:
-                found.append((one.__qualname__, Path(inspect.getfile(one)).read_bytes()))
-            except (TypeError, OSError):  # a class of a notebook has no file
-                found.append([marshal.dumps(part.__code__) for part in vars(one).values() if inspect.isfunction(part)])
-    return _hash(found)
-
-
-def _contents(data: AnomalyDataset) -> list[str]:
-    """Hash what each sample shows: the content of its files, or the name of a drawn one."""
-    drawn = {sample.image for sample in data.samples if "://" in sample.image}
-    paths = {path for sample in data.samples for path in (sample.image, *sample.masks)} - drawn
-    where = {path: str(Path(path).resolve()) for path in paths if Path(path).exists()}  # reading tells of the others
-    root = Path(os.path.commonpath(where.values())) if where else Path()
-    hashes = remembered("hashes", root, where.values(), _file_hash)
-    known = {path: hashes[where[path]] if path in where else path for path in (*paths, *drawn)}
-    # the label says whether no mask means no anomaly; the category changes nothing that is kept, so sets share files
-    return [_hash(*(known[path] for path in (sample.image, *sample.masks)), sample.label) for sample in data.samples]
-
-
-def _file_hash(path: str) -> str:
-    digest = hashlib.blake2b(digest_size=20)
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise UnreadableImageError(path, f"{error.strerror}.") from error
-    return digest.hexdigest()
-
-
-@cache
-def _code() -> str:
-    """Hash the code that reads, draws and resizes: features of another version of it are others."""
-    return _hash(*(file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))))
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=20).hexdigest()
-
-
-def _whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Whether a file is there and has all its bytes (safetensors checks its header against its length) and shapes."""
     try:
         with safe_open(path, "pt") as file:
@@ -185,24 +171,41 @@ def _whole(path: Path) -> bool:
             grid, side = file.get_tensor("grid").tolist(), others[2][-1]
     except (OSError, SafetensorError, ValueError):
         return False
-    return others == [(dim,), (2,), (3, side, side), (side, side), (), (2,)] and math.prod(grid) == count
+    return others == [(dim,), (2,), (3, side, side), (side, side), (), (2,), (1,)] and math.prod(grid) == count
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")  # machines that share a disk may share process numbers
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
-    finally:
-        part.unlink(missing_ok=True)
+def _balanced(tensors: dict[str, Tensor]) -> bytes:
+    """Make the content of a file whose 8-byte words sum to 0, so that reading it can tell whether it is damaged."""
+    balance = np.zeros(1, np.uint64)
+    tensors["balance"] = torch.from_numpy(balance.view(np.int64))  # of 8 bytes, so safetensors aligns it to a word
+    balance[0] = -_sum_of_words(np.frombuffer(save(tensors), np.uint8)) % 2**64
+    return save(tensors)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """Map a file's tensors into memory.
+
+    Raises:
+        OSError, SafetensorError: It is gone or damaged.
+    """
+    with safe_open(path, "pt") as file:
+        if _sum_of_words(np.memmap(path, np.uint8, "r")):
+            raise OSError("its checksum is wrong")
+        return {name: file.get_tensor(name) for name in FIELDS}
+
+
+def _sum_of_words(content: NDArray[np.uint8]) -> int:
+    """Sum 8-byte words modulo 2**64; at memory speed, unlike a CRC, which takes a tenth of a cached epoch."""
+    size = len(content) // 8 * 8
+    tail = int.from_bytes(content[size:].tobytes(), "little")
+    return (int(content[:size].view(np.uint64).sum()) + tail) % 2**64
 
 
 def _unwritable(folder: Path, error: OSError) -> CacheError:
+    why = getattr(error.__cause__, "strerror", None) or error.strerror or error
     return CacheError(
-        f"Cannot write features to {folder}: {error.strerror}. Set the environment variable KANOCLIP_CACHE to another "
-        f"folder, or use --data.cache false."
+        f"Cannot write features to {folder}: {why}. Set the environment variable KANOCLIP_CACHE to another folder, or "
+        f"use --data.cache false."
     )
 
 

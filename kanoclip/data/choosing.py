@@ -1,9 +1,9 @@
-"""Which samples are used: a limit per category and split, and a part held out, both drawn by seed."""
+"""Which samples are used: categories, a limit, a part held out by seed; and whether a stage can use what is left."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 from zlib import crc32
@@ -12,12 +12,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kanoclip.data.loading import Sample
+from kanoclip.registry import did_you_mean
+from kanoclip.types import UNKNOWN, KanoclipError
+
+
+def chosen_categories(asked: Iterable[str] | None, found: set[str], name: str, location: str) -> set[str]:
+    """Return the categories to use: those that were asked for, or all.
+
+    Args:
+        asked: Names; None for all.
+        found: Categories that there are.
+        name: Whose categories, for the error, such as "of mvtec".
+        location: Where they were looked for, for the error.
+
+    Raises:
+        KanoclipError: A category that does not exist.
+    """
+    chosen = found if asked is None else set(asked)
+    for category in sorted(chosen - found):
+        known = ", ".join(sorted(found))
+        raise KanoclipError(
+            f"Unknown category {category!r} {name}.{did_you_mean(category, found)} In {location} are: {known}."
+        )
+    return chosen
 
 
 def limited(samples: Iterable[Sample], limit: int | None, seed: int) -> list[Sample]:
     """Keep at most ``limit`` samples of each category and split, in their order; None keeps all.
 
-    As many of each label as there are, so that a few images still have both.
+    Labels are taken in turn, so that even a small limit keeps normal and anomalous images.
     """
     kept: list[Sample] = []
     for key, group in _groups(samples, "category", "split").items():
@@ -42,6 +65,35 @@ def held_out(samples: Iterable[Sample], share: float, seed: int) -> set[Sample]:
         order = _order(seed, "holdout", category, str(label), size=len(group))
         chosen.update(group[index] for index in order[: int(share * len(group) + 0.5)])
     return chosen
+
+
+def check_samples(samples: Sequence[Sample], stage: str, where: str, holdout: float, label_remedy: str) -> None:
+    """Check that a stage can use its samples.
+
+    Args:
+        samples: What the stage would use.
+        stage: "fit", "validate", "test" or "predict".
+        where: Categories and place, for the errors.
+        holdout: Share that fit leaves out.
+        label_remedy: What to do about an image without a label.
+
+    Raises:
+        KanoclipError: Nothing is held out for validate, there are no samples, or one has no label.
+    """
+    if stage == "validate" and not holdout:
+        raise KanoclipError("validate uses the held-out part, and holdout is 0. Set --data.holdout 0.2, or run test.")
+    if not samples and stage in ("fit", "validate") and holdout:
+        raise KanoclipError(
+            f"Nothing is left for {stage} of the test images of {where} with holdout {holdout}. "
+            f"Set another --data.holdout, or choose more categories."
+        )
+    if not samples:
+        raise KanoclipError(
+            f"No test images of {where}: {stage} uses the test split. Add test images, or run predict, which uses all."
+        )
+    unlabelled = next((sample for sample in samples if sample.label == UNKNOWN), None)
+    if unlabelled is not None and stage != "predict":
+        raise KanoclipError(f"{stage} needs labels, and {unlabelled.image} has none. {label_remedy}")
 
 
 def _groups(samples: Iterable[Sample], *by: str) -> dict[tuple[Any, ...], list[Sample]]:

@@ -1,4 +1,4 @@
-"""Lists the files of a large tree fast, and remembers the list as long as no folder of it has changed."""
+"""Lists the files of a large tree fast, and remembers lists and facts of files until folders or files change."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
+
+from kanoclip.data.files import write_text
 
 WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
 Fact = TypeVar("Fact")
-SETTLED = 2 * 10**9  # ns; a younger folder may change again without a new time
+SETTLED = 2 * 10**9  # ns; a folder changed more recently may change again within the same tick of its clock
 
 log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where lists are kept: ``$KANOCLIP_CACHE``, or ``kanoclip`` in the user's cache folder."""
+    """Folder of what is kept between runs: ``$KANOCLIP_CACHE``, or ``kanoclip`` in the user's cache folder."""
     own = os.environ.get("KANOCLIP_CACHE")
     return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/kanoclip").expanduser()
 
 
 def list_tree(root: Path) -> list[str]:
-    """All files below a folder as sorted paths relative to it, ``a/b.png``; hidden ones are left out, links followed.
+    """List all files below a folder as sorted paths relative to it, ``a/b.png``; hidden ones are left out.
 
-    A folder is listed once, by its own name if links lead to it too. One that may not be read is told and left out.
-    The list of a large tree is cached with the time of each folder's last change; adding, removing or renaming a file
-    changes its folder's time, and then the tree is listed again.
+    Links are followed, but a folder is listed once, by its own name if links lead to it too. A folder that may not be
+    read is left out with a warning. The list of a large tree is cached with the time of each folder's last change:
+    adding, removing or renaming a file changes its folder's time, and then the tree is listed again.
     """
     root = root.resolve()
     cached = _read("lists", root)
@@ -49,14 +51,15 @@ def list_tree(root: Path) -> list[str]:
 
 
 def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable[[str], Fact]) -> dict[str, Fact]:
-    """Compute a fact of each file below a folder, in threads; only of new and changed files if it was done before.
+    """Compute a fact of each file, in threads; from the second time on only of new and changed files.
 
-    Facts of other files of the folder are kept as long as the files are there.
+    A file counts as changed if its times, size or number on the disk are others: so two files that have exchanged
+    their names are seen, even if both are equally large and equally old.
 
     Args:
-        purpose: Which fact; part of the cache's file name.
-        root: The folder.
-        paths: Files, relative to it.
+        purpose: Which fact; the folder of the cache that keeps it.
+        root: Folder of the files; facts are kept in one file of the cache for each root.
+        paths: Files, absolute or relative to ``root``.
         compute: Path -> fact, something that JSON can hold. What it raises passes through, and nothing is kept.
     """
     root, known = root.resolve(), _read(purpose, root.resolve())
@@ -82,7 +85,7 @@ def _walk(root: Path) -> tuple[dict[str, int], list[str]]:
         except PermissionError:
             if not below:
                 raise
-            _tell_left_out(folder)
+            _warn_left_out(folder)
             folders[below] = time.time_ns()  # not to keep the list: a right to read changes no folder's time
             continue
         if (status.st_dev, status.st_ino) in seen:
@@ -100,8 +103,8 @@ def _walk(root: Path) -> tuple[dict[str, int], list[str]]:
     return folders, files
 
 
-@cache  # once, though a root is listed for each set that is not below it
-def _tell_left_out(folder: str) -> None:
+@cache  # warn once, though a root is listed for each set that is not below it
+def _warn_left_out(folder: str) -> None:
     log.warning("%s may not be read, so it is left out.", folder)
 
 
@@ -112,9 +115,9 @@ def _changed(folder: Path) -> int:
         return -1
 
 
-def _state(path: Path) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
+def _state(path: Path) -> tuple[int, int, int, int]:
+    status = os.stat(path)  # not the device's number, which a network drive gets anew whenever it is mounted
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def _file(purpose: str, root: Path) -> Path:
@@ -130,11 +133,5 @@ def _read(purpose: str, root: Path) -> dict[str, Any]:
 
 
 def _write(purpose: str, root: Path, content: Any) -> None:
-    path = _file(purpose, root)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{uuid4().hex}.part")  # machines that share a disk may share process numbers
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        return  # a cache that cannot be written must not stop a test
+    with suppress(OSError):  # a cache that cannot be written must not stop a run
+        write_text(_file(purpose, root), json.dumps(content))

@@ -70,13 +70,14 @@ class AnomalyDataset(Dataset[Item]):
 
     Args:
         samples: What to read.
-        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask; if
-            the image was shrunk while it was decoded, also the file's (H, W).
+        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask. A
+            third value, if there is one, is the file's (H, W): the image may have been shrunk while it was decoded.
         transform: Image, mask or None, seed -> tensors of the model's size; see ``transforms.Transform``.
         seed: Of the augmentation, together with epoch and index.
-        crops: The transform cuts pieces out: one of an anomalous image that shows nothing of its mask is normal.
-        unreadable: Where path and reason of unreadable files are noted by ``AnomalyLoader``, which then goes on. None:
-            such a file is an error.
+        crops: Whether the transform cuts pieces out: a piece of an anomalous image that shows nothing of the mask is
+            given the label normal.
+        unreadable: List to which ``AnomalyLoader`` adds path and reason of each file that cannot be read, and then
+            goes on. None: such a file is an error.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class AnomalyDataset(Dataset[Item]):
         """Read one sample, by index or by (epoch, index): the epoch varies the augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
-        image, mask, *told = self.read(sample)
-        height, width = told[0] if told else image.shape[:2]
+        image, mask, *file_size = self.read(sample)
+        height, width = file_size[0] if file_size else image.shape[:2]
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, target = self.transform(image, mask, seed)
         has_mask = mask is not None or sample.label == NORMAL
@@ -159,18 +160,19 @@ def _collate_readable(
 
 
 class RankSampler(DistributedSampler[Any]):
-    """Deals images out to the processes (ranks) of a run: each image to one of them, none twice.
+    """Gives each rank (process of a run) its share of the images; no image goes to two ranks.
 
-    In order, ranks take whole batches in turn: the batches of one process, so that scores are equal to the last digit.
-    Shuffled, by seed and epoch, all ranks together take in each step what one process would take with ``batch_size``
-    times their number; the last, smaller step is divided as evenly as can be, and left out for an epoch if it has
-    fewer images than there are ranks. A resumed run goes on with the order and the augmentation it would have had.
+    Not shuffled: ranks take whole batches in turn. These are the batches of a single process, so scores are equal to
+    the last digit.
+    Shuffled: the order depends on seed and epoch, so a resumed run goes on as if it had never stopped. In one step,
+    all W ranks together take the images that a single process would take with a batch W times as large. The last,
+    smaller step is divided as evenly as possible; with fewer images than ranks it is left out for this epoch.
 
-    Lightning leaves a ``DistributedSampler`` as it is, and calls ``set_epoch``; a loop of one's own must do so too.
+    Lightning keeps a ``DistributedSampler`` and calls its ``set_epoch``; a training loop of your own must call it too.
 
     Args:
         dataset: What to sample from.
-        batch_size: Images a batch in one process.
+        batch_size: Images per batch of one rank.
         seed: Of the order; None for no shuffling.
 
     Raises:
@@ -181,10 +183,10 @@ class RankSampler(DistributedSampler[Any]):
         rank, world = rank_of()
         super().__init__(dataset, world, rank, seed is not None, seed or 0)  # type: ignore[arg-type]  # only its length
         size, step = len(dataset), batch_size * world
-        self._mine: Sequence[int]  # places in the order
+        self._mine: Sequence[int]  # positions in the order
         if seed is None:
             starts = range(rank * batch_size, size, step)
-            self._mine = [place for start in starts for place in range(start, min(start + batch_size, size))]
+            self._mine = [i for start in starts for i in range(start, min(start + batch_size, size))]
         else:
             used = size if size % step >= world else size // step * step
             self._mine = range(rank, used, world)
@@ -201,15 +203,15 @@ class RankSampler(DistributedSampler[Any]):
         if not self.shuffle:
             return iter(self._mine)
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.dataset))  # type: ignore[arg-type]
-        return iter([(self.epoch, int(order[place])) for place in self._mine])
+        return iter([(self.epoch, int(order[i])) for i in self._mine])
 
 
 class AnomalyLoader(DataLoader):
     """A DataLoader of ``Batch`` that deals with unreadable files in the main process.
 
     They are raised, or noted in the data set's ``unreadable`` and left out; a batch with no readable file is skipped.
-    Its length is at least 1, though it may yield nothing: Lightning would leave a process without images out of what
-    all must do together.
+    Its length is at least 1 even if it yields nothing: Lightning skips an empty loader altogether, and the run would
+    hang, because the other ranks wait for this one in collective operations.
 
     Raises:
         UnreadableImageError: While iterating, when the data set has no list of unreadable files.
@@ -249,7 +251,7 @@ def make_loader(
         num_workers: Processes that read; 0 reads in this one.
         shuffle: By seed and epoch.
         persistent: Keep the workers between epochs.
-        share: Load this process's share of the data set (see ``RankSampler``), not all of it.
+        share: Load this rank's share of the data set (see ``RankSampler``), not all of it.
     """
     return AnomalyLoader(
         dataset,

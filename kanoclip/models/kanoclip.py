@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.data.cache import code_of
+from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
 from kanoclip.heads.adapter import Adapter, ConvAdapter
 from kanoclip.heads.interaction import BiCMCI, Interaction
 from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
@@ -20,7 +19,6 @@ from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, level_maps, sm
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.models.base import AnomalyModule
-from kanoclip.models.checkpoint import settings_of
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
@@ -139,18 +137,18 @@ class KAnoCLIP(AnomalyModule):
         return Features(patches.float(), cls.float(), grid)
 
     @property
-    def features_key(self) -> str:
-        """Hash of all that the frozen features depend on besides the image; names them in a cache."""
-        backbone, attention = self.backbone, self.attention
-        told = (
-            backbone.fingerprint, backbone.visual.conv1.weight.dtype, backbone.image_size, backbone.levels,
-            backbone.cls_norm, sorted(settings_of(attention).items()),
-            code_of(type(backbone)), code_of(type(attention)),
-        )  # fmt: skip
-        digest = hashlib.sha256(repr(told).encode())
-        for buffer in (backbone.position, backbone.mean, backbone.std):
-            digest.update(buffer.cpu().numpy().tobytes())
-        return digest.hexdigest()
+    def features_key(self) -> str | None:
+        """Digest of all that the frozen features depend on besides the image, for a cache; None if it is not known.
+
+        It is not known for a subclass with its own ``features``, nor for a backbone or attention with attributes other
+        than numbers, texts, weights and modules.
+        """
+        backbone = self.backbone
+        hashed = ("visual", "text", "_fingerprint", "description")  # the fingerprint has hashed their weights
+        parts = module_digest(backbone, hashed), module_digest(self.attention)
+        if type(self).features is not KAnoCLIP.features or None in parts:
+            return None
+        return digest(FEATURES_VERSION, backbone.fingerprint, backbone.visual.conv1.weight.dtype, parts)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms ``kd``, ``global`` and ``local``.

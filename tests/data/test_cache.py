@@ -19,7 +19,9 @@ from safetensors.torch import load_file, save
 from kanoclip.backbone.attention import QQ, VV, Attention
 from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data import cache as cache_module
+from kanoclip.data import digests
 from kanoclip.data.cache import CacheError
+from kanoclip.data.drawn import surfaces
 from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.sets.folder import Folder
@@ -73,7 +75,7 @@ def test_a_fit_and_a_test_from_the_cache_give_the_numbers_of_those_without(backb
     def never(*_):
         raise AssertionError("an image was read or encoded again")
 
-    monkeypatch.setattr(Surfaces, "read", never)
+    monkeypatch.setattr(surfaces, "draw", never)
     monkeypatch.setattr(EmbeddedBackbone, "forward", never)
     again, second = fitted(backbone, cache=True)
     assert again == losses
@@ -157,8 +159,8 @@ def test_files_are_hashed_once_even_where_fit_and_validate_share_a_folder(
 ) -> None:
     photos(tmp_path / "photos")
     hashed = []
-    plain = cache_module._file_hash
-    monkeypatch.setattr(cache_module, "_file_hash", lambda path: hashed.append(path) or plain(path))
+    plain = digests._file_hash
+    monkeypatch.setattr(digests, "_file_hash", lambda path: hashed.append(path) or plain(path))
     for start in range(2):
         data = Folder(
             root=str(tmp_path / "photos"), normal="good", abnormal="bad", num_workers=0, cache=True, holdout=0.34
@@ -180,10 +182,10 @@ def test_an_attention_of_ones_own_is_known_by_its_code(backbone, tmp_path, monke
     assert key() == first
     (tmp_path / "edited.py").write_text("class Twice: ...")
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module.inspect, "getfile", lambda _: str(tmp_path / "edited.py"))
+        patch.setattr(digests.inspect, "getfile", lambda _: str(tmp_path / "edited.py"))
         assert key() != first
     with monkeypatch.context() as patch:  # in a notebook there is no file
-        patch.setattr(cache_module.inspect, "getfile", lambda kind: [][kind])
+        patch.setattr(digests.inspect, "getfile", lambda kind: [][kind])
         inside = key()
         patch.setattr(Twice, "forward", lambda self, q, k, v: 3 * v)
         assert key() != inside
@@ -295,7 +297,7 @@ def test_two_runs_that_build_at_once_do_not_disturb_each_other(place, tmp_path) 
     assert [codes for codes, *_ in runs] == [[0], [0]], runs
     assert runs[0][3][0]["results"] == runs[1][3][0]["results"]
     assert len(files(place)) == 6
-    assert list(place.rglob("*.part")) == []
+    assert list(place.rglob("*.tmp")) == []
 
 
 def test_the_processes_of_one_run_share_the_work(place, tmp_path) -> None:

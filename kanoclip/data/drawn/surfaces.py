@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.base import AnomalyDataModule, Sample, check_option
 from kanoclip.data.drawn.drawing import CATEGORIES, DEFECTS, draw
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
@@ -26,17 +26,22 @@ class Surfaces(AnomalyDataModule):
 
     Args:
         root: Not used: nothing is read from disk.
-        category: One category, several, or all (None).
-        images: Images drawn per category.
-        drawing_seed: Another seed draws other images.
-        image_size: Height and width in pixels that images are resized to; None takes the model's.
-        batch_size: Images a batch.
-        num_workers: Processes that draw.
-        augment: Whether training images are augmented.
-        holdout: Share of the samples kept from ``fit``; validate uses it, and test too when it is above 0.
-        seed: Of the holdout, the limit, the shuffling and the augmentation.
-        limit: Use at most so many images per category.
-        cache: Keep the frozen features on disk.
+        category: Categories to use, one or several; null or "all" for all of them.
+        images: Images drawn per category, 2 or more.
+        drawing_seed: Another seed draws other images; 0 or more.
+        image_size: Side of the square that images are resized to, pixels. Null: the model's.
+        batch_size: Images per batch, of each process.
+        num_workers: Processes that draw images; 0 draws in the main process.
+        augment: Flip, turn and mildly recolour images in fit.
+        holdout: Share of the images, in [0, 1), that fit leaves out; validate uses it, and so does test when it is
+            not 0.
+        seed: Of the held-out part, the limit, the order and the augmentation in fit. Null: that of the run,
+            ``--seed_everything``; 111 where the data set is made in Python.
+        limit: Use at most this many images of each category, drawn by seed. Null: all.
+        cache: Encode each image once and keep the frozen features on disk, for all epochs and heads to come.
+
+    Raises:
+        KanoclipError: For a setting out of its range, or two that exclude each other.
 
     Reference:
         Ours.
@@ -46,7 +51,8 @@ class Surfaces(AnomalyDataModule):
     domain: ClassVar[str] = "drawn"
     drawn_categories: ClassVar[tuple[str, ...]] = UNSEEN_CATEGORIES
     drawn_defects: ClassVar[tuple[str, ...]] = SEEN_DEFECTS
-    stream: ClassVar[int] = 1  # keeps the drawings of the three sets apart
+    stream: ClassVar[int] = 1  # keeps the drawings of the three sets apart; another one needs another `name`
+    drawing_version: ClassVar[str] = "1"
 
     def __init__(
         self,
@@ -59,7 +65,7 @@ class Surfaces(AnomalyDataModule):
         num_workers: int = 2,
         augment: bool = False,
         holdout: float = 0.0,
-        seed: int = 111,
+        seed: int | None = None,
         limit: int | None = None,
         cache: bool = False,
     ) -> None:
@@ -79,6 +85,7 @@ class Surfaces(AnomalyDataModule):
             raise KanoclipError(
                 f"images is {images}, but a category needs at least 2: one intact and one with a defect."
             )
+        check_option("drawing_seed", drawing_seed, drawing_seed >= 0, "0 or more")
         self.images = images
         self.drawing_seed = drawing_seed
 
@@ -100,7 +107,7 @@ class Surfaces(AnomalyDataModule):
         drawing = draw(sample.category, None if sample.label == NORMAL else sample.defect, seed)
         return drawing.image, drawing.mask
 
-    def _place(self) -> str:
+    def _location(self) -> str:
         return "the drawings"
 
 
