@@ -22,8 +22,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.models.baselines import LocalStats
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.verbs.benchmark import work
-from kanoclip.verbs.benchmark_verb import main
+from kanoclip.verbs.work import work
+from kanoclip.verbs.table import main
 from kanoclip.verbs.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tiny_model, monkeypa
     assert run(models=[STATS, tiny_model]) == 0
     first = rows()
     with monkeypatch.context() as patch:
-        patch.setattr("kanoclip.verbs.benchmark.KanoclipCLI", lambda *_: pytest.fail("ran again"))
+        patch.setattr("kanoclip.verbs.work.KanoclipCLI", lambda *_: pytest.fail("ran again"))
         assert run(models=[STATS, tiny_model]) == 0
     assert rows() == first
     count = len(fits())
@@ -203,7 +203,7 @@ def test_a_full_disk_is_told_with_an_option_that_a_benchmark_has(monkeypatch, ca
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "x.png")
 
-    monkeypatch.setattr("kanoclip.verbs.benchmark._verb", full)
+    monkeypatch.setattr("kanoclip.verbs.work._verb", full)
     assert run() == 1
     assert "Cannot write x.png: No space left on device. Free the disk or choose --output." in capsys.readouterr().err
 
@@ -253,7 +253,7 @@ def test_an_interrupted_benchmark_keeps_what_is_done_and_goes_on_from_the_last_e
 
 
 def test_a_plan_is_shown_and_nothing_is_run(tiny_model, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("kanoclip.verbs.benchmark.KanoclipCLI", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("kanoclip.verbs.work.KanoclipCLI", lambda *_: pytest.fail("ran"))
     plan = {
         "models": [STATS, tiny_model],
         "seeds": [1, 2],
@@ -341,7 +341,7 @@ def test_a_job_that_another_process_works_on_is_waited_for_and_not_done_twice(mo
         ran.append(job.label)
         return {"results": {"mean": {}}, "checkpoint": None}
 
-    monkeypatch.setattr("kanoclip.verbs.benchmark._verb", report)
+    monkeypatch.setattr("kanoclip.verbs.work._verb", report)
     taken.folder.mkdir(parents=True)
     locked, finish = threading.Event(), threading.Event()
 
@@ -351,7 +351,7 @@ def test_a_job_that_another_process_works_on_is_waited_for_and_not_done_twice(mo
             finish.wait(10)
             taken.place(taken.data[0]).write_text("{}")
 
-    monkeypatch.setattr("kanoclip.verbs.benchmark.time.sleep", lambda _: finish.set() or other.join())
+    monkeypatch.setattr("kanoclip.verbs.work.time.sleep", lambda _: finish.set() or other.join())
     other = threading.Thread(target=elsewhere)
     other.start()
     locked.wait(10)
@@ -378,7 +378,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path) -> None:
 def test_what_failed_since_the_start_is_not_tried_again_by_the_next_process(monkeypatch) -> None:
     (job,) = read_plan(str(write()), Path("out")).jobs
     tried = []
-    monkeypatch.setattr("kanoclip.verbs.benchmark._verb", lambda *_: tried.append(1) or {}["missing"])
+    monkeypatch.setattr("kanoclip.verbs.work._verb", lambda *_: tried.append(1) or {}["missing"])
     start = time.time() - 1
     work([job], start)
     work([job], start)
