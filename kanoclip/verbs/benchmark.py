@@ -213,5 +213,5 @@ def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:
         label for label, one in used.items() if not one.whole and plan.family and published(plan.family, [one.name])
     ]
     if partly:
-        notes.append(f"Published numbers are not beside {', '.join(partly)}: not known to be exactly the published images.")
+        notes.append(f"Published numbers are not beside {', '.join(partly)}: perhaps not exactly the published images.")
     return notes + [f"Not fitted, as {name} cannot be used: {', '.join(m)}." for name, m in plan.unfitted.items()]
