@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from kanoclip.registry import load_class, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
 from kanoclip.verbs.jobs import DATA_SEED, READING, Data, Job, without
-from kanoclip.verbs.specs import PlanError, Spec, check_trainer, digest, parse_spec, read_protocols, text
+from kanoclip.verbs.specs import PlanError, Protocol, Spec, check_trainer, digest, parse_spec, read_protocols, text
 
 MACHINE = ("accelerator", "devices", "num_nodes", "default_root_dir", "enable_progress_bar", "enable_model_summary",
            "log_every_n_steps", "profiler")  # fmt: skip
@@ -57,8 +57,8 @@ class Plan(NamedTuple):
 
     @property
     def _data(self) -> list[Data]:
-        used = [one for job in self.jobs for one in (*([job.auxiliary] if job.learns else []), *job.data)]
-        return list({one.label: one for one in used}.values())
+        used = [one for job in self.jobs for one in (*job.data, *([] if job.learns is False else [job.auxiliary]))]
+        return list({text(one.spec): one for one in used}.values())
 
 
 def read_plan(file: str, output: Path, root: str | None = None, family: str | None = None) -> Plan:
@@ -86,43 +86,64 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
     learning = {text(spec): learns(parse_spec("model", spec, file)) for one in protocols for spec in one.models}
     sets = {text(spec): spec for one in protocols for spec in (one.auxiliary, *one.data)}
     data = {key: _data(spec, root, file) for key, spec in sets.items()}
-    jobs: dict[tuple[Path, str], tuple[int, Job]] = {}
-    folders: dict[tuple[str, str], str] = {}
-    for one in protocols:
-        auxiliary, tested = (
-            data[text(one.auxiliary)],
-            tuple({text(spec): data[text(spec)] for spec in one.data}.values()),
-        )
+    found: dict[tuple[Path, str], tuple[int, Job]] = {}
+    for protocol in protocols:
+        auxiliary = data[text(protocol.auxiliary)]
+        tested = tuple(data[key] for key in dict.fromkeys(map(text, protocol.data)))
         _check_zero_shot(auxiliary, tested, file)
-        for spec in one.models:
-            does, model = learning[text(spec)], {key: spec[key] for key in ("class_path", "init_args")}
-            fitted_on = "nothing" if does is False else ", ".join(filter(None, (auxiliary.label, one.label)))
-            fit = {**model, "init_args": without(FREE, model["init_args"])}
-            folder, fit_folder = (_folder(each, does, one.trainer, auxiliary) for each in (model, fit))
-            if folders.setdefault((spec["label"], fitted_on), folder) != folder:
-                raise PlanError(
-                    f"{file}: two rows are called {spec['label']!r}, fitted on {fitted_on}, and have other trainers or "
-                    f"auxiliary sets. Give one {'model' if does is False else 'protocol'} a label of its own."
-                )
-            for turn, seed in enumerate(one.seeds[:1] if does is False else dict.fromkeys(one.seeds)):
-                name = spec["label"] + f" on {fitted_on}" * (len(protocols) > 1 and does is not False)
-                name += f", seed {seed}" * (does is not False and len(set(one.seeds)) > 1)
-                places = (
-                    output / (each if does is False else f"{each}-seed{which}")
-                    for each, which in ((folder, seed), (fit_folder, seed), (folder, one.seeds[0]))
-                )
-                job = Job(spec["label"], name, model, does, auxiliary, fitted_on, tested, seed, one.trainer, *places)
-                known = jobs.setdefault((job.folder, job.label), (turn, job))[1]  # the same in several protocols
-                more = tuple(each for each in tested if each not in known.data)
-                jobs[job.folder, job.label] = turn, replace(known, data=(*known.data, *more))
-    ordered = [job for _, job in sorted(jobs.values(), key=lambda pair: pair[0])]
+        for spec in protocol.models:
+            row = _row(spec, learning[text(spec)], protocol, auxiliary, output, named=len(protocols) > 1)
+            for turn, job in enumerate(row):
+                known = found.get((job.folder, job.label), (turn, job))[1]  # the same in several protocols
+                more = tuple(one for one in tested if one not in known.data)
+                found[job.folder, job.label] = turn, replace(known, data=(*known.data, *more))
+    jobs = [job for _, job in sorted(found.values(), key=lambda pair: pair[0])]
+    _check_rows(jobs, file)
     usual = usual_family(data[text(one.auxiliary)].name for one in protocols for _ in one.data)
-    return Plan(ordered, None if family == "none" else family or usual)
+    return Plan(jobs, None if family == "none" else family or usual)
 
 
-def _folder(model: Spec, does: bool | None, trainer: dict[str, Any], auxiliary: Data) -> str:
+def _row(
+    spec: Spec, does: bool | None, protocol: Protocol, auxiliary: Data, output: Path, named: bool
+) -> Iterator[Job]:
+    """Yield the jobs of a model, one for each seed if it may learn; without the data sets to test on.
+
+    Args:
+        spec: The model.
+        does: Whether it learns; None: that will show.
+        protocol: How it is fitted.
+        auxiliary: On what.
+        output: Folder for the runs.
+        named: Whether what it is fitted on belongs to the job's name.
+    """
+    free = does is False
+    model = {key: spec[key] for key in ("class_path", "init_args")}
+    fit = {**model, "init_args": without(FREE, model["init_args"])}
+    tests, fits = (output / _folder(one, free, protocol.trainer, auxiliary) for one in (model, fit))
+    fitted_on = "nothing" if free else ", ".join(filter(None, (auxiliary.label, protocol.label)))
+    seeds = list(dict.fromkeys(protocol.seeds))[: 1 if free else None]
+    for seed in seeds:
+        places = [one if free else one.with_name(f"{one.name}-seed{n}") for one, n in
+                  ((tests, seed), (fits, seed), (tests, seeds[0]))]  # fmt: skip
+        name = spec["label"] + f" on {fitted_on}" * (named and not free) + f", seed {seed}" * (len(seeds) > 1)
+        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, *places)
+
+
+def _check_rows(jobs: Sequence[Job], file: str) -> None:
+    """Raise if two rows of the table would have the same names."""
+    known: dict[tuple[str, str], str] = {}
+    for job in jobs:
+        row = job.folder.name.removesuffix(f"-seed{job.seed}")
+        if known.setdefault((job.label, job.fitted_on), row) != row:
+            raise PlanError(
+                f"{file}: two rows are called {job.label!r}, fitted on {job.fitted_on}, and have other trainers or "
+                f"auxiliary sets. Give one {'model' if job.learns is False else 'protocol'} a label of its own."
+            )
+
+
+def _folder(model: Spec, free: bool, trainer: dict[str, Any], auxiliary: Data) -> str:
     """Name a folder by all that is asked of a run but the seed, and by nothing that other rows are."""
-    if does is False:
+    if free:
         asked = [model, {name: value for name, value in trainer.items() if name in TESTING}]
     else:
         asked = [model, without(MACHINE, trainer), auxiliary.key]
