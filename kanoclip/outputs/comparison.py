@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,7 +16,8 @@ from rich.table import Table
 from kanoclip.outputs.published import FLAGS, published
 from kanoclip.outputs.tables import METRICS, UNDEFINED
 
-SPOKEN = ("image AUROC", "image AP", "image F1-max", "pixel AUROC", "pixel AP", "pixel F1-max", "pixel AUPRO")
+HEADINGS = ("data", "model", "fitted on", *(f"{one.level} {one.heading}" for one in METRICS.values()), "ms/image",
+            "images", "seeds")  # fmt: skip
 PAGE = 50  # rows of a LaTeX table that fit on a page
 TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
@@ -100,8 +101,8 @@ class Comparison:
             [row for row in (*rows, *beside) if row.data == data] for data in dict.fromkeys(one.data for one in tested)
         ] + _averages(rows)
         self.notes = [
-            f"Means over categories; ± is the standard deviation over seeds; {UNDEFINED} is not defined, or not "
-            "published; n is the number of sets averaged, where it is not all of them.",
+            f"Means over categories; {_direction()}; ± is the standard deviation over seeds; {UNDEFINED} is not "
+            "defined, or not published; n is the number of sets averaged, where it is not all of them.",
             *notes,
             *sources,
         ]
@@ -111,8 +112,7 @@ class Comparison:
     def table(self) -> Table:
         """Lay it out for a terminal."""
         table = Table(box=box.SIMPLE_HEAD)
-        headings = ["data", "model", "fitted on", *SPOKEN, "ms/image", "images", "seeds"]
-        for at, heading in enumerate(headings):
+        for at, heading in enumerate(HEADINGS):
             table.add_column(heading.replace(" ", "\n"), justify="left" if at < 3 else "right", no_wrap=True)
         for section in self.sections:
             for cells in _cells(section):
@@ -122,8 +122,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return it as a Markdown table."""
-        headings = ["data", "model", "fitted on", *SPOKEN, "ms/image", "images", "seeds"]
-        lines = [headings, ["---"] * 3 + ["--:"] * (len(headings) - 3)]
+        lines = [list(HEADINGS), ["---"] * 3 + ["--:"] * (len(HEADINGS) - 3)]
         lines += [
             [cell.replace("|", r"\|") for cell in cells] for section in self.sections for cells in _cells(section)
         ]
@@ -133,13 +132,19 @@ class Comparison:
         """Return it as LaTeX for the package booktabs, and longtable if it is longer than a page."""
         long = sum(map(len, self.sections)) > PAGE
         kind, last = ("longtable" if long else "tabular"), 3 + len(METRICS)
-        headings = ["data", "model", "fitted on", *(name.split()[1] for name in SPOKEN), "seeds"]
+        headings = ["data", "model", "fitted on", *(metric.heading for metric in METRICS.values()), "seeds"]
+        above, rules, first = "", [], 4
+        for level, metrics in groupby(METRICS.values(), key=lambda metric: metric.level):
+            count = len(list(metrics))
+            above += rf" & \multicolumn{{{count}}}{{c}}{{{level}}}"
+            rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
+            first += count
         lines = [
             r"% \usepackage{booktabs}" + (r" \usepackage{longtable}" if long else ""),
             rf"\begin{{{kind}}}{{@{{}}lll{'r' * (len(METRICS) + 1)}@{{}}}}",
             r"\toprule",
-            r" & & & \multicolumn{3}{c}{image} & \multicolumn{4}{c}{pixel} & \\",
-            rf"\cmidrule(lr){{4-6}} \cmidrule(lr){{7-{last}}}",
+            rf" & &{above} & \\",
+            " ".join(rules),
             " & ".join(headings) + r" \\",
             *([r"\midrule", r"\endhead"] if long else []),
         ]
@@ -251,18 +256,22 @@ def _cells(section: Sequence[Row]) -> list[list[str]]:
     lines = []
     for at, row in enumerate(section):
         partly = {metric: f" n={n}" for metric, n in row.sets.items() if 0 < n < row.of}
-        cells = [_cell(row.values[metric]) + partly.get(metric, "") for metric in METRICS]
+        cells = [_cell(name, row.values[name]) + partly.get(name, "") for name in METRICS]
         speed = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
         counts = ["" if count is None else str(count) for count in (row.images, row.seeds)]
         lines.append(["" if at else row.data, row.model, row.auxiliary, *cells, speed, *counts])
     return lines
 
 
-def _cell(values: Sequence[float]) -> str:
-    if not values or not all(map(math.isfinite, values)):
-        return UNDEFINED
-    mean = f"{statistics.fmean(values):.3f}"
-    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+def _cell(name: str, values: Sequence[float]) -> str:
+    show = METRICS[name].show
+    mean = show(statistics.fmean(values) if values else None)
+    return f"{mean} ± {show(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def _direction() -> str:
+    lower = [f"{one.level} {one.heading}" for one in METRICS.values() if not one.higher_is_better]
+    return "higher is better" + f", but lower for {', '.join(lower)}" * bool(lower)
 
 
 def _tex(text: str) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -21,9 +21,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip import __version__
+from kanoclip.backbone.embedded import FOLDER as EMBEDDED
+from kanoclip.data.digests import digest, file_hashes
 from kanoclip.data.files import write_bytes, write_json
 from kanoclip.models.checkpoint import read_checkpoint, run_seed, zero_shot
 from kanoclip.ranks import gather
+from kanoclip.registry import NAMES
+
+LOCAL_DIR = "local-dir:"  # open_clip's prefix for a folder with a model
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -113,6 +118,33 @@ class WholeCheckpoints(TorchCheckpointIO):
         write_bytes(Path(path), buffer.getvalue())
 
 
+def files_of(options: Any) -> dict[str, str]:
+    """Hash the files that a model's options name: weights, a knowledge base, what was said of single images.
+
+    Args:
+        options: A mapping or list of options, with those of components inside, or a single value.
+
+    Returns:
+        Path, ``local-dir:FOLDER`` or class path of the embedded backbone, as the options have it -> 12 hexadecimal
+        digits of its content. ``files_of(list(returned))`` hashes the same files again.
+    """
+    if isinstance(options, Mapping):
+        options = list(options.values())
+    if isinstance(options, (list, tuple)):
+        return {name: found for one in options for name, found in files_of(one).items()}
+    if not isinstance(options, (str, Path)):
+        return {}
+    name = os.path.expanduser(options)
+    if name == NAMES["backbone"]["embedded"]:
+        files = [path for path in EMBEDDED.iterdir() if path.suffix != ".md"]
+    elif name.startswith(LOCAL_DIR):
+        files = list(Path(os.path.expanduser(name.removeprefix(LOCAL_DIR))).glob("*"))
+    else:
+        files = [Path(name)]
+    hashes = file_hashes(map(str, sorted(files)))
+    return {str(options): digest(*hashes.values())[:12]} if hashes else {}
+
+
 class RunRecord(Callback):
     """Writes run.json beside the checkpoint of a fit that came to its end; an interrupted one has none."""
 
@@ -140,6 +172,8 @@ class RunRecord(Callback):
             "ckpt": (file.relative_to(folder.resolve()) if inside else file).as_posix(),
             "seed": run_seed(),
             "images": len(data.part("fit")) if hasattr(data, "part") else None,
+            "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
+            "files": files_of(pl_module.hparams),
             "epochs": trainer.current_epoch,
             "version": __version__,
             "seconds": round(time.monotonic() - self._start, 1),

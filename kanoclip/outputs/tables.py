@@ -6,22 +6,45 @@ import csv
 import io
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-METRICS = (
-    "image_auroc",
-    "image_ap",
-    "image_f1_max",
-    "pixel_auroc",
-    "pixel_ap",
-    "pixel_f1_max",
-    "pixel_aupro",
-)
 UNDEFINED = "—"
+
+
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        level: What is ranked, "image" or "pixel".
+        heading: Its name in a heading, below the level's.
+        higher_is_better: Its direction.
+        digits: Digits behind the point.
+    """
+
+    level: str
+    heading: str
+    higher_is_better: bool = True
+    digits: int = 3
+
+    def show(self, value: float | None) -> str:
+        """Write a value for a reader; a dash where it is undefined."""
+        return UNDEFINED if value is None or not math.isfinite(value) else f"{value:.{self.digits}f}"
+
+
+METRICS = {
+    "image_auroc": Metric("image", "AUROC"),
+    "image_ap": Metric("image", "AP"),
+    "image_f1_max": Metric("image", "F1-max"),
+    "pixel_auroc": Metric("pixel", "AUROC"),
+    "pixel_ap": Metric("pixel", "AP"),
+    "pixel_f1_max": Metric("pixel", "F1-max"),
+    "pixel_aupro": Metric("pixel", "AUPRO"),
+}
+"""The one list of metrics, by their names in results, in the order of all tables; those of a level side by side."""
 
 Results = Mapping[str, Mapping[str, Any]]
 Row = dict[str, Any]
@@ -32,7 +55,7 @@ def results_rows(results: Results) -> list[Row]:
 
     Args:
         results: Category -> metric -> value, as ``AnomalyModule.results``; None or NaN = undefined. The entry
-            ``mean`` is made anew from the categories, over those where a metric is defined.
+            ``mean`` is no category: it is computed anew, over the categories where a metric is defined.
 
     Returns:
         Rows with ``category``, ``images``, ``normal``, ``anomalous`` and each of ``METRICS`` (a float, or None where
@@ -77,17 +100,22 @@ def results_table(results: Results, title: str | None = None) -> Table:
         caption="\n".join(notes) if undefined else None,
     )
     table.add_column("category", no_wrap=True)
-    for name in ("normal", "anomalous", *METRICS):
-        table.add_column(_HEADINGS.get(name, name), justify="right", no_wrap=True)
+    table.add_column("normal", justify="right", no_wrap=True)
+    table.add_column("anom.", justify="right", no_wrap=True)
+    level = ""
+    for metric in METRICS.values():
+        above, level = metric.level if metric.level != level else "", metric.level
+        table.add_column(f"{above}\n{metric.heading}", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["category"], str(row["normal"]), str(row["anomalous"]), *(_cell(row[m]) for m in METRICS))
+        cells = (metric.show(row[name]) for name, metric in METRICS.items())
+        table.add_row(row["category"], str(row["normal"]), str(row["anomalous"]), *cells)
     if len(rows) == 1:
         return table  # its mean is itself
     table.add_section()
     means = []
-    for metric in METRICS:
-        partial = 0 < mean["over"][metric] < len(rows)
-        means.append(_cell(mean[metric]) + (f" n={mean['over'][metric]}" if partial else ""))
+    for name, metric in METRICS.items():
+        count = mean["over"][name]
+        means.append(metric.show(mean[name]) + (f" n={count}" if 0 < count < len(rows) else ""))
     table.add_row(f"mean of {len(rows)}", str(mean["normal"]), str(mean["anomalous"]), *means, style="bold")
     return table
 
@@ -115,18 +143,6 @@ def table_text(table: Table, colour: bool = False) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-_HEADINGS = {
-    "anomalous": "anom.",
-    "image_auroc": "image\nAUROC",
-    "image_ap": "\nAP",
-    "image_f1_max": "\nF1-max",
-    "pixel_auroc": "pixel\nAUROC",
-    "pixel_ap": "\nAP",
-    "pixel_f1_max": "\nF1-max",
-    "pixel_aupro": "\nAUPRO",
-}
-
-
 def print_table(table: Table) -> None:
     """Print a table of words: folded to a terminal's width, 160 characters wide in a file or a pipe."""
     console = Console()
@@ -137,7 +153,3 @@ def print_table(table: Table) -> None:
 def _defined(value: Any) -> float | None:
     number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else None
-
-
-def _cell(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:.3f}"

@@ -2,130 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kanoclip.data.about import About, same_images
-from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.about import same_images
 from kanoclip.data.sets.tree import Tree
+from kanoclip.models.checkpoint import FREE
 from kanoclip.outputs.published import families, usual_family
-from kanoclip.registry import did_you_mean, load_class, name_of
-from kanoclip.types import ANOMALOUS, NORMAL
-from kanoclip.verbs.arguments import read_config
+from kanoclip.registry import load_class, name_of
+from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
-from kanoclip.verbs.specs import (
-    PlanError,
-    Spec,
-    check_trainer,
-    differences,
-    flatten,
-    name_each,
-    parse_spec,
-    read_spec,
-    short_hash,
-    text,
-)
+from kanoclip.verbs.jobs import DATA_SEED, READING, Data, Job, without
+from kanoclip.verbs.specs import PlanError, Protocol, Spec, check_trainer, digest, parse_spec, read_protocols, text
 
-KEYS = ("auxiliary", "data", "models", "seeds", "trainer")
-ONCE = ("protocols", "root", "published")
-PART = ("category", "limit", "holdout")  # options that leave images out
-WHOLE = (None, "all", 0)  # unless they are one of these
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set of a benchmark.
-
-    Attributes:
-        label: How the table calls it.
-        name: Its registered name, or import path.
-        spec: ``class_path`` and ``init_args`` to run with.
-        key: Tells it from others; the same wherever its files are.
-        domain: industrial, medical, ...
-        identity: What a checkpoint remembers of it.
-        whole: Whether all images that its publisher counts are tested, so that published numbers may stand beside.
-        missing: Why it cannot be used; "" if it is on disk.
-    """
-
-    label: str
-    name: str
-    spec: Spec
-    key: str
-    domain: str
-    identity: str
-    whole: bool
-    missing: str
-
-
-@dataclass(frozen=True)
-class Job:
-    """One model with one seed: fitted on an auxiliary set if it learns, then tested.
-
-    Attributes:
-        label: How the table calls the model.
-        name: The same with auxiliary set and seed, where there are several.
-        model: ``class_path`` and ``init_args``.
-        learns: Whether it does; None: that shows when it is built.
-        auxiliary: What it is fitted on.
-        fitted_on: How the table calls that, with the options of the trainer in which the protocols differ.
-        data: What it is tested on.
-        seed: Of the fit.
-        trainer: Options of the trainer.
-        folder: Where its runs are.
-        first: The same for the first of the seeds.
-    """
-
-    label: str
-    name: str
-    model: Spec
-    learns: bool | None
-    auxiliary: Data
-    fitted_on: str
-    data: tuple[Data, ...]
-    seed: int
-    trainer: dict[str, Any]
-    folder: Path
-    first: Path
-
-    @property
-    def here(self) -> list[Data]:
-        """Data sets to test on that are on disk."""
-        return [one for one in self.data if not one.missing]
-
-    @property
-    def fitted(self) -> bool:
-        """Whether its fit is finished."""
-        return any(self.folder.glob("fit/**/run.json"))
-
-    @property
-    def possible(self) -> bool:
-        """Whether something can be done with what is on disk."""
-        return bool(self.here) and (self.fitted or not (self.learns and self.auxiliary.missing))
-
-    @property
-    def begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return any(self.folder.glob("fit/**/last.ckpt"))
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do; a model that learned nothing gives the same with every seed."""
-        if all(self.place(one).is_file() for one in self.here):
-            return True
-        elsewhere = [self.place(one, self.first) for one in self.here] if self.first != self.folder else []
-        return any(path.is_file() and read_report(path)["checkpoint"] is None for path in elsewhere)
-
-    @property
-    def error(self) -> Path:
-        """Where it is written why a run failed."""
-        return self.folder / "error.txt"
-
-    def place(self, data: Data, folder: Path | None = None) -> Path:
-        """Where the report of a test is kept."""
-        return (folder or self.folder) / f"{data.name.rpartition('.')[2]}-{short_hash(data.key)}.json"
+MACHINE = ("accelerator", "devices", "num_nodes", "default_root_dir", "enable_progress_bar", "enable_model_summary",
+           "log_every_n_steps", "profiler")  # fmt: skip
+"""Options of a trainer that no number depends on."""
+TESTING = ("precision", "plugins", "limit_test_batches", "fast_dev_run")
+"""Options of a trainer that a test depends on."""
 
 
 class Plan(NamedTuple):
@@ -141,32 +38,34 @@ class Plan(NamedTuple):
 
     @property
     def missing(self) -> list[Data]:
-        """Data sets that are not on disk."""
-        each = {one.label: one for job in self.jobs for one in (job.auxiliary, *job.data)}
-        return [one for one in each.values() if one.missing]
+        """Data sets that are not on disk, to fit on or to test on."""
+        return [one for one in self._data if one.problem and not one.damaged]
+
+    @property
+    def damaged(self) -> list[Data]:
+        """Data sets that are there, but wrong."""
+        return [one for one in self._data if one.damaged]
 
     @property
     def unfitted(self) -> dict[str, list[str]]:
-        """Auxiliary sets that are not on disk -> the models that cannot be fitted for that."""
+        """Auxiliary set that cannot be used -> models that are not fitted because of it."""
         found: dict[str, list[str]] = {}
         for job in self.jobs:
-            models = found.setdefault(job.auxiliary.label, []) if job.auxiliary.missing else []
-            if job.learns and not job.fitted and job.label not in models:
-                models.append(job.label)
-        return {name: models for name, models in found.items() if models}
+            if job.learns and job.auxiliary.problem and not job.fitted:
+                found.setdefault(job.auxiliary.label, []).append(job.label)
+        return {label: list(dict.fromkeys(models)) for label, models in found.items()}
 
-
-def read_report(path: Path) -> dict[str, Any]:
-    """Read a report."""
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
+    @property
+    def _data(self) -> list[Data]:
+        used = [one for job in self.jobs for one in (*job.data, *([] if job.learns is False else [job.auxiliary]))]
+        return list({text(one.spec): one for one in used}.values())
 
 
 def read_plan(file: str, output: Path, root: str | None = None, family: str | None = None) -> Plan:
     """Read a config, check every name and option in it, and find what is on disk.
 
     The keys ``auxiliary``, ``data``, ``models``, ``seeds`` and ``trainer`` make one protocol. ``protocols`` lists
-    several; each gives the keys in which it differs from those beside it.
+    several; each gives the keys in which it differs from those beside it, and may have a ``label``.
 
     Args:
         file: The config.
@@ -178,110 +77,116 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
         PlanError: For keys, names or options that are wrong, or a set that is tested on what was fitted.
         UnknownNameError: For a name that is not registered.
     """
-    config = read_config(file)
-    parts = _protocols(config, file)
-    root, family = root or config.get("root"), family or config.get("published")
+    protocols, once = read_protocols(file)
+    root, family = root or once.get("root"), family or once.get("published")
     if family not in (None, "none", *families()):
         raise PlanError(f"No published numbers called {family!r}. Use {', '.join(families())} or none.")
-    specs = [
-        (
-            read_spec("data", part["auxiliary"], file),
-            [read_spec("data", one, file) for one in part["data"]],
-            [read_spec("model", one, file) for one in part["models"]],
-        )
-        for part in parts
-    ]
-    sets = {
-        key: _data(label, spec, root, file)
-        for key, (label, spec) in name_each("data", (one for a, data, _ in specs for one in (a, *data)), file).items()
-    }
-    models = {
-        key: (label, spec, learns(parse_spec("model", spec, file)))
-        for key, (label, spec) in name_each("model", (one for *_, models in specs for one in models), file).items()
-    }
-    trainers = [flatten(part["trainer"]) for part in parts]
-    jobs: dict[Path, tuple[int, Job]] = {}
-    for part, trainer, (first, tested, chosen) in zip(parts, trainers, specs, strict=True):
-        auxiliary, data = sets[text(first)], tuple(sets[text(one)] for one in tested)
-        if same := [one.label for one in data if same_images(one.identity, auxiliary.identity)]:
+    for one in protocols:
+        check_trainer(one.trainer, file)
+    learning = {text(spec): learns(parse_spec("model", spec, file)) for one in protocols for spec in one.models}
+    sets = {text(spec): spec for one in protocols for spec in (one.auxiliary, *one.data)}
+    data = {key: _data(spec, root, file) for key, spec in sets.items()}
+    found: dict[tuple[Path, str], tuple[int, Job]] = {}
+    for protocol in protocols:
+        auxiliary = data[text(protocol.auxiliary)]
+        tested = tuple(data[key] for key in dict.fromkeys(map(text, protocol.data)))
+        _check_zero_shot(auxiliary, tested, file)
+        for spec in protocol.models:
+            row = _row(spec, learning[text(spec)], protocol, auxiliary, output, named=len(protocols) > 1)
+            for turn, job in enumerate(row):
+                known = found.get((job.folder, job.label), (turn, job))[1]  # the same in several protocols
+                more = tuple(one for one in tested if one not in known.data)
+                found[job.folder, job.label] = turn, replace(known, data=(*known.data, *more))
+    jobs = [job for _, job in sorted(found.values(), key=lambda pair: pair[0])]
+    _check_rows(jobs, file)
+    usual = usual_family(data[text(one.auxiliary)].name for one in protocols for _ in one.data)
+    return Plan(jobs, None if family == "none" else family or usual)
+
+
+def _row(
+    spec: Spec, does: bool | None, protocol: Protocol, auxiliary: Data, output: Path, named: bool
+) -> Iterator[Job]:
+    """Yield the jobs of a model, one for each seed if it may learn; without the data sets to test on.
+
+    Args:
+        spec: The model.
+        does: Whether it learns; None: that will show.
+        protocol: How it is fitted.
+        auxiliary: On what.
+        output: Folder for the runs.
+        named: Whether what it is fitted on belongs to the job's name.
+    """
+    free = does is False
+    model = {key: spec[key] for key in ("class_path", "init_args")}
+    fit = {**model, "init_args": without(FREE, model["init_args"])}
+    tests, fits = (output / _folder(one, free, protocol.trainer, auxiliary) for one in (model, fit))
+    fitted_on = "nothing" if free else ", ".join(filter(None, (auxiliary.label, protocol.label)))
+    seeds = list(dict.fromkeys(protocol.seeds))[: 1 if free else None]
+    for seed in seeds:
+        places = [one if free else one.with_name(f"{one.name}-seed{n}") for one, n in
+                  ((tests, seed), (fits, seed), (tests, seeds[0]))]  # fmt: skip
+        name = spec["label"] + f" on {fitted_on}" * (named and not free) + f", seed {seed}" * (len(seeds) > 1)
+        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, *places)
+
+
+def _check_rows(jobs: Sequence[Job], file: str) -> None:
+    """Raise if two rows of the table would have the same names."""
+    known: dict[tuple[str, str], str] = {}
+    for job in jobs:
+        row = job.folder.name.removesuffix(f"-seed{job.seed}")
+        if known.setdefault((job.label, job.fitted_on), row) != row:
             raise PlanError(
-                f"{file} fits on {auxiliary.label} and tests on {same[0]}, which is not zero-shot. Test on it in a "
-                f"protocol with another auxiliary set."
+                f"{file}: two rows are called {job.label!r}, fitted on {job.fitted_on}, and have other trainers or "
+                f"auxiliary sets. Give one {'model' if job.learns is False else 'protocol'} a label of its own."
             )
-        check_trainer(part["trainer"], file)
-        fitted_on = " ".join([auxiliary.label, *differences(trainer, trainers)])
-        for label, model, does_learn in (models[text(one)] for one in chosen):
-            settings = [model, part["trainer"], *([] if does_learn is False else [auxiliary.key])]
-            stem = f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', label)[:60]}-{short_hash(text(settings))}"
-            seeds = part["seeds"][:1] if does_learn is False else part["seeds"]
-            folders = [output / f"{stem}-seed{seed}" for seed in seeds]
-            for turn, (seed, folder) in enumerate(zip(seeds, folders, strict=True)):
-                if folder in jobs:  # what learns nothing is the same in every protocol
-                    known = jobs[folder][1]
-                    more = tuple(one for one in data if one not in known.data)
-                    jobs[folder] = turn, replace(known, data=(*known.data, *more))
-                    continue
-                name = label + f" on {fitted_on}" * (len(parts) > 1 and does_learn is not False)
-                name += f", seed {seed}" * (len(seeds) > 1)
-                about = (label, name, model, does_learn, auxiliary, fitted_on, data, seed)
-                jobs[folder] = turn, Job(*about, part["trainer"], folder, folders[0])
-    ordered = [job for _, job in sorted(jobs.values(), key=lambda pair: pair[0])]
-    usual = usual_family(sets[text(first)].name for first, tested, _ in specs for _ in tested)
-    return Plan(ordered, None if family == "none" else family or usual)
 
 
-def _protocols(config: dict[str, Any], file: str) -> list[dict[str, Any]]:
-    shared = {key: value for key, value in config.items() if key not in ONCE}
-    given = config.get("protocols", [{}])
-    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
-        raise PlanError(f"{file}: protocols should be a list of mappings, each with keys such as auxiliary and data.")
-    parts = [{**shared, **one} for one in given]
-    for part in parts:
-        lists = all(isinstance(part.get(key), list) and part[key] for key in ("data", "models", "seeds"))
-        if set(part) != set(KEYS) or not lists or not isinstance(part["trainer"], dict):
-            wrong = next((f" {key!r} is unknown.{did_you_mean(key, KEYS)}" for key in part if key not in KEYS), "")
-            raise PlanError(
-                f"{file} should have the keys {', '.join(KEYS)}, with lists of data, models and seeds and options of "
-                f"the trainer, and may have {', '.join(ONCE)}; got {', '.join(part)}.{wrong}"
-            )
-    return parts
+def _folder(model: Spec, free: bool, trainer: dict[str, Any], auxiliary: Data) -> str:
+    """Name a folder by all that is asked of a run but the seed, and by nothing that other rows are."""
+    if free:
+        asked = [model, {name: value for name, value in trainer.items() if name in TESTING}]
+    else:
+        asked = [model, without(MACHINE, trainer), auxiliary.key]
+    name = name_of("model", model["class_path"]).rpartition(".")[2]
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}-{digest(asked)}"
 
 
-def _data(label: str, spec: Spec, root: str | None, file: str) -> Data:
-    key, options = text(spec), spec.get("init_args") or {}
-    cls = load_class(parse_spec("data", spec, file).class_path)
+def _data(spec: Spec, root: str | None, file: str) -> Data:
+    path, options, label = spec["class_path"], spec["init_args"], spec["label"]
+    cls, name = load_class(path), name_of("data", path)
     below = root if issubclass(cls, Tree) and "root" not in options else None
-    if below:
-        spec = {**spec, "init_args": {**options, "root": below}}
-    parsed = parse_spec("data", spec, file)
-    missing, whole, name = "", False, name_of("data", spec["class_path"])
+    given = {"class_path": path, "init_args": {**options, "root": below} if below else options}
+    parsed = parse_spec("data", given, file)
+    key = {"class_path": path, **without(READING, options)}
+    seedless = "seed" in parsed.init_args and options.get("seed") is None
+    data = Data(label, name, given, key, seedless, getattr(cls, "domain", ""))
     try:
-        built = build(parsed)
-        if isinstance(built, AnomalyDataModule):
-            built.index()
-            whole = _whole(built, options)
-        if below and not _is_below(built.find()[0], below):  # some sets also read a root that is their own folder
-            missing = f"No {name}/ in {below}, the folder that contains the data sets. Give --root another one."
-    except OSError as error:
-        missing = str(error)
-    except ValueError as error:
+        module = build(parse_spec("data", data.seeded(DATA_SEED), file))
+    except KanoclipError as error:
         raise PlanError(f"{file}, {label}: {error}") from error
-    identity = name if missing else getattr(built, "identity", name)
-    return Data(label, name, spec, key, getattr(cls, "domain", ""), identity, whole, missing)
-
-
-def _whole(data: AnomalyDataModule, options: dict[str, Any]) -> bool:
-    about: About | None = getattr(data, "about", None)
-    if about is None or any(options.get(option) not in WHOLE for option in PART):
-        return False
-    return not about.confirmed or about.counts in (None, _counts(data))
-
-
-def _counts(data: AnomalyDataModule) -> tuple[int, int]:
-    labels = [sample.label for sample in data.part("test")]
-    return labels.count(NORMAL), labels.count(ANOMALOUS)
+    try:
+        module.index()
+        if below and not _is_below(module.find()[0], below):  # some sets also read a root that is their own folder
+            raise MissingError(
+                f"No {name}/ in {below}, the folder that contains the data sets. Give --root another one."
+            )
+    except FileNotFoundError as error:
+        return replace(data, problem=str(error))
+    except (KanoclipError, OSError) as error:
+        return replace(data, problem=f"{file}, {label}: {error}", damaged=True)
+    return replace(data, module=module)
 
 
 def _is_below(folder: Path, root: str) -> bool:
     above = Path(root).expanduser().resolve()
     return folder.resolve() != above and folder.resolve().is_relative_to(above)
+
+
+def _check_zero_shot(auxiliary: Data, tested: Sequence[Data], file: str) -> None:
+    """Raise if a set is tested on what was fitted, as far as can be seen before any image is read."""
+    for one in tested:
+        if same_images(one.identity, auxiliary.identity) or auxiliary.files("fit") & one.files("test"):
+            raise PlanError(
+                f"{file} fits on {auxiliary.label} and tests on {one.label}, which is not zero-shot. Test on it in a "
+                f"protocol with another auxiliary set."
+            )

@@ -1,82 +1,114 @@
-"""What a benchmark's config says of single models and data sets: checked, and called by names that tell them apart."""
+"""Read a benchmark's config: its keys, names and labels without torch, its options by the parser of the command line.
+
+A spec is one model or data set as ``{label, class_path, init_args}``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-
-from kanoclip.registry import NAMES, expand, name_of
+from kanoclip.registry import did_you_mean, expand, name_of
 from kanoclip.types import KanoclipError
-from kanoclip.verbs.arguments import CommandLine, UsageError, explain
-from kanoclip.verbs.build import Parser
+from kanoclip.verbs.arguments import CommandLine, UsageError, explain, read_config
+
+KEYS = ("auxiliary", "data", "models", "seeds", "trainer")
+ONCE = ("protocols", "root", "published")
 
 Spec = dict[str, Any]
-BASES: dict[str, type] = {"data": LightningDataModule, "model": LightningModule}
 
 
 class PlanError(KanoclipError):
     """A benchmark config that cannot be run."""
 
 
+class Protocol(NamedTuple):
+    """Models that are fitted on one auxiliary set, and tested on others.
+
+    Attributes:
+        auxiliary: Spec of the set to fit on.
+        data: Specs of the sets to test on.
+        models: Their specs.
+        seeds: Of the fits.
+        trainer: Options of the trainer.
+        label: Behind the auxiliary set in the column "fitted on", to tell fits apart; "" for none.
+    """
+
+    auxiliary: Spec
+    data: list[Spec]
+    models: list[Spec]
+    seeds: list[int]
+    trainer: dict[str, Any]
+    label: str
+
+
+def read_protocols(file: str) -> tuple[list[Protocol], dict[str, Any]]:
+    """Read a config and expand its names; each row gets a label, its own or its name.
+
+    Returns:
+        Its protocols, and the keys that are given once: ``root`` and ``published``.
+
+    Raises:
+        PlanError: For keys that are wrong, or two rows of one label.
+        UnknownNameError: For a name that is not registered.
+    """
+    config = read_config(file)
+    shared = {key: value for key, value in config.items() if key not in ONCE}
+    given = config.get("protocols", [{}])
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        raise PlanError(f"{file}: protocols should be a list of mappings, each with keys such as auxiliary and data.")
+    protocols = []
+    for part in ({**shared, **one} for one in given):
+        lists = all(isinstance(part.get(key), list) and part[key] for key in ("data", "models", "seeds"))
+        if set(part) - {"label"} != set(KEYS) or not lists or not isinstance(part["trainer"], dict):
+            unknown = [key for key in part if key not in (*KEYS, "label")]
+            wrong = f" {unknown[0]!r} is unknown.{did_you_mean(unknown[0], KEYS)}" if unknown else ""
+            raise PlanError(
+                f"{file} should have the keys {', '.join(KEYS)}, with lists of data, models and seeds and options of "
+                f"the trainer, and may have {', '.join(ONCE)}; got {', '.join(part)}.{wrong}"
+            )
+        data = [read_spec("data", one, file) for one in part["data"]]
+        models = [read_spec("model", one, file) for one in part["models"]]
+        label, auxiliary = str(part.get("label", "")), read_spec("data", part["auxiliary"], file)
+        protocols.append(Protocol(auxiliary, data, models, part["seeds"], part["trainer"], label))
+    _check_labels("data", (one.auxiliary for one in protocols), f"{file}: two rows of auxiliary")
+    _check_labels("data", (spec for one in protocols for spec in one.data), f"{file}: two rows of data")
+    _check_labels("model", (spec for one in protocols for spec in one.models), f"{file}: two rows of models")
+    return protocols, {key: value for key, value in config.items() if key in ONCE}
+
+
 def read_spec(kind: str, given: Any, file: str) -> Spec:
-    """Bring a name or mapping into the form ``{class_path, init_args}``, names expanded.
+    """Bring a name or mapping into the form of a spec, names expanded.
 
     Raises:
         PlanError: If it is neither.
         UnknownNameError: For a name that is not registered.
     """
     spec = expand({"class_path": given} if isinstance(given, str) else given, f" in {file}", kind)
-    if not isinstance(spec, dict) or "class_path" not in spec or set(spec) - {"class_path", "init_args", "label"}:
+    known = isinstance(spec, dict) and {"class_path"} <= set(spec) <= {"class_path", "init_args", "label"}
+    if not known or not isinstance(spec.get("init_args") or {}, dict):
         raise PlanError(
             f"{file}: a {kind} should be a name or have a class_path, and may have init_args and a label, "
             f"got {given!r}."
         )
-    return spec
+    path = spec["class_path"]
+    label = str(spec.get("label") or name_of(kind, path).rpartition(".")[2])
+    return {"label": label, "class_path": path, "init_args": spec.get("init_args") or {}}
 
 
-def name_each(kind: str, specs: Iterable[Spec], file: str) -> dict[str, tuple[str, Spec]]:
-    """Call each spec by its label, or by its name with the options in which it differs from others of that name.
-
-    Returns:
-        The ``text`` of each -> its name, and itself without a label.
-
-    Raises:
-        PlanError: If two that differ would go by the same name.
-    """
-    each = {text(spec): spec for spec in specs}
-    short = {
-        k: str(spec.get("label") or name_of(kind, spec["class_path"]).rpartition(".")[2]) for k, spec in each.items()
-    }
-    options = {key: flatten(spec.get("init_args") or {}) for key, spec in each.items()}
-    names = {}
-    for key, spec in each.items():
-        alike = [options[other] for other in each if short[other] == short[key]]
-        names[key] = " ".join([short[key], *(differences(options[key], alike) if "label" not in spec else ())])
-    for name in names.values():
-        if list(names.values()).count(name) > 1:
-            raise PlanError(f"{file}: two rows of {kind} are called {name!r}. Give each a label of its own.")
-    return {key: (names[key], {k: v for k, v in spec.items() if k != "label"}) for key, spec in each.items()}
-
-
-def differences(own: dict[str, str], others: Sequence[dict[str, str]]) -> list[str]:
-    """List the options, as ``flatten`` returns them, in which one differs from any of the others."""
-    return [f"{key}={value}" for key, value in own.items() if any(other.get(key) != value for other in others)]
-
-
-def flatten(given: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten options for a name: ``{"adapter": {"class_path": ...}}`` -> ``{"adapter": "linear"}``."""
-    found: dict[str, str] = {}
-    for key, value in given.items():
-        chosen = value.get("class_path", value) if isinstance(value, dict) else value
-        path = chosen if key in NAMES and isinstance(chosen, str) else None
-        found[prefix + key] = name_of(key, path).rpartition(".")[2] if path else str(chosen)
-        if isinstance(value, dict):
-            found |= flatten(value.get("init_args") or {}, f"{prefix}{key}.")
-    return found
+def _check_labels(kind: str, specs: Iterable[Spec], where: str) -> None:
+    """Raise if two rows that differ would go by one label."""
+    known: dict[str, Spec] = {}
+    for spec in specs:
+        label, other = spec["label"], known.setdefault(spec["label"], spec)
+        if other != spec:
+            both = " and ".join(f"{name_of(kind, one['class_path'])} {text(one['init_args'])}" for one in (other, spec))
+            raise PlanError(
+                f"{where} are called {label!r}: {both}. Give one of them another label: {{label: {label} 2, "
+                f"class_path: {name_of(kind, spec['class_path'])}, ...}}."
+            )
 
 
 def parse_spec(kind: str, spec: Spec, file: str) -> Any:
@@ -85,9 +117,15 @@ def parse_spec(kind: str, spec: Spec, file: str) -> Any:
     Raises:
         PlanError: For a class or an option that is not there, or a value of the wrong type.
     """
-    parser = Parser()
-    parser.add_lightning_class_args(BASES[kind], kind, subclass_mode=True)  # type: ignore[arg-type]
-    return _parse(parser, {kind: spec}, [f"--{kind}={spec['class_path']}"], file)[kind]
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    from kanoclip.verbs.build import Parser
+
+    parser, path = Parser(), spec["class_path"]
+    base: Any = {"data": LightningDataModule, "model": LightningModule}[kind]
+    parser.add_lightning_class_args(base, kind, subclass_mode=True)
+    section = {"class_path": path, "init_args": spec["init_args"]}
+    return _parse(parser, {kind: section}, [f"--{kind}={path}"], file)[kind]
 
 
 def check_trainer(options: dict[str, Any], file: str) -> None:
@@ -96,6 +134,10 @@ def check_trainer(options: dict[str, Any], file: str) -> None:
     Raises:
         PlanError: For an option that is not there, or one that is the benchmark's own: several devices, a logger.
     """
+    from lightning.pytorch import Trainer
+
+    from kanoclip.verbs.build import Parser
+
     parser = Parser()
     parser.add_lightning_class_args(Trainer, "trainer")
     _parse(parser, {"trainer": options}, [], file)
@@ -108,18 +150,18 @@ def check_trainer(options: dict[str, Any], file: str) -> None:
         )
 
 
-def _parse(parser: Parser, given: dict[str, Any], argv: Sequence[str], file: str) -> Any:
+def _parse(parser: Any, given: dict[str, Any], argv: list[str], file: str) -> Any:
     try:
         return parser.parse_object(given)
     except UsageError as error:
-        raise PlanError(f"{file}: {explain(str(error), CommandLine('', list(argv)))}") from error
+        raise PlanError(f"{file}: {explain(str(error), CommandLine('', argv))}") from error
 
 
 def text(value: Any) -> str:
-    """Write a spec so that equal ones are written alike."""
+    """Write plain values so that equal ones are written alike."""
     return json.dumps(value, sort_keys=True)
 
 
-def short_hash(content: str) -> str:
-    """Return 8 hexadecimal digits that tell contents apart."""
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
+def digest(value: Any) -> str:
+    """Return 8 hexadecimal digits that tell plain values apart."""
+    return hashlib.sha256(text(value).encode()).hexdigest()[:8]

@@ -35,7 +35,7 @@ VERBS = {
     "validate": Verb("metrics on the held-out part of a data set", "run"),
     "test": Verb("metrics on a data set, zero-shot", "run"),
     "predict": Verb("score images: maps, overlays, predictions.csv", "run"),
-    "benchmark": Verb("models x data sets x seeds -> one table", "benchmark_verb"),
+    "benchmark": Verb("models x data sets x seeds -> one table", "benchmark"),
     "data": Verb(
         "list, check, show and download data sets",
         "data",

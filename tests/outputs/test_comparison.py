@@ -8,7 +8,7 @@ import pytest
 
 from kanoclip.outputs.comparison import PAGE, Comparison, Tested
 from kanoclip.outputs.published import families
-from kanoclip.outputs.tables import table_text
+from kanoclip.outputs.tables import METRICS, Metric, table_text
 
 
 def outcome(
@@ -169,3 +169,12 @@ def test_a_pipe_in_a_name_does_not_break_the_markdown() -> None:
 def test_the_time_of_an_image_is_not_told_where_the_backbone_was_spared() -> None:
     plain, cached = rows(Comparison([outcome(image_auroc=0.5), outcome("btad", cache=True, image_auroc=0.5)]))[:2]
     assert (plain["ms_per_image"], cached["ms_per_image"]) == ("10.0", "")
+
+
+def test_a_metric_of_which_less_is_better_is_told(monkeypatch) -> None:
+    assert "higher is better;" in Comparison([outcome()]).notes[0]
+    monkeypatch.setitem(METRICS, "pixel_error", Metric("pixel", "error", higher_is_better=False))
+    comparison = Comparison([outcome(pixel_error=0.125)])
+    assert "higher is better, but lower for pixel error;" in comparison.notes[0]
+    assert r"\multicolumn{5}{c}{pixel}" in comparison.latex()
+    assert rows(comparison)[0]["pixel_error"] == "0.125"

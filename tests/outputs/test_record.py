@@ -40,6 +40,8 @@ def test_a_finished_fit_is_recorded_beside_its_checkpoint(kit, fit, logger):
         "ckpt": "checkpoints/last.ckpt",
         "seed": None,  # nothing was seeded
         "images": 3,
+        "samples": "3 samples",
+        "files": {},
         "epochs": 2,
         "version": __version__,
     }

@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from kanoclip.outputs.tables import results_csv, results_rows, results_table, table_text
+from kanoclip.outputs.tables import METRICS, Metric, results_csv, results_rows, results_table, table_text
 
 RESULTS = {
     "ring": {"image_auroc": 0.5, "pixel_auroc": None, "images": 10, "anomalous": 4},
@@ -47,3 +47,21 @@ def test_the_csv_has_empty_cells_where_undefined():
 def test_results_of_nothing_are_a_mean_of_nothing(nothing):
     (mean,) = results_rows(nothing)
     assert (mean["images"], mean["image_auroc"]) == (0, None)
+
+
+@pytest.mark.parametrize("category", ["mean", "mean_over"])
+def test_a_category_that_is_called_like_the_mean_keeps_its_row(category):
+    results = {f"{category} (category)": RESULTS["ring"], "nut": RESULTS["nut"], "mean": {"image_auroc": 0.75}}
+    assert [row["category"] for row in results_rows(results)] == [f"{category} (category)", "nut", "mean"]
+    rows = {row["category"]: row for row in csv.DictReader(io.StringIO(results_csv(results)))}
+    assert list(rows) == [f"{category} (category)", "nut", "mean", "mean_over"]
+    assert (rows["mean"]["image_auroc"], rows["mean_over"]["image_auroc"]) == ("0.75", "2")
+    assert f"{category} (category)" in table_text(results_table(results))
+
+
+def test_a_metric_has_a_level_a_heading_and_a_format_and_those_of_a_level_stand_side_by_side():
+    levels = [metric.level for metric in METRICS.values()]
+    assert levels == sorted(levels)
+    assert all(name.startswith(f"{metric.level}_") for name, metric in METRICS.items())
+    assert Metric("image", "loss", higher_is_better=False, digits=1).show(0.25) == "0.2"
+    assert METRICS["image_auroc"].show(None) == METRICS["image_auroc"].show(float("nan")) == "—"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,15 +21,19 @@ import yaml
 from filelock import FileLock
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
+from kanoclip.data.sets.mvtec import BTAD
 from kanoclip.models.baselines import LocalStats
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.verbs.benchmark import work
-from kanoclip.verbs.benchmark_verb import main
+from kanoclip.verbs.jobs import Job
 from kanoclip.verbs.plan import read_plan
+from kanoclip.verbs.table import main
+from kanoclip.verbs.work import work
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"images": 2, "num_workers": 0, "category": "gear"}
 STATS = {"class_path": "local_stats", "init_args": {"image_size": 32}}
+SURFACES = {"class_path": "surfaces", "init_args": SMALL}
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +103,7 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tiny_model, monkeypa
     assert run(models=[STATS, tiny_model]) == 0
     first = rows()
     with monkeypatch.context() as patch:
-        patch.setattr("kanoclip.verbs.benchmark.KanoclipCLI", lambda *_: pytest.fail("ran again"))
+        patch.setattr("kanoclip.verbs.work.KanoclipCLI", lambda *_: pytest.fail("ran again"))
         assert run(models=[STATS, tiny_model]) == 0
     assert rows() == first
     count = len(fits())
@@ -109,24 +114,25 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tiny_model, monkeypa
 
 
 def test_the_same_data_with_other_options_is_another_row(capsys) -> None:
-    data = [{"class_path": "surfaces", "init_args": SMALL | {"images": images}} for images in (2, 4)]
+    data = [{"class_path": "surfaces", "init_args": SMALL | {"images": n}, "label": f"surfaces, {n}"} for n in (2, 4)]
     assert run(data=data) == 0
     assert [(row["data"], row["images"]) for row in rows()] == [
-        ("surfaces images=2", "2"),
-        ("surfaces images=4", "4"),
+        ("surfaces, 2", "2"),
+        ("surfaces, 4", "4"),
         ("mean of 2 drawn sets", ""),
     ]
 
 
 def test_fits_that_differ_in_trainer_or_auxiliary_set_are_other_rows(tiny_model) -> None:
-    more = {"class_path": "surfaces_auxiliary", "init_args": {**SMALL, "category": "wood", "images": 4}}
-    protocols = [{}, {"trainer": {"max_epochs": 2}}, {"auxiliary": more}]
+    options = {**SMALL, "category": "wood", "images": 4}
+    more = {"class_path": "surfaces_auxiliary", "init_args": options, "label": "more surfaces"}
+    protocols = [{}, {"trainer": {"max_epochs": 2}, "label": "2 epochs"}, {"auxiliary": more}]
     assert run(models=[STATS, tiny_model], protocols=protocols) == 0
     assert [(row["model"], row["auxiliary"], row["seeds"]) for row in rows()] == [
         ("local_stats", "nothing", "1"),
-        ("kanoclip", "surfaces_auxiliary images=2 max_epochs=1", "1"),
-        ("kanoclip", "surfaces_auxiliary images=2 max_epochs=2", "1"),
-        ("kanoclip", "surfaces_auxiliary images=4 max_epochs=1", "1"),
+        ("kanoclip", "surfaces_auxiliary", "1"),
+        ("kanoclip", "surfaces_auxiliary, 2 epochs", "1"),
+        ("kanoclip", "more surfaces", "1"),
     ]
     tests = json.loads(Path("out/results.json").read_text())["tests"]
     for row, test in zip(rows()[1:], [one for one in tests if one["model"] == "kanoclip"], strict=True):
@@ -163,13 +169,13 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_told_at_the_end(monkey
     assert [row["model"] for row in rows()] == ["local_stats"]
     said = capsys.readouterr().err
     message = "too_small failed. surfaces: image_size is 4, but windows of 1/16 need at least 16 pixels."
-    assert f"{message} The whole story: out/too_small-" in said
-    assert "ValueError" in next(Path("out").glob("too_small-*/error.txt")).read_text()
+    assert f"{message} The whole story: out/local_stats-" in said
+    assert "ValueError" in next(Path("out").glob("local_stats-*/error.txt")).read_text()
     assert f"Not done: {message}" in Path("out/table.txt").read_text()
 
     Path("out/table.txt").unlink()
     monkeypatch.setattr(LocalStats, "forward", lambda *_: {}["missing"])
-    assert run(models=[STATS | {"label": "broken"}]) == 1
+    assert run(models=[{"class_path": "local_stats", "init_args": {"image_size": 64}, "label": "broken"}]) == 1
     assert "broken failed. surfaces: KeyError: 'missing'" in capsys.readouterr().err
     assert not Path("out/table.txt").exists()  # there is nothing to show
     monkeypatch.undo()
@@ -203,7 +209,7 @@ def test_a_full_disk_is_told_with_an_option_that_a_benchmark_has(monkeypatch, ca
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "x.png")
 
-    monkeypatch.setattr("kanoclip.verbs.benchmark._verb", full)
+    monkeypatch.setattr("kanoclip.verbs.work._verb", full)
     assert run() == 1
     assert "Cannot write x.png: No space left on device. Free the disk or choose --output." in capsys.readouterr().err
 
@@ -253,7 +259,7 @@ def test_an_interrupted_benchmark_keeps_what_is_done_and_goes_on_from_the_last_e
 
 
 def test_a_plan_is_shown_and_nothing_is_run(tiny_model, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("kanoclip.verbs.benchmark.KanoclipCLI", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr("kanoclip.verbs.work.KanoclipCLI", lambda *_: pytest.fail("ran"))
     plan = {
         "models": [STATS, tiny_model],
         "seeds": [1, 2],
@@ -281,7 +287,7 @@ def test_data_that_are_not_on_disk_are_told_and_left_out(tiny_model, capsys) -> 
     ]
     table = Path("out/table.txt").read_text()
     assert "Not on disk, so left out: btad, visa, mvtec." in table
-    assert "Not fitted, as mvtec is not on disk: kanoclip." in table
+    assert "Not fitted, as mvtec cannot be used: kanoclip." in table
     assert [(row["data"], row["model"], row["auxiliary"]) for row in rows()] == [
         ("surfaces", "local_stats", "nothing"),
         ("surfaces", "kanoclip", "surfaces_auxiliary"),
@@ -299,17 +305,64 @@ def test_without_any_data_on_disk_there_is_nothing_to_run(capsys) -> None:
     assert "No data set of mine.yaml is on disk. Give --root FOLDER_THAT_CONTAINS_THEM." in capsys.readouterr().err
 
 
-def test_published_numbers_stand_beside_a_set_unless_it_is_known_to_be_another(capsys) -> None:
+def test_published_numbers_stand_beside_a_set_with_as_many_images_as_were_published(monkeypatch, capsys) -> None:
     for place, grey in (("btad/01/test/ok", 90), ("btad/01/test/ko", 200), ("mvtec/a/test/good", 90)):
         Path("sets", place).mkdir(parents=True)
         cv2.imwrite(f"sets/{place}/000.png", np.full((20, 20, 3), grey, np.uint8))
     data = [{"class_path": name, "init_args": {"num_workers": 0}} for name in ("btad", "mvtec")]
-    assert run("--root", "sets", "--published", "visa_to_all", data=data) == 0
-    assert "Published numbers are not beside mvtec: not exactly the published images." in capsys.readouterr().out
-    assert {row["data"] for row in rows() if row["source"] != "measured here"} == {"btad"}
-    limited = [{"class_path": "btad", "init_args": {"num_workers": 0, "limit": 5}}]
-    assert run("--root", "sets", "--published", "visa_to_all", data=limited) == 0
+    options = ("--root", "sets", "--published", "visa_to_all")
+    assert run(*options, data=data) == 0
+    assert "not beside btad, mvtec: perhaps not exactly the published images." in capsys.readouterr().out
     assert {row["source"] for row in rows()} == {"measured here"}
+    monkeypatch.setattr(BTAD, "about", replace(BTAD.about, counts=(1, 1)))
+    assert run(*options, data=data) == 0
+    assert {row["data"] for row in rows() if row["source"] != "measured here"} == {"btad"}
+
+
+def test_a_damaged_set_fails_its_rows_and_a_set_that_is_not_there_is_left_out(tiny_model, capsys) -> None:
+    for place in ("btad/01/test/ok/1.png", "btad/01/ground_truth/ko/7.png"):
+        Path("sets", place).parent.mkdir(parents=True)
+        cv2.imwrite(f"sets/{place}", np.full((20, 20, 3), 90, np.uint8))
+    here = {"class_path": "surfaces", "init_args": SMALL}
+    assert run("--root", "sets", data=["btad", "visa", here], models=[STATS, tiny_model]) == 1
+    said = capsys.readouterr()
+    told = "kanoclip: error: mine.yaml, btad: No image for the mask sets/btad/01/ground_truth/ko/7.png"
+    assert said.err.count(told) == 2  # before, and at the end
+    assert "Not on disk, so left out: visa." in said.out
+    assert "Not done: mine.yaml, btad: No image for the mask" in said.out
+    assert [row["data"] for row in rows()] == ["surfaces", "surfaces"]
+    assert run("--root", "sets", data=["visa", here], auxiliary="btad", models=[STATS, tiny_model]) == 1
+    assert "Not fitted, as btad cannot be used: kanoclip." in capsys.readouterr().out
+    assert run("--root", "sets", data=["visa", here]) == 0
+
+
+def test_tested_images_that_were_fitted_are_seen_by_their_contents(tiny_model, capsys) -> None:
+    for name in ("one", "two"):
+        Path(name, "normal").mkdir(parents=True)
+        cv2.imwrite(f"{name}/normal/{name}.png", np.full((20, 30, 3), 90, np.uint8))
+    sets = [{"class_path": "folder", "init_args": {"root": name, "num_workers": 0}} for name in ("one", "two")]
+    assert run(models=[STATS, tiny_model], auxiliary=sets[0], data=[sets[1], SURFACES]) == 0
+    notes = Path("out/table.md").read_text()
+    assert "NOT zero-shot, as tested images were fitted: kanoclip (folder) on folder." in notes
+    assert "unknown" not in notes
+
+
+def test_what_cannot_be_compared_is_not_called_zero_shot(tiny_model, monkeypatch) -> None:
+    monkeypatch.setattr(SurfacesAuxiliary, "image_digests", lambda *_: None)
+    assert run(models=[STATS, tiny_model]) == 0
+    said = "Zero-shot or not is unknown, as the contents of images were not compared: kanoclip (surfaces_auxiliary) on"
+    assert said in Path("out/table.md").read_text()
+
+
+def test_all_fits_are_tested_on_the_same_images_and_each_draws_its_own_to_fit(tiny_model) -> None:
+    limited = {"images": 8, "num_workers": 0, "limit": 2}
+    data = [{"class_path": "surfaces", "init_args": {**limited, "category": "gear"}}]
+    auxiliary = {"class_path": "surfaces_auxiliary", "init_args": {**limited, "category": "wood"}}
+    assert run(models=[tiny_model], data=data, auxiliary=auxiliary, seeds=[1, 2, 3]) == 0
+    reports = [one["report"] for one in json.loads(Path("out/results.json").read_text())["tests"]]
+    assert {report["data_seed"] for report in reports} == {111}
+    assert len({report["samples"] for report in reports}) == 1
+    assert len({json.loads(path.read_text())["samples"] for path in fits()}) > 1
 
 
 @pytest.mark.parametrize("device", [{"devices": 2}, {"devices": -1}, {"num_nodes": 2}])
@@ -332,30 +385,35 @@ def test_a_benchmark_needs_a_config(capsys) -> None:
     assert "Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml" in said
 
 
+def test_a_mistyped_name_in_the_config_is_answered_without_torch() -> None:
+    source = "import sys; sys.modules['torch'] = None; from kanoclip.verbs.table import main; sys.exit(main())"
+    command = [sys.executable, "-c", source, "benchmark", "--config", str(write(models=["kanoclipp"]))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2
+    assert "Unknown model 'kanoclipp' in mine.yaml. Did you mean 'kanoclip'?" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_job_that_another_process_works_on_is_waited_for_and_not_done_twice(monkeypatch, capsys) -> None:
-    plan = read_plan(str(write(models=[STATS, STATS | {"label": "other"}])), Path("out"))
-    taken = plan.jobs[0]
-    ran = []
-
-    def report(verb, job, *_) -> dict:
-        ran.append(job.label)
-        return {"results": {"mean": {}}, "checkpoint": None}
-
-    monkeypatch.setattr("kanoclip.verbs.benchmark._verb", report)
-    taken.folder.mkdir(parents=True)
+    models = [STATS, {"class_path": "local_stats", "init_args": {"image_size": 64}, "label": "other"}]
+    jobs = read_plan(str(write(models=models)), Path("out")).jobs
+    ran, finished = [], set()
+    monkeypatch.setattr("kanoclip.verbs.work._run", lambda job: ran.append(job.label))
+    monkeypatch.setattr(Job, "finished", property(lambda job: job.label in finished))
+    jobs[0].folder.mkdir(parents=True)
     locked, finish = threading.Event(), threading.Event()
 
     def elsewhere() -> None:
-        with FileLock(taken.folder / ".lock"):
+        with FileLock(jobs[0].folder / ".lock"):
             locked.set()
             finish.wait(10)
-            taken.place(taken.data[0]).write_text("{}")
+            finished.add("local_stats")
 
-    monkeypatch.setattr("kanoclip.verbs.benchmark.time.sleep", lambda _: finish.set() or other.join())
-    other = threading.Thread(target=elsewhere)
-    other.start()
+    monkeypatch.setattr("kanoclip.verbs.work.time.sleep", lambda _: finish.set() or holder.join())
+    holder = threading.Thread(target=elsewhere)
+    holder.start()
     locked.wait(10)
-    work(plan.jobs, time.time())
+    work(jobs, time.time())
     assert ran == ["other"]
     assert "waiting for another process, which is at local_stats" in capsys.readouterr().err
 
@@ -378,7 +436,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path) -> None:
 def test_what_failed_since_the_start_is_not_tried_again_by_the_next_process(monkeypatch) -> None:
     (job,) = read_plan(str(write()), Path("out")).jobs
     tried = []
-    monkeypatch.setattr("kanoclip.verbs.benchmark._verb", lambda *_: tried.append(1) or {}["missing"])
+    monkeypatch.setattr("kanoclip.verbs.work._verb", lambda *_: tried.append(1) or {}["missing"])
     start = time.time() - 1
     work([job], start)
     work([job], start)
@@ -400,7 +458,9 @@ def test_a_seed_is_not_tried_of_a_model_that_learned_nothing_with_the_first(monk
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts processes, not GPUs")
 def test_several_processes_share_the_work(monkeypatch, capfd) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    models = [STATS | {"label": f"stats{number}"} for number in range(3)]
+    models = [
+        {"class_path": "local_stats", "init_args": {"image_size": 32 + 16 * n}, "label": f"stats{n}"} for n in range(3)
+    ]
     models.append({"class_path": "local_stats", "init_args": {"image_size": 4}, "label": "too_small"})
     assert run("--processes", "2", models=models) == 1
     assert sorted(row["model"] for row in rows()) == ["stats0", "stats1", "stats2"]

@@ -1,6 +1,6 @@
 """A benchmark's config: what it asks for, what is on disk, and every mistake told before anything runs."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from kanoclip.verbs.benchmark_verb import main
+from kanoclip.data.sets.mvtec import BTAD
 from kanoclip.verbs.plan import Plan, read_plan
+from kanoclip.verbs.specs import PlanError
+from kanoclip.verbs.table import main
 
 SMALL = {"images": 2, "category": "gear"}
 CONTENT = {
@@ -53,9 +55,9 @@ def test_a_protocol_takes_from_beside_it_what_it_does_not_say() -> None:
         {"auxiliary": "surfaces", "data": ["surfaces_auxiliary"], "models": ["april_gan"], "seeds": [7]},
     ]
     assert jobs(protocols=protocols, data=None, models=["kanoclip"]) == [
-        ("kanoclip", "surfaces_auxiliary images=2", 1, ["surfaces category=gear images=2", "surfaces_defects"]),
+        ("kanoclip", "surfaces_auxiliary", 1, ["surfaces", "surfaces_defects"]),
         ("april_gan", "surfaces", 7, ["surfaces_auxiliary"]),
-        ("kanoclip", "surfaces_auxiliary images=2", 2, ["surfaces category=gear images=2", "surfaces_defects"]),
+        ("kanoclip", "surfaces_auxiliary", 2, ["surfaces", "surfaces_defects"]),
     ]
 
 
@@ -64,22 +66,20 @@ def test_what_learns_nothing_is_one_job_for_all_protocols() -> None:
     found = [(job.name, [one.name for one in job.data]) for job in plan(protocols=protocols, seeds=[1]).jobs]
     assert found == [
         ("local_stats", ["surfaces", "surfaces_auxiliary"]),
-        ("kanoclip on surfaces_auxiliary images=2", ["surfaces"]),
+        ("kanoclip on surfaces_auxiliary", ["surfaces"]),
         ("kanoclip on surfaces_defects", ["surfaces_auxiliary", "surfaces"]),
     ]
 
 
-def test_fits_are_told_apart_by_auxiliary_set_and_trainer() -> None:
-    small = {"class_path": "surfaces_auxiliary", "init_args": {"images": 4}}
-    protocols = [{}, {"trainer": {"max_epochs": 4, "precision": "32-true"}}, {"auxiliary": small}]
-    learned = [job for job in plan(protocols=protocols, seeds=[1]).jobs if job.learns]
-    assert [job.fitted_on for job in learned] == [
-        "surfaces_auxiliary images=2 max_epochs=1",
-        "surfaces_auxiliary images=2 max_epochs=4 precision=32-true",
-        "surfaces_auxiliary images=4 max_epochs=1",
-    ]
+def test_fits_are_told_apart_by_auxiliary_set_and_label_of_the_protocol() -> None:
+    small = {"class_path": "surfaces_auxiliary", "init_args": {"images": 4}, "label": "four"}
+    protocols = [{}, {"trainer": {"max_epochs": 4}, "label": "4 epochs"}, {"auxiliary": small}]
+    found = plan(protocols=protocols, seeds=[1]).jobs
+    learned = [job for job in found if job.learns]
+    assert [job.fitted_on for job in learned] == ["surfaces_auxiliary", "surfaces_auxiliary, 4 epochs", "four"]
     assert [job.name for job in learned] == [f"kanoclip on {job.fitted_on}" for job in learned]
-    assert {job.fitted_on for job in plan().jobs} == {"surfaces_auxiliary"}
+    assert len({job.folder for job in learned}) == 3
+    assert [(job.label, job.fitted_on) for job in found if not job.learns] == [("local_stats", "nothing")]
 
 
 def test_a_simple_config_is_one_protocol() -> None:
@@ -88,41 +88,85 @@ def test_a_simple_config_is_one_protocol() -> None:
     assert plan().jobs == plan(**dict.fromkeys(CONTENT), protocols=[inside | beside]).jobs
 
 
-def test_rows_of_one_name_are_told_apart_by_the_options_in_which_they_differ() -> None:
-    def model(**options: object) -> dict:
-        return {"class_path": "kanoclip", "init_args": {"backbone": "embedded", **options}}
-
-    found = jobs(
-        seeds=[1],
-        models=[
-            model(),
-            model(adapter="linear"),
-            model(adapter={"class_path": "conv", "init_args": {"reduction": 2}}, lr=0.1),
-            model(lr=0.1) | {"label": "fast"},
-            "clip",
-        ],
-    )
-    assert [label for label, *_ in found] == [
-        "kanoclip",
-        "kanoclip adapter=linear",
-        "kanoclip adapter=conv adapter.reduction=2 lr=0.1",
-        "fast",
-        "clip",
-    ]
-    assert len({job.folder for job in plan().jobs}) == 3
+def test_a_row_goes_by_its_label_or_its_name() -> None:
+    models = ["kanoclip", {"class_path": "kanoclip", "init_args": {"lr": 0.1}, "label": "fast"}, "clip"]
+    assert [label for label, *_ in jobs(seeds=[1], models=models)] == ["kanoclip", "fast", "clip"]
 
 
-def test_a_fit_is_known_by_its_settings_and_not_by_where_the_data_are() -> None:
-    def folders(**changes) -> set[Path]:
-        return {job.folder for job in plan(**changes).jobs if job.learns}
+def test_rows_that_differ_in_the_image_score_alone_share_a_fit() -> None:
+    score = {"class_path": "kanoclip", "init_args": {"score": "map_max", "sigma": 8}, "label": "score"}
+    other = {"class_path": "kanoclip", "init_args": {"adapter": "linear"}, "label": "adapter"}
+    plain, scored, adapted = plan(seeds=[1], models=["kanoclip", score, other]).jobs
+    assert plain.fit_folder == scored.fit_folder == plain.folder != scored.folder
+    assert scored.heads["init_args"] == {}
+    assert adapted.fit_folder not in (plain.fit_folder, scored.folder)
 
-    assert folders() == folders(root="elsewhere")
-    assert folders() == folders(data=["surfaces_defects"])
-    assert not folders() & folders(trainer={"max_epochs": 2})
-    assert not folders() & folders(auxiliary="surfaces_defects")
-    (free,) = (job.folder for job in plan().jobs if not job.learns)
-    assert free in {job.folder for job in plan(auxiliary="surfaces_defects").jobs}  # nothing of it was fitted
-    assert all("/" not in job.folder.name for job in plan(models=[{"class_path": "clip", "label": "a/b: c"}]).jobs)
+
+def folders(learns: bool = True, **changes) -> set[str]:
+    return {job.folder.name for job in plan(**changes).jobs if job.learns is learns}
+
+
+def auxiliary(**options: object) -> dict:
+    return {"class_path": "surfaces_auxiliary", "init_args": {"images": 2, **options}}
+
+
+def test_a_folder_is_the_name_the_options_and_the_seed() -> None:
+    first, second = sorted(folders(models=["kanoclip"]))
+    assert first.startswith("kanoclip-")
+    assert (first[-6:], second[-6:]) == ("-seed1", "-seed2")
+    assert all("/" not in name for name in folders(False, models=[{"class_path": "clip", "label": "a/b: c"}]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"root": "elsewhere"},
+        {"data": ["surfaces_defects"]},
+        {"models": ["clip", {"class_path": "kanoclip", "init_args": {"lr": 0.1}, "label": "fast"}, "kanoclip"]},
+        {"models": [{"class_path": "kanoclip", "label": "another name"}]},
+        {"auxiliary": auxiliary(num_workers=0, cache=True)},
+        {"trainer": {"max_epochs": 1, "accelerator": "cpu", "log_every_n_steps": 1}},
+    ],
+)
+def test_a_fit_is_the_same_whatever_other_rows_are_and_wherever_it_runs(changes) -> None:
+    assert folders() <= folders(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer": {"max_epochs": 2}},
+        {"trainer": {"max_epochs": 1, "precision": "bf16-mixed"}},
+        {"auxiliary": "surfaces_defects"},
+        {"auxiliary": auxiliary(batch_size=4)},
+        {"auxiliary": auxiliary(seed=5)},
+        {"models": [{"class_path": "kanoclip", "init_args": {"lr": 0.1}}]},
+        {"seeds": [3]},
+    ],
+)
+def test_a_fit_is_another_one_with_other_options(changes) -> None:
+    assert not folders() & folders(**changes)
+
+
+def test_what_learns_nothing_does_not_depend_on_how_others_are_fitted_but_on_the_precision() -> None:
+    (free,) = folders(False)
+    assert {free} == folders(False, auxiliary="surfaces_defects", trainer={"max_epochs": 2}, seeds=[2, 3])
+    assert {free} != folders(False, trainer={"precision": "bf16-mixed"})
+
+
+def test_a_report_is_named_by_what_is_tested_and_not_by_how_it_is_read() -> None:
+    def path(root: str | None = None, **options: object) -> Path:
+        job = plan(root, data=[{"class_path": "btad", "init_args": options}], models=["clip"]).jobs[0]
+        return job.report_path(job.data[0])
+
+    assert path() == path("elsewhere", num_workers=0, batch_size=3, cache=True)
+    assert len({path(), path(limit=2), path(mask_threshold=0), path(category="01")}) == 4
+
+
+def test_a_test_draws_by_one_seed_whatever_that_of_the_fit_is_and_a_given_one_stays() -> None:
+    data = [*CONTENT["data"], {"class_path": "surfaces", "init_args": {"seed": 5}, "label": "other"}]
+    found = plan(data=data).jobs[1].data
+    assert [one.seeded(111)["init_args"]["seed"] for one in found] == [111, 5]
 
 
 def test_the_root_is_for_sets_that_name_none() -> None:
@@ -139,7 +183,7 @@ def test_a_root_that_is_itself_a_set_is_not_taken_for_two() -> None:
     for name in ("000", "001"):
         Path("sets/bottle/test/good").mkdir(parents=True, exist_ok=True)
         cv2.imwrite(f"sets/bottle/test/good/{name}.png", np.full((8, 8, 3), 90, np.uint8))
-    missing = {one.label: one.missing for one in plan(root="sets", data=["mvtec", "visa", *CONTENT["data"]]).missing}
+    missing = {one.label: one.problem for one in plan(root="sets", data=["mvtec", "visa", *CONTENT["data"]]).missing}
     assert missing["mvtec"] == "No mvtec/ in sets, the folder that contains the data sets. Give --root another one."
     assert "visa" in missing
     data = [{"class_path": "mvtec", "init_args": {"root": "sets"}}]
@@ -147,20 +191,24 @@ def test_a_root_that_is_itself_a_set_is_not_taken_for_two() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "whole"),
+    ("options", "counts", "whole"),
     [
-        ({"category": "all", "limit": None, "holdout": 0}, True),
-        ({"category": "01"}, False),
-        ({"limit": 1}, False),
-        ({"holdout": 0.5}, False),
+        ({"category": "all", "limit": None, "holdout": 0}, (2, 3), True),
+        ({"category": "01"}, (2, 3), True),  # there is no other one
+        ({"limit": 1}, (2, 3), False),
+        ({"holdout": 0.5}, (2, 3), False),
+        ({}, (2, 4), False),
+        ({}, None, False),  # not known
     ],
 )
-def test_a_set_is_whole_unless_an_option_leaves_images_out(options, whole) -> None:
+def test_a_set_is_whole_if_as_many_images_are_tested_as_are_published(options, counts, whole, monkeypatch) -> None:
     for kind in ("ok", "ko"):
         Path("sets/btad/01/test", kind).mkdir(parents=True)
-        cv2.imwrite(f"sets/btad/01/test/{kind}/000.png", np.full((8, 8, 3), 90, np.uint8))
+        for number in range(2 if kind == "ok" else 3):
+            cv2.imwrite(f"sets/btad/01/test/{kind}/{number:03}.png", np.full((8, 8, 3), 90, np.uint8))
+    monkeypatch.setattr(BTAD, "about", replace(BTAD.about, counts=counts))
     (data,) = plan(root="sets", data=[{"class_path": "btad", "init_args": options}]).jobs[0].data
-    assert (data.missing, data.whole) == ("", whole)
+    assert (data.problem, data.whole) == ("", whole)
 
 
 def test_published_numbers_are_those_of_the_auxiliary_set_unless_said_otherwise() -> None:
@@ -172,14 +220,29 @@ def test_published_numbers_are_those_of_the_auxiliary_set_unless_said_otherwise(
     assert plan(protocols=protocols, auxiliary=None, data=None).family == "mvtec_to_all"
 
 
-def test_a_job_is_finished_by_its_reports_or_if_the_first_seed_learned_nothing() -> None:
-    first, second = (job for job in plan(models=["kanoclip"]).jobs)
-    assert not first.finished
-    for checkpoint, expected in (({"path": "a"}, False), (None, True)):
-        first.folder.mkdir(parents=True, exist_ok=True)
-        first.place(first.data[0]).write_text(json.dumps({"checkpoint": checkpoint}))
-        assert first.finished
-        assert second.finished == expected
+def test_a_set_that_is_there_but_wrong_is_damaged_and_one_that_is_not_there_is_missing() -> None:
+    Path("sets/btad/01/ground_truth/ko").mkdir(parents=True)
+    Path("sets/btad/01/test/ok").mkdir(parents=True)
+    for place in ("ground_truth/ko/7.png", "test/ok/1.png"):
+        cv2.imwrite(f"sets/btad/01/{place}", np.full((8, 8, 3), 90, np.uint8))
+    found = plan(root="sets", data=["btad", "visa", *CONTENT["data"]])
+    assert [one.label for one in found.missing] == ["visa"]
+    (damaged,) = found.damaged
+    assert damaged.problem.startswith("mine.yaml, btad: No image for the mask sets/btad/01/ground_truth/ko/7.png")
+    assert [one.label for one in found.jobs[0].available] == ["surfaces"]
+
+
+@pytest.mark.parametrize("way", ["below", "link", "same"])
+def test_a_set_that_shows_files_of_the_auxiliary_set_is_refused_whatever_it_is_called(way) -> None:
+    Path("photos/part/normal").mkdir(parents=True)
+    cv2.imwrite("photos/part/normal/a.png", np.full((8, 8, 3), 90, np.uint8))
+    Path("photos/normal").symlink_to("part/normal")
+    Path("links/normal").mkdir(parents=True)
+    Path("links/normal/b.png").symlink_to(Path("photos/part/normal/a.png").resolve())
+    root = {"below": "photos/part", "link": "links", "same": "./photos"}[way]
+    sets = [{"class_path": "folder", "init_args": {"root": one}} for one in ("photos", root)]
+    with pytest.raises(PlanError, match="fits on folder and tests on folder, which is not zero-shot"):
+        plan(auxiliary=sets[0], data=sets[1:])
 
 
 @pytest.mark.parametrize(
@@ -203,7 +266,24 @@ def test_a_job_is_finished_by_its_reports_or_if_the_first_seed_learned_nothing()
         ),
         ({"trainer": {"logger": False}}, "mine.yaml: a benchmark finds its runs by their logger"),
         ({"models": [{"class_path": "nowhere.Model"}]}, "No module named 'nowhere'"),
-        ({"models": [{"class_path": "clip", "label": "a"}, {"class_path": "local_stats", "label": "a"}]}, "called 'a'"),
+        (
+            {"models": [{"class_path": "clip", "label": "a"}, {"class_path": "local_stats", "label": "a"}]},
+            "mine.yaml: two rows of models are called 'a': clip {} and local_stats {}. Give one of them another label: "
+            "{label: a 2, class_path: local_stats, ...}.",
+        ),
+        (
+            {"data": [CONTENT["data"][0], "surfaces"]},
+            'two rows of data are called \'surfaces\': surfaces {"category": "gear", "images": 2} and surfaces {}.',
+        ),
+        (
+            {"protocols": [{}, {"trainer": {"max_epochs": 2}}]},
+            "two rows are called 'kanoclip', fitted on surfaces_auxiliary, and have other trainers or auxiliary sets. "
+            "Give one protocol a label of its own.",
+        ),
+        (
+            {"protocols": [{}, {"trainer": {"precision": "bf16-mixed"}}], "models": ["clip"]},
+            "two rows are called 'clip', fitted on nothing, and have other trainers or auxiliary sets. Give one model",
+        ),
         (
             {"data": [{"class_path": "surfaces", "init_args": {"imags": 2}}]},
             "mine.yaml: Unknown option --data.imags. Did you mean --data.images?",

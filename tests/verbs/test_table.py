@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kanoclip.verbs import benchmark_verb
+from kanoclip.verbs import benchmark
 from kanoclip.verbs.table import VERBS, main
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_an_option_without_a_verb_is_told_to_stand_behind_one(capsys) -> None:
 
 def test_benchmark_goes_to_its_own_room(monkeypatch) -> None:  # T6: no verb of our own on the Trainer
     seen = []
-    monkeypatch.setattr(benchmark_verb, "main", lambda argv: seen.append(argv) or 7)
+    monkeypatch.setattr(benchmark, "main", lambda argv: seen.append(argv) or 7)
     assert main(["benchmark", "--config", "x.yaml"]) == 7
     assert seen == [["benchmark", "--config", "x.yaml"]]
 

@@ -1,0 +1,220 @@
+"""The jobs of a benchmark, and whether each is done.
+
+A job's folder is named by what it is asked to do. Whether it is done is decided by the contents of all files that it
+depends on: what is done of unchanged files is never done again, and what is stale is done again in the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from kanoclip.data.digests import file_hashes
+from kanoclip.data.files import plain
+from kanoclip.models.checkpoint import FREE
+from kanoclip.outputs.record import files_of
+from kanoclip.outputs.results import RESULTS_VERSION
+from kanoclip.types import ANOMALOUS, NORMAL
+from kanoclip.verbs.build import build
+from kanoclip.verbs.specs import Spec, digest, parse_spec
+
+DATA_SEED = 111
+"""Of what is drawn in a test, such as a limit, whatever the seed of the fit: all rows are tested on the same images."""
+READING = ("num_workers", "cache")
+"""Options of a data set that no number depends on."""
+FITTING = ("batch_size", "augment")
+"""Options of a data set that a fit depends on, and no test."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of a benchmark.
+
+    Attributes:
+        label: How the table calls it.
+        name: Its registered name, or import path.
+        spec: ``class_path`` and ``init_args`` to run with.
+        key: What of that tells it from other sets, wherever its files are.
+        seedless: Whether it takes a seed and the config gives none.
+        domain: industrial, medical, ...
+        problem: Why it cannot be used; "" if it can.
+        damaged: Whether it is there, but wrong.
+        module: Its data module, with the seed ``DATA_SEED``; None if there is a problem.
+    """
+
+    label: str
+    name: str
+    spec: Spec
+    key: dict[str, Any]
+    seedless: bool
+    domain: str
+    problem: str = ""
+    damaged: bool = False
+    module: Any = field(default=None, compare=False, repr=False)
+    _found: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint remembers of it."""
+        return str(getattr(self.module, "identity", self.name))
+
+    @property
+    def whole(self) -> bool:
+        """Whether as many images are tested as its publisher counts, so that published numbers may stand beside."""
+        about = getattr(self.module, "about", None)
+        labels = [sample.label for sample in self.module.part("test")] if about else []
+        return bool(about and about.whole(labels.count(NORMAL), labels.count(ANOMALOUS)))
+
+    def seeded(self, seed: int) -> Spec:
+        """Return the spec with a seed for what is drawn, unless it has its own."""
+        return {**self.spec, "init_args": self.spec["init_args"] | ({"seed": seed} if self.seedless else {})}
+
+    def content(self, stage: str, seed: int = DATA_SEED) -> tuple[str | None, dict[str, Any]]:
+        """Return the digest of the samples of a stage, and the options by which their pixels are read."""
+        if (stage, seed) not in self._found:
+            module = self.module if seed == DATA_SEED else build(parse_spec("data", self.seeded(seed), ""))
+            self._found[stage, seed] = module.samples_digest(stage), plain(module.pixel_options())
+        return self._found[stage, seed]
+
+    def files(self, stage: str) -> set[Any]:
+        """Return the image files of a stage, as a disk numbers them; of drawn images their names."""
+        if stage not in self._found:
+            self._found[stage] = {_file(sample.image) for sample in self.module.part(stage)} if self.module else set()
+        return self._found[stage]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model with one seed: fitted on an auxiliary set if it learns, then tested.
+
+    Attributes:
+        label: How the table calls the model.
+        name: The same with auxiliary set and seed, where there are several.
+        model: ``class_path`` and ``init_args``.
+        learns: Whether it does; None: that shows when it is built.
+        auxiliary: What it is fitted on.
+        fitted_on: How the table calls that.
+        data: What it is tested on.
+        seed: Of the fit.
+        trainer: Options of the trainer.
+        folder: Where its tests are.
+        fit_folder: Where its fit is: the same, or that of a row which differs in the image score alone.
+        first: ``folder`` for the first of the seeds.
+    """
+
+    label: str
+    name: str
+    model: Spec
+    learns: bool | None
+    auxiliary: Data
+    fitted_on: str
+    data: tuple[Data, ...]
+    seed: int
+    trainer: dict[str, Any]
+    folder: Path
+    fit_folder: Path
+    first: Path
+
+    @property
+    def heads(self) -> Spec:
+        """The model to fit: without what no head depends on."""
+        return {**self.model, "init_args": without(FREE, self.model["init_args"])}
+
+    @property
+    def available(self) -> list[Data]:
+        """Data sets to test on that can be used."""
+        return [one for one in self.data if not one.problem]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Checkpoint of its newest finished fit; None if there is none, or files on which it depends have changed."""
+        records = sorted(self.fit_folder.glob("fit/**/run.json"), key=lambda path: path.stat().st_mtime)
+        if not records:
+            return None
+        record = json.loads(records[-1].read_text(encoding="utf-8"))
+        path = records[-1].parent / record["ckpt"]
+        if not path.is_file() or record["files"] != files_of(list(record["files"])):
+            return None
+        here = not self.auxiliary.problem
+        return path if not here or record["samples"] == self.auxiliary.content("fit", self.seed)[0] else None
+
+    @property
+    def unfinished(self) -> Path | None:
+        """Last checkpoint of a fit that was stopped, and is the newest; None if there is none."""
+        found = sorted(self.fit_folder.glob("fit/**/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found and not (found[-1].parents[1] / "run.json").is_file() else None
+
+    @property
+    def fitted(self) -> bool:
+        """Whether no fit has to be done, as far as is known."""
+        return self.learns is False or self.checkpoint is not None
+
+    @property
+    def possible(self) -> bool:
+        """Whether something can be done with what is on disk."""
+        return bool(self.available) and not (self.learns and self.auxiliary.problem and not self.fitted)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do; a model that learned nothing gives the same with every seed."""
+        if all(self.done(one) for one in self.available):
+            return True
+        return self.learns is None and self.first != self.folder and replace(self, folder=self.first).learned_nothing
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether a test in its folder shows that there is nothing to fit."""
+        return any(
+            self.done(one) and read_report(self.report_path(one))["checkpoint"] is None for one in self.available
+        )
+
+    @property
+    def error(self) -> Path:
+        """Where it is written why a run failed."""
+        return self.folder / "error.txt"
+
+    def report_path(self, data: Data) -> Path:
+        """Where the report of a test is kept."""
+        return self.folder / f"{data.name.rpartition('.')[2]}-{digest(without(FITTING, data.key))}.json"
+
+    def done(self, data: Data) -> bool:
+        """Whether a test is done, and all that its numbers depend on is as it was: code, pixels, weights, samples."""
+        path = self.report_path(data)
+        if not path.is_file():
+            return False
+        report = read_report(path)
+        if report["results_version"] != RESULTS_VERSION:
+            return False
+        if report["checkpoint"] is None:
+            unchanged = report["files"] == files_of(list(report["files"]))
+        else:
+            unchanged = report["checkpoint"]["sha256"] in file_hashes([str(self.checkpoint or "")]).values()
+        if not unchanged:
+            return False
+        samples, pixels = data.content("test")
+        size = pixels["image_size"] or report["pixels"]["image_size"]  # null: the model's
+        return bool(report["samples"] == samples and report["pixels"] == {**pixels, "image_size": size})
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read what a test has written."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options but those of these names."""
+    return {name: value for name, value in options.items() if name not in names}
+
+
+def _file(path: str) -> Any:
+    """Return a number of a file that is the same by all of its paths, links too; of a drawn image its name."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return path
+    return found.st_dev, found.st_ino

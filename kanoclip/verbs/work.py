@@ -1,0 +1,200 @@
+"""Do the jobs of a benchmark: each is the very fit or test that the command line would run."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from kanoclip.data.files import write_json, write_text
+from kanoclip.models.checkpoint import CheckpointError
+from kanoclip.outputs.record import files_of
+from kanoclip.outputs.tables import METRICS
+from kanoclip.verbs.arguments import prepare
+from kanoclip.verbs.jobs import DATA_SEED, Data, Job, read_report
+from kanoclip.verbs.run import KanoclipCLI, NoFitError
+from kanoclip.verbs.say import mistake, note
+from kanoclip.verbs.specs import Spec
+
+GRACE = 30  # seconds for an interrupted process to end
+
+
+def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
+    """Do the jobs that are not done, with other processes that may do the same: each takes what is not taken.
+
+    A job is locked while it is worked on. The lock is the kernel's, so that of a process that died is free. A job that
+    fails says why in its ``error.txt`` and does not stop the others.
+
+    Args:
+        jobs: In the order of work.
+        since: Time of the start, in seconds: what has failed since is not tried again.
+        tell: Whether to say that it waits for others.
+    """
+    pending = list(jobs)
+    while pending:
+        busy = [job for job in pending if not _attempt(job, since)]
+        if len(busy) == len(pending):
+            if tell:
+                note(f"waiting for another process, which is at {busy[0].name}")
+            tell = False
+            time.sleep(1)
+        pending = busy
+
+
+def _attempt(job: Job, since: float) -> bool:
+    """Do a job, unless it is done or has failed already; returns False if another process is at it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.fit_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.fit_folder / ".lock", timeout=0):
+            failed = job.error.is_file() and job.error.stat().st_mtime >= since
+            if not failed and not job.finished:
+                _run(job)
+    except Timeout:
+        return False
+    return True
+
+
+def _run(job: Job) -> None:
+    """Fit if the model learns and is not fitted, then test on what is not tested."""
+    print(f"\n== {job.name}", flush=True)
+    job.error.unlink(missing_ok=True)
+    failures: dict[str, list[str]] = {}
+    details = []
+    for data in job.available:
+        if job.done(data):
+            continue
+        step = data.label
+        try:
+            report = _test(job, data)
+            if report is None:
+                step = f"fit on {job.auxiliary.label}"
+                _fit(job)
+                step, report = data.label, _test(job, data)
+            if report is None:
+                raise NoFitError(
+                    "The fit has no checkpoint, or its files changed meanwhile. The same command fits anew."
+                )
+        except Exception as error:
+            said = failure(error) or f"{type(error).__name__}: {error}"
+            failures.setdefault(said, []).append(step)
+            details.append(traceback.format_exc())
+            if step != data.label:
+                break  # it would fail again
+        else:
+            write_json(job.report_path(data), report)
+            mean = report["results"]["mean"]
+            told = (f"{name} {METRICS[name].show(mean.get(name))}" for name in ("image_auroc", "pixel_auroc"))
+            print(f"{job.name} | {data.label}: {', '.join(told)}", flush=True)
+    if failures:
+        lines = [f"{', '.join(labels)}: {said}" for said, labels in failures.items()]
+        write_text(job.error, "\n".join([*lines, "", *details]))
+
+
+def failure(error: BaseException) -> str | None:
+    """Return what the caller should mend, as ``mistake``, with the option of a benchmark that names its folder."""
+    said = mistake(error)
+    return said and said.replace("--trainer.default_root_dir", "--output")
+
+
+def _test(job: Job, data: Data) -> dict[str, Any] | None:
+    """Return the report of a test; None if the model learns, and has no fit of the samples and files as they are."""
+    checkpoint = job.checkpoint
+    if checkpoint is None and (job.learns or any(job.fit_folder.glob("fit/**/last.ckpt"))):
+        return None
+    options = [f"--ckpt_path={checkpoint}"] if checkpoint else []
+    try:
+        folder = _verb("test", job, job.folder, job.model, data.seeded(DATA_SEED), *options)
+    except NoFitError:
+        return None
+    report = read_report(folder / "results.json")
+    return report | {"files": files_of(report["options"]["model"])}
+
+
+def _fit(job: Job) -> None:
+    """Fit, from the last epoch of a fit that was stopped if there is one."""
+    folder, model, data = job.fit_folder, job.heads, job.auxiliary.spec
+    if last := job.unfinished:
+        try:
+            _verb("fit", job, folder, model, data, f"--ckpt_path={last}")
+        except CheckpointError as error:
+            note(f"{job.name} is fitted anew, not from its last epoch: {error}")
+        else:
+            return
+    _verb("fit", job, folder, model, data)
+
+
+def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: str) -> Path:
+    """Run a verb as the command line would; returns where it has written.
+
+    Off a terminal, what it prints goes to the folder's log.txt.
+    """
+    gc.collect()  # or the last run's backbone may still fill the memory
+    trainer = {"devices": 1, "enable_progress_bar": sys.stdout.isatty(), **job.trainer, "default_root_dir": str(folder)}
+    content = {"seed_everything": job.seed, "data": data, "model": model, "trainer": trainer}
+    config = folder / f"{verb}.yaml"
+    write_text(config, yaml.safe_dump(content, sort_keys=False))
+    with ExitStack() as stack:
+        if not sys.stdout.isatty():
+            log = stack.enter_context(open(folder / "log.txt", "a", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(log))
+        cli = KanoclipCLI(prepare([verb, f"--config={config}", *options]))
+    return Path(str(cli.trainer.log_dir))
+
+
+def work_in_processes(count: int, argv: Sequence[str], gpus: Sequence[str] = ()) -> None:
+    """Start the same command several times, print what they print, and wait for all; they end with this process.
+
+    Args:
+        count: How many.
+        argv: Verb and options; such a process calls ``end_with_parent`` first of all.
+        gpus: Devices to share out, one to a process, as in ``CUDA_VISIBLE_DEVICES``.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
+    reading, writing = os.pipe()
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "kanoclip", *argv, f"--worker={time.time()}"],
+            stdin=subprocess.PIPE,  # its end tells a worker to stop, also when this process is killed
+            stdout=writing,
+            env=threads | os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
+            start_new_session=True,  # Ctrl-C reaches this process alone
+        )
+        for number in range(count)
+    ]
+    os.close(writing)
+    try:
+        with open(reading, encoding="utf-8", errors="replace") as lines:  # it ends with the last worker
+            for line in lines:
+                print(line, end="", flush=True)
+    finally:
+        for worker in workers:
+            if worker.stdin:
+                worker.stdin.close()
+        for worker in workers:
+            try:
+                worker.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+
+
+def end_with_parent() -> None:
+    """Interrupt this process as soon as the one that started it closes its standard input, or is gone."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
