@@ -28,8 +28,6 @@ from kanoclip.verbs.run import KanoclipCLI, NoFitError
 from kanoclip.verbs.say import mistake, note
 from kanoclip.verbs.specs import Spec
 
-GRACE = 30  # seconds for an interrupted process to end
-
 
 def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
     """Do the jobs that are not done, with other processes that may do the same: each takes what is not taken.
@@ -155,7 +153,7 @@ def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: 
 
 
 def work_in_processes(count: int, argv: Sequence[str], gpus: Sequence[str] = ()) -> None:
-    """Start the same command several times, print what they print, and wait for all; they end with this process.
+    """Start the same command several times and wait for all; they end with this process.
 
     Args:
         count: How many.
@@ -163,31 +161,16 @@ def work_in_processes(count: int, argv: Sequence[str], gpus: Sequence[str] = ())
         gpus: Devices to share out, one to a process, as in ``CUDA_VISIBLE_DEVICES``.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-    reading, writing = os.pipe()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kanoclip", *argv, f"--worker={time.time()}"],
-            stdin=subprocess.PIPE,  # its end tells a worker to stop, also when this process is killed
-            stdout=writing,
-            env=threads | os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
-            start_new_session=True,  # Ctrl-C reaches this process alone
-        )
-        for number in range(count)
-    ]
-    os.close(writing)
-    try:
-        with open(reading, encoding="utf-8", errors="replace") as lines:  # it ends with the last worker
-            for line in lines:
-                print(line, end="", flush=True)
-    finally:
+    command = [sys.executable, "-m", "kanoclip", *argv, f"--worker={time.time()}"]
+    with ExitStack() as stack:
+        workers = []
+        for number in range(count):
+            env = threads | os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
+            # The end of its input interrupts it, also when this process is killed; Ctrl-C reaches this process alone.
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, env=env, start_new_session=True)
+            workers.append(stack.enter_context(worker))
         for worker in workers:
-            if worker.stdin:
-                worker.stdin.close()
-        for worker in workers:
-            try:
-                worker.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                worker.kill()
+            worker.wait()
 
 
 def end_with_parent() -> None:

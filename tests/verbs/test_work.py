@@ -1,8 +1,8 @@
 """Processes that share work: which GPU they see, what is printed, and that they end with the one that started them."""
 
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,30 +15,26 @@ ROOT = Path(__file__).parents[2]
 
 
 class Fake:
-    """A process that prints a line and ends, or hangs until it is killed."""
+    """A process that ends at once."""
 
     started: ClassVar[list] = []
-    hangs = False
 
-    def __init__(self, command, env, stdin, stdout, **options) -> None:
+    def __init__(self, command, env, **options) -> None:
         Fake.started.append((command, env))
-        self.stdin = open("/dev/null", "w")  # noqa: SIM115
-        self.killed = False
-        os.write(stdout, f"job {len(Fake.started)}\n".encode())
 
-    def wait(self, timeout=None) -> int:
-        if Fake.hangs and not self.killed:
-            raise subprocess.TimeoutExpired("job", timeout)
+    def __enter__(self) -> "Fake":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> int:
         return 0
-
-    def kill(self) -> None:
-        self.killed = True
 
 
 @pytest.fixture
 def fake(monkeypatch) -> type[Fake]:
     monkeypatch.setattr(Fake, "started", [])
-    monkeypatch.setattr(Fake, "hangs", False)
     monkeypatch.setattr(work.subprocess, "Popen", Fake)
     return Fake
 
@@ -59,22 +55,30 @@ def test_a_choice_of_threads_is_kept_and_no_gpu_is_made_up(fake, monkeypatch) ->
     assert [(env["OMP_NUM_THREADS"], "CUDA_VISIBLE_DEVICES" in env) for _, env in fake.started] == [("1", False)] * 2
 
 
-def test_what_they_print_is_printed(fake, capsys) -> None:
-    work_in_processes(2, [])
-    assert capsys.readouterr().out.splitlines() == ["job 1", "job 2"]
+def test_they_are_interrupted_when_this_process_is(tmp_path, monkeypatch) -> None:
+    program = (
+        "import time\nfrom kanoclip.verbs.work import end_with_parent\nend_with_parent()\n"
+        "try:\n    open('begun', 'w')\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('left', 'w')"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    started = subprocess.Popen
 
+    def start(command, **options):
+        return started([sys.executable, "-c", program], **options)
 
-def test_an_interrupted_parent_ends_its_processes_even_those_that_hang(fake, monkeypatch) -> None:
-    def interrupted(*_: object, **options: object) -> None:
+    def interrupted(self, *_: object, **options: object) -> int:
+        while not Path("begun").exists():
+            time.sleep(0.01)
+        monkeypatch.setattr(started, "wait", waits)
         raise KeyboardInterrupt
 
-    fake.hangs = True
-    killed = []
-    monkeypatch.setattr(fake, "kill", lambda self: killed.append(self))
-    monkeypatch.setattr(work, "print", interrupted, raising=False)
+    waits = started.wait
+    monkeypatch.setattr(started, "wait", interrupted)
+    monkeypatch.setattr(work.subprocess, "Popen", start)
     with pytest.raises(KeyboardInterrupt):
-        work_in_processes(2, [])
-    assert len(killed) == 2
+        work_in_processes(1, [])
+    assert Path("left").exists()
 
 
 def test_a_process_is_interrupted_when_its_parent_is_gone() -> None:
