@@ -137,15 +137,16 @@ def _fit(job: Job) -> None:
 def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: str) -> Path:
     """Run a verb as the command line would; returns where it has written.
 
-    Off a terminal, what it prints goes to the folder's log.txt.
+    Where nobody watches, or one of several processes works, what it prints goes to the folder's log.txt.
     """
+    watched = sys.stdin.isatty() and sys.stdout.isatty()
     gc.collect()  # or the last run's backbone may still fill the memory
-    trainer = {"devices": 1, "enable_progress_bar": sys.stdout.isatty(), **job.trainer, "default_root_dir": str(folder)}
+    trainer = {"devices": 1, "enable_progress_bar": watched, **job.trainer, "default_root_dir": str(folder)}
     content = {"seed_everything": job.seed, "data": data, "model": model, "trainer": trainer}
     config = folder / f"{verb}.yaml"
     write_text(config, yaml.safe_dump(content, sort_keys=False))
     with ExitStack() as stack:
-        if not sys.stdout.isatty():
+        if not watched:
             log = stack.enter_context(open(folder / "log.txt", "a", encoding="utf-8"))
             stack.enter_context(redirect_stdout(log))
         cli = KanoclipCLI(prepare([verb, f"--config={config}", *options]))
@@ -180,4 +181,5 @@ def end_with_parent() -> None:
         os.read(0, 1)
         os.kill(os.getpid(), signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is put into the background without
     threading.Thread(target=wait, daemon=True).start()

@@ -57,7 +57,8 @@ def test_a_choice_of_threads_is_kept_and_no_gpu_is_made_up(fake, monkeypatch) ->
 
 def test_they_are_interrupted_when_this_process_is(tmp_path, monkeypatch) -> None:
     program = (
-        "import time\nfrom kanoclip.verbs.work import end_with_parent\nend_with_parent()\n"
+        "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell starts a background job
+        "from kanoclip.verbs.work import end_with_parent\nend_with_parent()\n"
         "try:\n    open('begun', 'w')\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    open('left', 'w')"
     )
     monkeypatch.chdir(tmp_path)
