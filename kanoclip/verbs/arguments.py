@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,15 +58,11 @@ class CommandLine:
                 model, and for the class that is asked for if that is the same, so that options which were not typed
                 are those of the checkpoint.
         """
-        options = self.options
-        if self.model is None:
-            first = fitted or {"class_path": DEFAULT_MODEL}
-        elif fitted and fitted["class_path"] == self.model:
-            first = fitted
-            options = [word for word in options if word not in ("--model=null", f"--model={self.model}")]
-        else:
-            return [self.verb, *options]
-        return [self.verb, f"--model={json.dumps(first)}", *options]
+        standing = f"--model={json.dumps(fitted or {'class_path': DEFAULT_MODEL})}"
+        typed, same = f"--model={self.model}", (fitted or {}).get("class_path", "") == self.model
+        if same and typed in self.options:
+            return [self.verb, *(standing if word == typed else word for word in self.options)]
+        return [self.verb, *([standing] if same or self.model is None else []), *self.options]
 
 
 def prepare(argv: Sequence[str]) -> CommandLine:
@@ -92,28 +88,28 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     configs = {value: read_config(value) for key, value in pairs if key in CONFIG and value}
     for path, config in configs.items():
         _check_config(path, config)
-    typed = [(key, _expand_value(key, value)) for key, value in pairs]
+    typed = [(key.removesuffix(".class_path"), _expand_value(key, value)) for key, value in pairs]
     printed = next((_word(pair) for pair in typed if pair[0] == "--print_config"), None)
     given = any(config.get("data") for config in configs.values()) or any(_parts(key) == ["data"] for key, _ in typed)
     if not given and not asks and printed is None:
         raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
-    options: list[str] = ["--ckpt_path=null"] * any("ckpt_path" in config for config in configs.values())
+    options: list[str] = []
     for pair in sorted(typed, key=lambda pair: _rank(pair[0])):
-        parts = _parts(pair[0])
-        if configs and parts in (["model"], ["data"]):
-            options.append(f"--{parts[0]}=null")
-        if parts[0] not in ("ckpt_path", "print_config"):
+        if configs and pair[0] in ("--model", "--data"):
+            options.append(f"{pair[0]}=null")
+        if pair[0] not in ("--ckpt_path", "--print_config"):
             options.append(_word(pair))
-    named = [*(config.get("model") for config in configs.values()), *(v for k, v in typed if _parts(k) == ["model"])]
-    paths = [found for model in named if (found := _class_path(model))]
-    checkpoints = [*(config.get("ckpt_path") for config in configs.values()),
-                   *(value for key, value in typed if key == "--ckpt_path")]  # fmt: skip
-    checkpoint = next((str(path) for path in reversed(checkpoints) if path not in (None, "null")), None)
-    return CommandLine(verb, _configs_first(options), configs, paths[-1] if paths else None, checkpoint, printed)
+    if any("ckpt_path" in config for config in configs.values()):
+        options.append("--ckpt_path=null")
+    models = [_class_path(one) for one in _given("model", configs, typed)]
+    checkpoints = [str(one) for one in _given("ckpt_path", configs, typed) if one not in (None, "null")]
+    model = next((one for one in reversed(models) if one), None)
+    return CommandLine(verb, options, configs, model, checkpoints[-1] if checkpoints else None, printed)
 
 
-def _configs_first(options: list[str]) -> list[str]:
-    return sorted(options, key=lambda word: word.partition("=")[0] not in CONFIG)
+def _given(key: str, configs: Mapping[str, Config], typed: Sequence[Pair]) -> list[Any]:
+    """Return the values of a key in configs, then those that were typed: the last one counts."""
+    return [*(one.get(key) for one in configs.values()), *(value for name, value in typed if name == f"--{key}")]
 
 
 def _class_path(model: Any) -> str | None:
@@ -267,10 +263,10 @@ def _parts(key: str) -> list[str]:
 
 
 def _rank(key: str) -> int:
-    """Order options: the trainer's file, data and model with their settings by depth, the rest as typed."""
+    """Order options: configs, the trainer's file, data and model with their settings by depth, the rest as typed."""
     parts = _parts(key)
-    if parts == ["trainer"]:
-        return 0
+    if key in CONFIG or parts == ["trainer"]:
+        return -1 if key in CONFIG else 0
     return len(parts) if key.startswith("--") and parts[0] in ("model", "data") and parts[-1] != "help" else 99
 
 

@@ -208,18 +208,11 @@ class KanoclipCLI(LightningCLI):
             kwargs["default_root_dir"] = str(self.folder)
         callbacks = trainer.callbacks or []
         own = {type(one) for one in (callbacks if isinstance(callbacks, list) else [callbacks])} - {ModelCheckpoint}
-        self.trainer_defaults["callbacks"] = [
-            one
-            for one in self.trainer_defaults["callbacks"]
-            if type(one) not in own  # two would write the same files
-        ]
+        usual = self.trainer_defaults["callbacks"]  # without those that were given: two would write the same files
+        self.trainer_defaults["callbacks"] = [one for one in usual if type(one) not in own]
         try:
             built = super().instantiate_trainer(**kwargs)
-        except (
-            MisconfigurationException,
-            ValueError,
-            TypeError,
-        ) as error:  # of what it was given
+        except (MisconfigurationException, ValueError, TypeError) as error:  # about its options
             raise KanoclipError(f"--trainer: {' '.join(str(error).split())}") from error
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()

@@ -323,3 +323,22 @@ def test_a_list_where_one_class_belongs_is_told(tmp_path) -> None:
 def test_the_parser_raises_instead_of_exiting() -> None:
     with pytest.raises(UsageError, match="no such thing"):
         Parser().error("no such thing")
+
+
+FITTED = {"class_path": "kanoclip.models.kanoclip.KAnoCLIP", "init_args": {"temperature": 0.5, "adapter": None}}
+
+
+@pytest.mark.parametrize(
+    "typed", [[], ["--model", "kanoclip"], ["--model.class_path=kanoclip"], ["--model", FITTED["class_path"]]]
+)
+@pytest.mark.parametrize("text", [None, "model: clip_vv", "model: {class_path: kanoclip, init_args: {lr: 0.5}}"])
+def test_the_model_of_a_checkpoint_stands_in_for_what_was_not_typed(typed, text, tmp_path) -> None:
+    (tmp_path / "c.yaml").write_text(text or "")
+    argv = ["test", "--data", "surfaces", *typed, "--model.sigma", "2"]
+    command = prepare([*argv, *(["--config", f"{tmp_path}/c.yaml"] if text else [])])
+    model = ParseOnly(command).parser.parse_args(command.words(FITTED)).test.model
+    named = "KAnoCLIP" if typed or not text or "kanoclip" in text else "CLIPVV"
+    assert model.class_path.endswith(named)
+    assert model.init_args.sigma == 2
+    assert model.init_args.temperature == (0.5 if named == "KAnoCLIP" else 0.07)
+    assert model.init_args.lr == (0.5 if text and "lr" in text and not typed else 1e-3)
