@@ -116,11 +116,12 @@ MOVED = {
     **{f"kanoclip.{name}": f"kanoclip.heads.{name}" for name in _HEADS},
     **{f"kanoclip.data.{name}": f"kanoclip.data.sets.{name}" for name in _SETS},
     "kanoclip.data.surfaces": "kanoclip.data.drawn.surfaces",
+    "kanoclip.KAnoCLIP": "kanoclip.models.kanoclip.KAnoCLIP",
     "kanoclip.models.rivals.WinCLIP": "kanoclip.models.rivals.winclip.WinCLIP",
     "kanoclip.models.rivals.AprilGAN": "kanoclip.models.rivals.april_gan.AprilGAN",
     "kanoclip.models.rivals.AnomalyCLIP": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
 }  # fmt: skip
-"""Modules and classes that moved since version 0.1.0, as its configs and checkpoints name them."""
+"""Modules and classes that moved since version 0.1.0, as its configs and checkpoints name them; public names."""
 
 Class = TypeVar("Class", bound=type)
 

@@ -49,6 +49,8 @@ class AnomalyModule(LightningModule):
         fit_seed: Seed of its fit; None: not known, or not seeded.
         strict_options: Whether a checkpoint must agree in the options that decide a fit alone, such as lr, too. The
             command line sets it: there every difference was typed.
+        optimiser: Options of another optimiser than Adam and of a schedule, such as ``optimizer.lr``, if there are any;
+            a fit that goes on must have the same. The command line sets it.
         tiles_at_once: Tiles of a picture that is not square to score together; a trainer sets the data's batch size.
     """
 
@@ -59,6 +61,8 @@ class AnomalyModule(LightningModule):
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999)) -> None:
         super().__init__()
+        if lr < 0:
+            raise KanoclipError(f"lr is {lr}, expected 0 or more. Use --model.lr 0.001.")
         self.lr = float(lr)  # NumPy's numbers would stand in the optimiser's state
         self.betas = float(betas[0]), float(betas[1])
         self.results: dict[str, dict[str, float | None]] = {}
@@ -66,6 +70,7 @@ class AnomalyModule(LightningModule):
         self.fitted_images: list[int] | None = None
         self.fit_seed: int | None = None
         self.strict_options = False
+        self.optimiser: dict[str, Any] = {}
         self.tiles_at_once = 8
         self._metrics: EpochMetrics | None = None  # of the epoch that runs
         self._random_state: Tensor | None = None

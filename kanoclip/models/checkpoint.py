@@ -62,6 +62,7 @@ def about(model: Any, data: Any, seed: int | None) -> Config:
         "data": plain(data.fit_options()) if hasattr(data, "fit_options") else {},
         "images": None if digests is None else torch.tensor(sorted(digests), dtype=torch.int64),
         "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
+        "optimiser": plain(model.optimiser),
         "random_state": torch.get_rng_state(),
     }
 
@@ -137,8 +138,8 @@ def check_agreement(entry: Config, options: Config, model: Any, data: Any = None
         CheckpointError: Naming the option and both values.
     """
     theirs, mine = entry["backbone"], backbone_of(model)
-    if model.strict_options and entry["model"] != model.name:
-        raise _contradiction("model", entry["model"], model.name)
+    if model.strict_options:
+        check_name(entry, model.name)
     if theirs["fingerprint"] != mine["fingerprint"]:
         raise CheckpointError(
             f"The checkpoint was fitted with model.backbone {theirs['description']} ({theirs['fingerprint'][:12]}), "
@@ -151,27 +152,43 @@ def check_agreement(entry: Config, options: Config, model: Any, data: Any = None
         if counts and name in fitted and fitted[name] != built[name]:
             raise _contradiction(f"model.{name}", fitted[name], built[name])
     if data is not None:
-        _check_data(entry, data)
+        _check_fit(entry, model, data)
 
 
-def _check_data(entry: Config, data: Any) -> None:
-    """Check that a fit goes on with the samples, in the order and with the pixels that it began with."""
-    identity = getattr(data, "identity", None) or "unnamed data"
-    if entry["auxiliary"] != identity:
+def check_name(entry: Config, name: str) -> None:
+    """Raise if a checkpoint is one of another model; this can be told before a model is built."""
+    if entry["model"] != name:
+        raise _contradiction("model", entry["model"], name)
+
+
+def _check_fit(entry: Config, model: Any, data: Any) -> None:
+    """Check that a fit goes on as it began: with its samples in their order, their pixels, and its optimiser."""
+    identity, samples = getattr(data, "identity", None) or "unnamed data", entry.get("samples")
+    if entry.get("format", 1) < 2:
         raise CheckpointError(
-            f"The checkpoint was fitted on {entry['auxiliary']}; a fit on {identity} cannot go on with it: it would "
-            f"pass for one on {identity} alone. Leave out --ckpt_path to fit anew."
+            f"The checkpoint is of kanoclip {entry['version']}, which did not tell its samples, so a fit cannot go on "
+            f"with it. Test it, or leave out --ckpt_path to fit anew."
         )
+    others = samples != (data.samples_digest("fit") if hasattr(data, "samples_digest") else None)
+    unlike = CheckpointError(
+        f"The checkpoint was fitted on {entry['auxiliary']}; the images of {identity} are others than those were. "
+        f"Leave out --ckpt_path to fit anew."
+    )
+    if entry["auxiliary"] != identity and (others or samples is None):
+        raise unlike
     now = plain(data.fit_options()) if hasattr(data, "fit_options") else {}
-    for name, value in entry.get("data", {}).items():
+    for name, value in entry["data"].items():
         if name in now and now[name] != value:
-            raise _contradiction(f"data.{name}", value, now[name])
-    samples = entry.get("samples")
-    if samples and samples != data.samples_digest("fit"):
-        raise CheckpointError(
-            f"The checkpoint was fitted on other images of {identity} than those that are there now. Leave out "
-            f"--ckpt_path to fit anew."
-        )
+            option = "seed_everything" if name == "seed" else f"data.{name}"
+            raise CheckpointError(
+                f"The checkpoint was fitted with data.{name} {value}, but {now[name]} is asked for. "
+                f"Give --{option} {value}, or leave out --ckpt_path to fit anew."
+            )
+    if others:
+        raise unlike
+    for name in sorted({*entry["optimiser"], *model.optimiser}):
+        if entry["optimiser"].get(name) != model.optimiser.get(name):
+            raise _contradiction(name, entry["optimiser"].get(name), model.optimiser.get(name))
 
 
 def _contradiction(option: str, fitted: Any, asked: Any) -> CheckpointError:

@@ -59,7 +59,8 @@ class CommandLine:
                 are those of the checkpoint.
         """
         standing = f"--model={json.dumps(fitted or {'class_path': DEFAULT_MODEL})}"
-        typed, same = f"--model={self.model}", (fitted or {}).get("class_path", "") == self.model
+        path = (fitted or {}).get("class_path", "")
+        typed, same = f"--model={self.model}", bool(path) and self.model in (path, path.rpartition(".")[2])
         if same and typed in self.options:
             return [self.verb, *(standing if word == typed else word for word in self.options)]
         return [self.verb, *([standing] if same or self.model is None else []), *self.options]
@@ -89,6 +90,7 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     for path, config in configs.items():
         _check_config(path, config)
     typed = [(key.removesuffix(".class_path"), _expand_value(key, value)) for key, value in pairs]
+    typed = [pair for pair in typed if pair != ("--model", "null")]  # none is asked for
     printed = next((_word(pair) for pair in typed if pair[0] == "--print_config"), None)
     given = any(config.get("data") for config in configs.values()) or any(_parts(key) == ["data"] for key, _ in typed)
     if not given and not asks and printed is None:
@@ -273,10 +275,15 @@ def _rank(key: str) -> int:
 def _expand_value(key: str, value: str | None) -> str | None:
     """Expand names inside a component that is given as JSON or as the path of a file; read that of the trainer."""
     kind = _parts(key)[-1]
-    if key == "--trainer" and value and not value.lstrip().startswith("{"):
-        return json.dumps(read_config(value))
-    if value is None or not key.startswith("--") or kind not in NAMES or key.endswith(".class_path"):
+    if value is None or not key.startswith("--") or (kind not in NAMES and key != "--trainer"):
         return value
     if value.lstrip().startswith("{"):
-        return json.dumps(expand(get_loader("yaml")(value), f" for {key}", kind))
-    return json.dumps(read_config(value, kind)) if value.endswith((".yaml", ".yml", ".json")) else value
+        try:
+            return json.dumps(expand(get_loader("yaml")(value), f" for {key}", kind if kind in NAMES else None))
+        except yaml.YAMLError as error:
+            raise UsageError(f"{key} is not JSON: {' '.join(str(error).split())}") from error
+    if key == "--trainer":
+        return json.dumps(read_config(value))
+    if key.endswith(".class_path") or not value.endswith((".yaml", ".yml", ".json")):
+        return value
+    return json.dumps(read_config(value, kind))

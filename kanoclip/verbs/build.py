@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
 
+from kanoclip.data.base import AnomalyDataModule
+from kanoclip.models.base import AnomalyModule, learns_nothing
 from kanoclip.registry import NAMES, load_class, name_of
+from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import UsageError
 
 
@@ -37,3 +41,39 @@ def learns(model: Namespace) -> bool | None:
     tell = getattr(load_class(model.class_path), "learns", None)  # a model that is not ours cannot tell
     found: bool | None = tell(heads) if tell else None
     return found
+
+
+def check_options(verb: str, chosen: Namespace) -> None:
+    """Raise for what can be seen in the options and cannot be run."""
+    if chosen.get("data") is None:
+        raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
+    precision = str(chosen.trainer.precision or "")
+    if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
+        raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
+    for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
+        if not issubclass(load_class(chosen[kind].class_path), base):
+            expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"
+            raise UsageError(f"--{kind} {chosen[kind].class_path}: {expected} {', '.join(NAMES[kind])}.")
+    if verb == "fit" and learns(chosen.model) is False:
+        raise learns_nothing(model_name(chosen.model.class_path))
+
+
+def set_optimizer(model: AnomalyModule, optimizer: Namespace | None, schedule: Namespace | None) -> tuple[Any, Any]:
+    """Build the optimiser of a model's heads and its schedule, if one is given; without one, the model's own Adam.
+
+    LightningCLI's own way would give it the frozen weights as well.
+
+    Raises:
+        KanoclipError: For a value that torch refuses.
+    """
+    adam = Namespace(class_path="torch.optim.Adam", init_args=Namespace(lr=model.lr, betas=model.betas))
+    sections = {"optimizer": (optimizer or adam).as_dict()} | ({"lr_scheduler": schedule.as_dict()} if schedule else {})
+    for kind, section in sections.items():
+        settings = {f"{kind}.{name}": value for name, value in section.get("init_args", {}).items()}
+        model.optimiser |= {kind: section["class_path"], **settings}
+    heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        built = instantiate_class(heads, sections["optimizer"])
+        return built, instantiate_class(built, sections["lr_scheduler"]) if schedule else None
+    except ValueError as error:
+        raise KanoclipError(f"--optimizer, --lr_scheduler: {error}") from error

@@ -10,21 +10,26 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerTypeTuple,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch.optim import Optimizer
 
 from kanoclip.data.base import AnomalyDataModule
-from kanoclip.models.base import AnomalyModule, learns_nothing
-from kanoclip.models.checkpoint import read_checkpoint, zero_shot
+from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
-from kanoclip.registry import NAMES, available, load_class, name_of
+from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
-from kanoclip.verbs.build import Parser, build, learns, model_name
+from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, set_optimizer
 from kanoclip.verbs.say import complain, mistake, note, quiet
 from kanoclip.verbs.table import VERBS
 
@@ -98,7 +103,13 @@ class KanoclipCLI(LightningCLI):
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            auto_configure_optimizers=False,
         )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--optimizer`` and ``--lr_scheduler``, as LightningCLI does; see ``instantiate_classes``."""
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
         """Build the parser of the verb at hand alone: each of the others would take a tenth of a second."""
@@ -130,7 +141,7 @@ class KanoclipCLI(LightningCLI):
         chosen, seed = self.config[verb], self.config[verb].seed_everything
         if seed is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
-        _check(verb, chosen)
+        check_options(verb, chosen)
         section = chosen.data.clone()
         if "seed" in section.get("init_args", {}) and section.init_args.seed is None and seed is not False:
             section.init_args.seed = seed  # one seed rules all that is drawn
@@ -146,13 +157,12 @@ class KanoclipCLI(LightningCLI):
             if option in chosen:
                 chosen[option] = False
         if self.checkpoint:
+            check_name(self.about, model_name(chosen.model.class_path))
             chosen["ckpt_path"] = str(self.checkpoint)
             note(f"checkpoint {self.checkpoint}: {self.about['model']}, fitted on {self.about['auxiliary']}.")
             if verb == "test" and zero_shot(self.about.get("images"), self.datamodule.image_digests("test")) is False:
                 seen = self.about["auxiliary"]
                 note(f"this is NOT zero-shot: it was fitted on images that are tested, those of {seen}.")
-        if chosen.get("lr_scheduler") and not chosen.get("optimizer"):
-            chosen["optimizer"] = _adam(chosen.model.get("init_args", Namespace()))
 
     def _print_config(self) -> None:
         """Print what would be run and exit, if that was asked for: with the checkpoint and its model's options."""
@@ -180,7 +190,7 @@ class KanoclipCLI(LightningCLI):
 
     def _no_fit(self, chosen: Namespace) -> NoFitError:
         identity, path = self.datamodule.identity, chosen.model.class_path
-        other = f" on another data set than {identity}" if self.command.verb == "test" else ""
+        other = f" that has seen none of the images of {identity}" if self.command.verb == "test" else ""
         data = "surfaces" if identity == "surfaces_auxiliary" else "surfaces_auxiliary"
         command = f"kanoclip fit --data {data} --model {name_of('model', path)} --model.backbone embedded"
         return NoFitError(
@@ -194,6 +204,10 @@ class KanoclipCLI(LightningCLI):
         self.parser.add_instantiator(lambda *_, **__: built, AnomalyDataModule, prepend=True)
         super().instantiate_classes()
         self.model.strict_options = True
+        chosen = self.config_init[self.command.verb]
+        if self.command.verb == "fit" and (chosen.optimizer or chosen.lr_scheduler):
+            built = set_optimizer(self.model, chosen.optimizer, chosen.lr_scheduler)
+            self.model.configure_optimizers = lambda: self.configure_optimizers(self.model, *built)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Put the run into a folder of its own, ``<default_root_dir>/<verb>/<model>/<data>/version_N``."""
@@ -254,25 +268,6 @@ def main(command: CommandLine) -> int:
     if unreadable:
         note(f"{len(unreadable)} files could not be read; all others are done.")
     return 1 if unreadable else 0
-
-
-def _check(verb: str, chosen: Namespace) -> None:
-    """Raise for what can be seen in the options and cannot be run."""
-    precision = str(chosen.trainer.precision or "")
-    if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
-        raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
-    for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
-        if not issubclass(load_class(chosen[kind].class_path), base):
-            expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"
-            raise UsageError(f"--{kind} {chosen[kind].class_path}: {expected} {', '.join(NAMES[kind])}.")
-    if verb == "fit" and learns(chosen.model) is False:
-        raise learns_nothing(model_name(chosen.model.class_path))
-
-
-def _adam(model: Namespace) -> Namespace:
-    """Return the optimiser of a fit for which only a schedule was given: the model's own, see ``AnomalyModule``."""
-    options = Namespace({name: model[name] for name in ("lr", "betas") if name in model})
-    return Namespace(class_path="torch.optim.Adam", init_args=options)
 
 
 def _about(verb: str) -> str:

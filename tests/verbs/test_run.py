@@ -93,7 +93,9 @@ def test_the_newest_finished_fit_counts_and_a_fit_has_a_folder_of_its_own(fit, c
 def test_a_model_is_not_tested_on_its_own_auxiliary_set_unless_told_to(fit, capsys) -> None:
     fit()
     assert main(["test", *SEEN]) == 2
-    assert "No finished fit of kanoclip on another data set than surfaces_auxiliary" in capsys.readouterr().err
+    assert (
+        "No finished fit of kanoclip that has seen none of the images of surfaces_auxiliary" in capsys.readouterr().err
+    )
     assert main(["test", *SEEN, "--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]) == 0
     printed = capsys.readouterr()
     assert "this is NOT zero-shot: it was fitted on images that are tested, those of surfaces_auxiliary" in printed.err
@@ -124,7 +126,7 @@ def test_a_fit_does_not_go_on_from_one_on_other_data(fit, tiny_options, capsys) 
     fit()
     checkpoint = f"{FIT}/version_0/checkpoints/last.ckpt"
     assert main(["fit", *UNSEEN, *tiny_options, "--ckpt_path", checkpoint]) == 2
-    assert "was fitted on surfaces_auxiliary; a fit on surfaces cannot go on with it" in capsys.readouterr().err
+    assert "was fitted on surfaces_auxiliary; the images of surfaces are others" in capsys.readouterr().err
 
 
 def test_without_a_fit_the_command_to_type_is_told_before_any_backbone_is_loaded(monkeypatch, capsys) -> None:
@@ -283,7 +285,7 @@ def test_the_checkpoint_of_a_config_counts_as_one_that_is_typed(fit, folder, tin
     assert main(["test", *UNSEEN, "--config", "c.yaml", f"--ckpt_path={FIT}/version_1/checkpoints/last.ckpt"]) == 0
     assert f"checkpoint {FIT}/version_1/checkpoints/last.ckpt: kanoclip" in capsys.readouterr().err
     assert main(["fit", *UNSEEN, *tiny_options, "--config", "c.yaml"]) == 2
-    assert "a fit on surfaces cannot go on with it" in capsys.readouterr().err
+    assert "the images of surfaces are others" in capsys.readouterr().err
 
 
 def test_a_checkpoint_below_the_home_folder_is_found_and_hashed(fit, folder, monkeypatch) -> None:
@@ -528,10 +530,10 @@ def test_a_fit_without_a_seed_says_so(fit, capsys) -> None:
     ("options", "answer"),
     [
         (["--data.category", "ring"], "The checkpoint was fitted with data.category ['wood'], but ['ring']"),
-        (["--data.images", "4"], "data.images 2, but 4 is asked for. Leave out --data.images"),
+        (["--data.images", "4"], "data.images 2, but 4 is asked for. Give --data.images 2"),
         (["--data.limit", "1"], "data.limit None, but 1 is asked for"),
         (["--data.augment", "true"], "data.augment False, but True is asked for"),
-        (["--seed_everything", "5"], "data.seed 111, but 5 is asked for"),
+        (["--seed_everything", "5"], "data.seed 111, but 5 is asked for. Give --seed_everything 111"),
         (["--data.image_size", "16"], "data.image_size 32, but 16 is asked for"),
     ],
 )
@@ -589,3 +591,76 @@ def test_a_category_called_mean_is_not_overwritten_by_the_mean(folder, capsys) -
     assert set(results) == {"mean (category)", "nut", "mean"}
     assert results["mean (category)"]["images"] == 2
     assert "mean (category)" in capsys.readouterr().out
+
+
+def test_an_optimiser_gets_the_heads_alone_and_a_fit_goes_on_with_the_same_one(fit, capsys) -> None:
+    sgd = ["--optimizer", "SGD", "--optimizer.lr", "0.1"]
+    fit(*sgd)
+    group, _ = optimised()
+    assert len(group["params"]) == len(heads(f"{FIT}/version_0/checkpoints/last.ckpt"))
+    on = ["fit", *SEEN, "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    for options, answer in (
+        ([*sgd[:3], "0.5"], "with optimizer.lr 0.1, but 0.5 is asked for"),
+        ([], "with optimizer torch.optim.SGD, but None is asked for"),
+        ([*sgd, "--lr_scheduler", "StepLR", "--lr_scheduler.step_size", "1"], "with lr_scheduler None, but"),
+    ):
+        assert main([*on, *options]) == 2
+        assert answer in capsys.readouterr().err
+    assert main([*on, *sgd]) == 0
+
+
+def test_a_fit_does_not_go_on_with_a_checkpoint_that_does_not_tell_its_samples(fit, capsys) -> None:
+    fit()
+    path = f"{FIT}/version_0/checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    entry = content["kanoclip"]
+    content["kanoclip"] = {k: v for k, v in entry.items() if k not in ("format", "data", "images", "samples", "seed")}
+    content["kanoclip"]["version"] = "0.1.0"
+    torch.save(content, path)
+    assert main(["fit", *SEEN, "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 2
+    assert "is of kanoclip 0.1.0, which did not tell its samples" in capsys.readouterr().err
+    assert main(["test", *UNSEEN]) == 0
+
+
+def test_a_fit_goes_on_with_a_folder_that_was_moved(folder, tiny_options) -> None:
+    photos(folder / "p", [1, 2, 3, 4])
+    own = ["--data", "folder", "--data.num_workers", "0"]
+    assert main(["fit", *own, "--data.root", "p", *tiny_options, "--trainer.max_epochs", "1"]) == 0
+    Path("p").rename("q")
+    last = str(next(Path("runs/fit").rglob("last.ckpt")))
+    assert main(["fit", *own, "--data.root", "q", "--ckpt_path", last, "--trainer.max_epochs", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (["--model.adapter", "{bad"], "--model.adapter is not JSON"),
+        (["--trainer", "{max_epochs: 1"], "--trainer is not JSON"),
+        (["--model.lr", "-1"], "lr is -1.0, expected 0 or more"),
+        (["--optimizer", "SGD", "--optimizer.lr", "-1"], "--optimizer, --lr_scheduler: Invalid learning rate: -1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_traceback(options, answer, tiny_options, capsys) -> None:
+    assert main(["fit", *SEEN, *tiny_options, *options]) == 2
+    assert answer in capsys.readouterr().err
+    assert not list(Path("runs").glob("**/version_*"))
+
+
+def test_another_model_than_the_checkpoint_s_is_told_before_any_weights_are_loaded(fit, monkeypatch, capsys) -> None:
+    fit()
+    monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
+    given = ["--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt", "--model", "kanoclip_no_vv"]
+    assert main(["test", *UNSEEN, *given]) == 2
+    assert "with model kanoclip, but kanoclip_no_vv is asked for" in capsys.readouterr().err
+
+
+def test_no_data_set_is_no_data_set_however_it_is_said(capsys) -> None:
+    for argv in (["fit", "--data", "null"], ["test", "--print_config"]):
+        assert main(argv) == 2
+        assert f"{argv[0]} needs a data set: add --data NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["KAnoCLIP", "kanoclip.KAnoCLIP", "null"])
+def test_the_model_of_a_checkpoint_goes_by_any_of_its_names(fit, name) -> None:
+    fit()
+    assert main(["test", *UNSEEN, "--model", name]) == 0
