@@ -73,6 +73,12 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
     """For a class whose ``read`` draws: an image's name and this version determine its pixels. Raise it when the
     drawings change. A subclass that replaces ``read`` again needs a version of its own."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep a class that replaces ``read`` from the version of the class before it."""
+        super().__init_subclass__(**kwargs)
+        if "read" in vars(cls):
+            cls.drawing_version = vars(cls).get("drawing_version", "")
+
     def __init__(
         self,
         root: str = "data",

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kanoclip.data.digests import READING_VERSION, code_of, digest, is_ours
 from kanoclip.data.files import write_bytes
-from kanoclip.data.identity import content_hashes, drawing_version
+from kanoclip.data.identity import content_hashes
 from kanoclip.data.listing import cache_folder
 from kanoclip.data.loading import AnomalyDataset, Item, make_loader
 from kanoclip.types import Features, KanoclipError
@@ -147,7 +147,7 @@ def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
         name = "a loader without a trainer" if model is None else type(model).__name__
         log.warning("cache is true, but %s keeps no frozen features (docs/cache.md): it does without.", name)
         return None
-    kind, version = type(data), drawing_version(type(data))
+    kind, version = type(data), data.drawing_version
     contents = content_hashes(plain.samples, version)
     if not is_ours(kind.read) and any(None in content for content in contents):
         log.warning("cache is true, but %s reads what is no file (docs/cache.md): it does without.", kind.__name__)
