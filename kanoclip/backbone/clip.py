@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from kanoclip.backbone.attention import Attention
 from kanoclip.backbone.loading import SCHEMES, load
 from kanoclip.backbone.text import TextEncoder
+from kanoclip.data.digests import tensor_bytes
 from kanoclip.types import Features, KanoclipError
 
 _uncopied = ContextVar("uncopied", default=False)
@@ -137,7 +138,7 @@ class CLIPBackbone(nn.Module):
                     digest.update(f"{name} {module!r}".encode())
             for name, weight in sorted(self.named_parameters()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                digest.update(tensor_bytes(weight))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 

@@ -8,13 +8,12 @@ import os
 import pickle
 import re
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import huggingface_hub
 import open_clip
 from safetensors import SafetensorError
@@ -195,12 +194,10 @@ def _ask(address: str) -> None:
 
     def ask() -> None:
         try:
-            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=TIMEOUT):
-                reason[0] = ""
-        except urllib.error.HTTPError:
-            reason[0] = ""  # it answered
-        except (OSError, ValueError) as error:
-            reason[0] = f"{address}: {_first_line(getattr(error, 'reason', error))}"
+            httpx2.head(address, timeout=TIMEOUT)
+            reason[0] = ""
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            reason[0] = f"{address}: {_first_line(error)}"
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

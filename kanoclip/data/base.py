@@ -18,10 +18,11 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 from kanoclip.data.cache import cached
-from kanoclip.data.choosing import check_samples, chosen_categories, held_out, limited
+from kanoclip.data.choosing import check_samples, held_out, limited
 from kanoclip.data.identity import DataIdentity
 from kanoclip.data.images import read_pair
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
+from kanoclip.registry import did_you_mean
 from kanoclip.types import ANOMALOUS, KanoclipError
 
 __all__ = ["AnomalyDataModule", "AnomalyDataset", "Item", "Sample", "collate"]
@@ -72,6 +73,12 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
     drawing_version: ClassVar[str] = ""
     """For a class whose ``read`` draws: an image's name and this version determine its pixels. Raise it when the
     drawings change. A subclass that replaces ``read`` again needs a version of its own."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep a class that replaces ``read`` from the version of the class before it."""
+        super().__init_subclass__(**kwargs)
+        if "read" in vars(cls):
+            cls.drawing_version = vars(cls).get("drawing_version", "")
 
     def __init__(
         self,
@@ -237,11 +244,14 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
             everything = self.samples()
             if not everything:
                 raise KanoclipError(f"No images in {self._location()}. Check --data.root.")
-            found = {sample.category for sample in everything}
-            chosen = chosen_categories(self._asked_categories(), found, f"of {self.name}", self._location())
-            self._samples = limited(
-                (sample for sample in everything if sample.category in chosen), self.limit, self.seed
-            )
+            found, asked = {sample.category for sample in everything}, self._asked_categories()
+            for category in sorted(set(asked or ()) - found):
+                raise KanoclipError(
+                    f"Unknown category {category!r} of {self.name}.{did_you_mean(category, found)} "
+                    f"In {self._location()} are: {', '.join(sorted(found))}."
+                )
+            chosen = [sample for sample in everything if asked is None or sample.category in asked]
+            self._samples = limited(chosen, self.limit, self.seed)
         return self._samples
 
     def _check_part(self, stage: str) -> None:

@@ -2,16 +2,15 @@
 
 One safetensors file per image, named by what it depends on: ``<cache>/features/<settings>/<content>.safetensors``. So a
 build that is killed goes on, processes can build side by side without locks, and nothing stale is ever read; see
-docs/cache.md. A file holds four tensors, few because each costs time to open:
+docs/cache.md. A file holds four tensors, few because each costs time to open, and their checksum:
 
     patches ``(L, N, D)`` and cls ``(D,)``, float16; pixels ``(4, H, W)``, uint8: RGB 0-255 and the mask 0/1;
-    numbers ``(6,)``, int64: height and width of the image file, h and w of the grid, has_mask, balance.
+    numbers ``(5,)``, int64: height and width of the image file, h and w of the grid, has_mask.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from kanoclip.data.digests import READING_VERSION, code_of, digest, is_ours
 from kanoclip.data.files import write_bytes
-from kanoclip.data.identity import content_hashes, drawing_version
+from kanoclip.data.identity import content_hashes
 from kanoclip.data.listing import cache_folder
 from kanoclip.data.loading import AnomalyDataset, Item, make_loader
 from kanoclip.types import Features, KanoclipError
@@ -51,7 +50,7 @@ class CachedDataset(AnomalyDataset):
         contents: What each sample's file depends on, by its images' contents.
     """
 
-    def __init__(self, plain: AnomalyDataset, settings: str, contents: Sequence[object]) -> None:
+    def __init__(self, plain: AnomalyDataset, settings: object, contents: Sequence[object]) -> None:
         super().__init__(plain.samples, plain.read, plain.transform, plain.seed, plain.unreadable, plain.crops)
         self.folder = cache_folder() / "features" / digest(settings)[:24]
         self.files = [self.folder / f"{digest(content)[:32]}.safetensors" for content in contents]
@@ -65,14 +64,17 @@ class CachedDataset(AnomalyDataset):
         index = key[1] if isinstance(key, tuple) else key
         file = self.files[index]
         try:
-            found = _load(file)
+            with safe_open(file, "pt") as content:  # mapped into memory
+                found = {name: content.get_tensor(name) for name in FIELDS}
+                if (content.metadata() or {}).get("checksum") != _checksum(found):
+                    raise OSError("its checksum is wrong")
         except (OSError, SafetensorError) as error:
             raise CacheError(
                 f"The cached features in {file} are damaged or gone ({error}). Delete that file, or all of "
                 f"{self.folder}, and run the command again: what is missing is made anew."
             ) from error
         pixels = found["pixels"]
-        height, width, rows, columns, has_mask, _ = found["numbers"].tolist()
+        height, width, rows, columns, has_mask = found["numbers"].tolist()
         features = Features(found["patches"], found["cls"], (rows, columns))
         return Item(pixels[:3].float() / 255, pixels[3], bool(has_mask), (height, width), self.samples[index], features)
 
@@ -88,7 +90,7 @@ class CachedDataset(AnomalyDataset):
             CacheError: If the disk has no room for it.
             UnreadableImageError: As without a cache.
         """
-        absent = {file: i for i, file in enumerate(self.files) if not _is_complete(file)}  # equal images count once
+        absent = {file: i for i, file in enumerate(self.files) if not _is_whole(file)}  # equal images count once
         missing = trainer.strategy.broadcast(list(absent.values()))  # another run may be writing, and all must agree
         with torch.random.fork_rng([]):  # the first fit draws the numbers that the next ones will
             self._encode(missing, trainer, batch_size, num_workers)
@@ -108,9 +110,10 @@ class CachedDataset(AnomalyDataset):
             features = trainer.lightning_module.features(batch)
             pixels = torch.cat([(batch.image * 255).round().byte(), batch.mask[:, None]], 1)  # (B, 4, H, W)
             for i in range(len(batch.label)):
-                numbers = torch.tensor([*batch.size[i].tolist(), *features.grid, bool(batch.has_mask[i]), 0])
-                tensors = (features.patches[:, i].half(), features.cls[i].half(), pixels[i], numbers)
-                content = _balanced(dict(zip(FIELDS, (one.contiguous().cpu() for one in tensors), strict=True)))
+                numbers = torch.tensor([*batch.size[i].tolist(), *features.grid, bool(batch.has_mask[i])])
+                held = (features.patches[:, i].half(), features.cls[i].half(), pixels[i], numbers)
+                tensors = dict(zip(FIELDS, (one.contiguous().cpu() for one in held), strict=True))
+                content = save(tensors, {"checksum": _checksum(tensors)})
                 if step == i == 0:
                     self._check_room(len(missing), len(content), trainer.global_rank == 0)
                 try:
@@ -147,7 +150,7 @@ def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
         name = "a loader without a trainer" if model is None else type(model).__name__
         log.warning("cache is true, but %s keeps no frozen features (docs/cache.md): it does without.", name)
         return None
-    kind, version = type(data), drawing_version(type(data))
+    kind, version = type(data), data.drawing_version
     contents = content_hashes(plain.samples, version)
     if not is_ours(kind.read) and any(None in content for content in contents):
         log.warning("cache is true, but %s reads what is no file (docs/cache.md): it does without.", kind.__name__)
@@ -155,41 +158,19 @@ def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
     reading = READING_VERSION, kind.read.__qualname__, version, code_of(kind), sorted(data.pixel_options().items())
     # The label says whether no mask means no anomaly. A file that is missing has no content: reading it tells.
     names = [(*content, s.label) for content, s in zip(contents, plain.samples, strict=True)]
-    return CachedDataset(plain, f"{key} {reading}", names)
+    return CachedDataset(plain, (key, reading), names)
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether a file is there and has all its bytes (safetensors checks its header against its length) and shapes."""
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there with all its bytes: safetensors checks its header against its length."""
     try:
-        with safe_open(path, "pt") as file:
-            (_, count, dim), *others = (tuple(file.get_slice(name).get_shape()) for name in FIELDS)
-            side, grid = others[1][-1], file.get_tensor("numbers")[2:4].tolist()
-    except (OSError, SafetensorError, ValueError):
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
         return False
-    return others == [(dim,), (4, side, side), (6,)] and math.prod(grid) == count
 
 
-def _balanced(tensors: dict[str, Tensor]) -> bytes:
-    """Make the content of a file whose checksum is 0: the last of its numbers, 0 as yet, balances all others."""
-    rest = _checksum(tensors)
-    tensors["numbers"][-1] = -rest if rest <= 2**63 else 2**64 - rest  # modulo 2**64, as a signed number
-    return save(tensors)
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    """Map a file's tensors into memory.
-
-    Raises:
-        OSError, SafetensorError: It is gone or damaged.
-    """
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in FIELDS}
-    if _checksum(tensors):
-        raise OSError("its checksum is wrong")
-    return tensors
-
-
-def _checksum(tensors: dict[str, Tensor]) -> int:
+def _checksum(tensors: dict[str, Tensor]) -> str:
     """Sum the 8-byte words of all tensors, and a CRC of their types and shapes, modulo 2**64.
 
     At the speed of memory, several times that of a CRC. Any changed word and any page of zeros is seen; two words that
@@ -200,7 +181,7 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
         content = tensor.numpy().reshape(-1).view(np.uint8)
         whole = len(content) // 8 * 8
         total += int(content[:whole].view(np.uint64).sum()) + int.from_bytes(content[whole:].tobytes(), "little")
-    return total % 2**64
+    return str(total % 2**64)
 
 
 def _unwritable(folder: Path, error: OSError) -> CacheError:

@@ -1,4 +1,4 @@
-"""Which samples are used: categories, a limit, a part held out by seed; and whether a stage can use what is left."""
+"""Which samples are used: a limit, a part held out by seed; and whether a stage can use what is left."""
 
 from __future__ import annotations
 
@@ -12,29 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kanoclip.data.loading import Sample
-from kanoclip.registry import did_you_mean
 from kanoclip.types import UNKNOWN, KanoclipError
-
-
-def chosen_categories(asked: Iterable[str] | None, found: set[str], name: str, location: str) -> set[str]:
-    """Return the categories to use: those that were asked for, or all.
-
-    Args:
-        asked: Names; None for all.
-        found: Categories that there are.
-        name: Whose categories, for the error, such as "of mvtec".
-        location: Where they were looked for, for the error.
-
-    Raises:
-        KanoclipError: A category that does not exist.
-    """
-    chosen = found if asked is None else set(asked)
-    for category in sorted(chosen - found):
-        known = ", ".join(sorted(found))
-        raise KanoclipError(
-            f"Unknown category {category!r} {name}.{did_you_mean(category, found)} In {location} are: {known}."
-        )
-    return chosen
 
 
 def limited(samples: Iterable[Sample], limit: int | None, seed: int) -> list[Sample]:

@@ -97,13 +97,13 @@ def module_digest(module: nn.Module, leave_out: Collection[str] = ()) -> str | N
     if not is_plain(own) or None in parts.values():
         return None
     weights = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    hashed = [(name, weight.dtype, tuple(weight.shape), _tensor_hash(weight)) for name, weight in weights]
+    hashed = [(name, one.dtype, tuple(one.shape), hashlib.sha256(tensor_bytes(one)).digest()) for name, one in weights]
     return digest(type(module).__qualname__, code_of(type(module)), sorted(own.items()), sorted(parts.items()), hashed)
 
 
-def _tensor_hash(tensor: torch.Tensor) -> str:
-    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return the values of a tensor as they lie in memory, row by row."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _file_hash(path: str) -> str:

@@ -21,6 +21,7 @@ class DataIdentity:
     mask_threshold: int | None
     mask_values: list[int] | None
     usual_threshold: ClassVar[int | None]
+    drawing_version: ClassVar[str]
     augment: bool
     holdout: float
     seed: int
@@ -48,7 +49,9 @@ class DataIdentity:
             image is no readable file, or a class outside the package has a ``read`` of its own and no version.
         """
         hashes = self._known_hashes(stage)
-        return None if hashes is None else [_signed(image) for image, *_ in hashes]
+        if hashes is None:
+            return None
+        return [int.from_bytes(bytes.fromhex(image[:16]), "big", signed=True) for image, *_ in hashes]
 
     def samples_digest(self, stage: str) -> str | None:
         """Hash the samples of a stage: contents of images and masks, label, category and split, in order.
@@ -100,11 +103,10 @@ class DataIdentity:
 
     def _known_hashes(self, stage: str) -> list[tuple[str, ...]] | None:
         """Hash image and masks of each sample; None if an image is not known so, "" for a mask that is not."""
-        version = drawing_version(type(self))
-        if not version and not is_ours(type(self).read):  # type: ignore[attr-defined]  # a data module has one
+        if not self.drawing_version and not is_ours(type(self).read):  # type: ignore[attr-defined]  # of AnomalyDataModule
             return None
         try:
-            found = content_hashes(self.part(stage), version)
+            found = content_hashes(self.part(stage), self.drawing_version)
         except UnreadableImageError:
             return None
         known = all(image is not None for image, *_ in found)
@@ -127,17 +129,3 @@ def content_hashes(samples: Sequence[Sample], drawing_version: str) -> list[tupl
     known = {s.image: digest(s.image, drawing_version) for s in samples if "://" in s.image}
     known |= file_hashes({path for s in samples for path in (s.image, *s.masks)} - known.keys())
     return [tuple(known.get(path) for path in (s.image, *s.masks)) for s in samples]
-
-
-def drawing_version(kind: type) -> str:
-    """Return a data module's ``drawing_version``; "" if a subclass has replaced ``read`` and gives no new version."""
-    for one in kind.__mro__:
-        if "drawing_version" in vars(one):
-            return str(vars(one)["drawing_version"])
-        if "read" in vars(one):
-            break
-    return ""
-
-
-def _signed(content: str) -> int:
-    return int.from_bytes(bytes.fromhex(content[:16]), "big", signed=True)

@@ -74,10 +74,6 @@ class AntialiasedResize(A.DualTransform):
         box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         return np.array(Image.fromarray(mask).resize(to, Image.Resampling.NEAREST, box))
 
-    def get_transform_init_args_names(self) -> tuple[str, ...]:
-        """Names of the settings, for Albumentations' printing."""
-        return ("size", "frame")
-
 
 class Transform:
     """Bring image and mask to the model's size, and vary them when training.

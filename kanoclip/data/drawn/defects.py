@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from kanoclip.data.drawn.materials import SIZE, Array, Rng, X, Y, any_colour, cloud, grey, hsv, mix, noise, shade
 
 Area = NDArray[np.bool_]
-FullArea = np.ones((SIZE, SIZE), bool)
 
 
 def _spot(rng: Rng, area: Area) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,19 +26,9 @@ class Surfaces(AnomalyDataModule):
 
     Args:
         root: Not used: nothing is read from disk.
-        category: Categories to use, one or several; null or "all" for all of them.
         images: Images drawn per category, 2 or more.
         drawing_seed: Another seed draws other images; 0 or more.
-        image_size: Side of the square that images are resized to, pixels. Null: the model's.
-        batch_size: Images per batch, of each process.
-        num_workers: Processes that draw images; 0 draws in the main process.
-        augment: Flip, turn and mildly recolour images in fit.
-        holdout: Share of the images, in [0, 1), that fit leaves out; validate uses it, and so does test when it is
-            not 0.
-        seed: Of the held-out part, the limit, the order and the augmentation in fit. Null: that of the run,
-            ``--seed_everything``; 111 where the data set is made in Python.
-        limit: Use at most this many images of each category, drawn by seed. Null: all.
-        cache: Encode each image once and keep the frozen features on disk, for all epochs and heads to come.
+        **kwargs: As in ``AnomalyDataModule``, without ``mask_threshold`` and ``tile``.
 
     Raises:
         KanoclipError: For a setting out of its range, or two that exclude each other.
@@ -54,33 +44,8 @@ class Surfaces(AnomalyDataModule):
     stream: ClassVar[int] = 1  # keeps the drawings of the three sets apart; another one needs another `name`
     drawing_version: ClassVar[str] = "1"
 
-    def __init__(
-        self,
-        root: str = "data",
-        category: str | list[str] | None = None,
-        images: int = 64,
-        drawing_seed: int = 0,
-        image_size: int | None = None,
-        batch_size: int = 8,
-        num_workers: int = 2,
-        augment: bool = False,
-        holdout: float = 0.0,
-        seed: int | None = None,
-        limit: int | None = None,
-        cache: bool = False,
-    ) -> None:
-        super().__init__(
-            root=root,
-            category=category,
-            image_size=image_size,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            augment=augment,
-            holdout=holdout,
-            seed=seed,
-            limit=limit,
-            cache=cache,
-        )
+    def __init__(self, root: str = "data", images: int = 64, drawing_seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(root=root, mask_threshold=None, tile=False, **kwargs)  # two that would change nothing
         if images < 2:
             raise KanoclipError(
                 f"images is {images}, but a category needs at least 2: one intact and one with a defect."

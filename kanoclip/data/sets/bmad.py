@@ -30,7 +30,6 @@ class BMAD(Tree):
 
     domain: ClassVar[str] = "medical"
     unambiguous: ClassVar[bool] = False
-    key: ClassVar[tuple[str, ...]] = ("split", "stem")
     images = rf"(?:.+/)?{_SPLIT}/(?:img/)?(?P<defect>good|ungood)/(?:img/)?(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:.+/)?{_SPLIT}/(?:{_MASKS}/ungood|ungood/{_MASKS})/(?P<stem>[^/]+){IMAGE}"
     expected = "test/Ungood/img/*.png"

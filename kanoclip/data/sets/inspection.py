@@ -22,7 +22,6 @@ class Inspection(Tree):
     """Base of these sets: one category, everything is a test image."""
 
     domain: ClassVar[str] = "industrial"
-    key: ClassVar[tuple[str, ...]] = ("stem",)
 
 
 class MagneticTile(Inspection):
@@ -36,7 +35,6 @@ class MagneticTile(Inspection):
     folders = ("Magnetic-tile-defect-datasets.", "Magnetic-tile-defect-datasets.-master")
     images = r"MT_(?P<defect>\w+)/Imgs/(?P<stem>[^/]+)\.jpg"
     masks = r"MT_(?P<defect>\w+)/Imgs/(?P<stem>[^/]+)\.png"
-    key: ClassVar[tuple[str, ...]] = ("defect", "stem")
     normal = ("free",)
     usual_threshold = 127
     subject = "magnetic_tile"
@@ -65,7 +63,6 @@ class RSDDs(Inspection):
     folders = ("RSDDs", "RSDDs dataset")
     images = rf"(?:(?P<type>.+)/)?(?![^/]*ground ?truth)[^/]+/(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:(?P<type>.+)/)?[^/]*ground ?truth[^/]*/(?P<stem>[^/]+){IMAGE}"
-    key: ClassVar[tuple[str, ...]] = ("type", "stem")
     usual_threshold = 127
     subject = "rail"
     expected = "Type-II RSDDs dataset/Rail surface images/rail_1.jpg and .../GroundTruth/rail_1.jpg"

@@ -24,7 +24,6 @@ class LabelledByMask(Tree):
     """
 
     domain: ClassVar[str] = "industrial"
-    key: ClassVar[tuple[str, ...]] = ("category", "split", "stem")
     usual_threshold = 0
 
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
@@ -53,7 +52,6 @@ class KolektorSDD(LabelledByMask):
     folders = ("KolektorSDD",)
     images = r"(?P<item>kos\d+)/(?P<stem>Part\d+)\.jpg"
     masks = r"(?P<item>kos\d+)/(?P<stem>Part\d+)_label\.bmp"
-    key: ClassVar[tuple[str, ...]] = ("item", "stem")
     subject = "electrical commutators"
     expected = "kos01/Part0.jpg"
     about = About(
@@ -154,7 +152,6 @@ class DAGM(Tree):
     folders = ("DAGM_KaggleUpload", "DAGM2007", "DAGM")
     images = rf"(?P<category>Class\d+)/(?P<split>Train|Test)/(?P<stem>\d+){IMAGE}"
     masks = rf"(?P<category>Class\d+)/(?P<split>Train|Test)/Label/(?P<stem>\d+)_label{IMAGE}"
-    key: ClassVar[tuple[str, ...]] = ("category", "split", "stem")
     expected = "Class1/Test/0001.PNG"
     about = About(
         title="DAGM 2007",

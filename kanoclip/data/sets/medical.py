@@ -14,7 +14,6 @@ class Medical(Tree):
     """Base of the medical sets: everything is a test image, and anomalous unless a folder says otherwise."""
 
     domain: ClassVar[str] = "medical"
-    key: ClassVar[tuple[str, ...]] = ("stem",)
 
 
 class ISIC2016(Medical):
@@ -138,7 +137,6 @@ class TN3K(Medical):
     folders = ("Thyroid Dataset/tn3k", "TN3K")
     images = rf"(?:.+/)?(?P<split>test|trainval)-image/(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:.+/)?(?P<split>test|trainval)-mask/(?P<stem>[^/]+){IMAGE}"
-    key: ClassVar[tuple[str, ...]] = ("split", "stem")
     usual_threshold = 127
     subject = "thyroid"
     expected = "Thyroid Dataset/tn3k/test-image/0000.jpg"
@@ -164,7 +162,6 @@ class BUSI(Medical):
     folders = ("Dataset_BUSI_with_GT", "BUSI")
     images = rf"(?:.+/)?(?P<defect>normal|benign|malignant)/(?P<stem>[^/]+ \(\d+\)){IMAGE}"
     masks = rf"(?:.+/)?(?P<defect>normal|benign|malignant)/(?P<stem>[^/]+ \(\d+\))_mask(?:_\d+)?{IMAGE}"
-    key: ClassVar[tuple[str, ...]] = ("defect", "stem")
     normal = ("normal",)
     usual_threshold = 127
     subject = "breast"

@@ -8,7 +8,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ class Tree(AnomalyDataModule):
 
     Patterns match a whole path below the data set's folder, suffix included, in any case. Their named groups are
     ``category``, ``split``, ``defect`` and ``stem``. A mask belongs to the image that agrees with it in all groups that
-    both patterns name and ``key`` lists; several masks of one image are merged.
+    both patterns name; several masks of one image are merged.
 
     Arguments as in ``AnomalyDataModule``. ``root`` is the folder that contains all data sets, or the data set's own.
 
@@ -50,8 +50,6 @@ class Tree(AnomalyDataModule):
     """Pattern of an image's path."""
     masks: ClassVar[str] = ""
     """Pattern of a mask's path; "" where there are none."""
-    key: ClassVar[tuple[str, ...]] = ("category", "defect", "stem")
-    """Groups in which an image and its masks agree."""
     normal: ClassVar[tuple[str, ...]] = ("good",)
     """Values of the group ``defect`` that mean a normal image, lower case."""
     subject: ClassVar[str] = "object"
@@ -150,7 +148,12 @@ class Tree(AnomalyDataModule):
     def _key(self, groups: Mapping[str, str]) -> tuple[str, ...]:
         # as a split, so that Test/test and Test/test_label agree
         named = {**groups, "split": SPLITS.get(groups.get("split", "").lower(), "")}
-        return tuple(named.get(name, "") for name in self.key)
+        return tuple(named.get(name, "") for name in self._shared_groups)
+
+    @cached_property
+    def _shared_groups(self) -> list[str]:
+        images, masks = (re.compile(pattern).groupindex for pattern in (self.images, self.masks))
+        return [name for name in images if name in masks]
 
 
 def _matches(pattern: str, files: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
