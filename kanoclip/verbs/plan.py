@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kanoclip.data.about import same_images
 from kanoclip.data.sets.tree import Tree
-from kanoclip.outputs.published import families, usual_family
+from kanoclip.outputs.published import published, usual_family
 from kanoclip.registry import load_class, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
@@ -68,11 +68,12 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
     Raises:
         PlanError: For keys, names or options that are wrong, or a set that is tested on what was fitted.
         UnknownNameError: For a name that is not registered.
+        KanoclipError: For published numbers that are not there.
     """
     protocols, once = read_protocols(file)
     root, family = root or once.get("root"), family or once.get("published")
-    if family not in (None, "none", *families()):
-        raise PlanError(f"No published numbers called {family!r}. Use {', '.join(families())} or none.")
+    if family not in (None, "none"):
+        published(family, [])  # raises for an unknown family
     for one in protocols:
         check_trainer(one.trainer, file)
     learning = {text(spec): learns(parse_spec("model", spec, file)) for one in protocols for spec in one.models}
