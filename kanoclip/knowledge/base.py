@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,11 +86,6 @@ class KnowledgeBase:
         """Read the base of a data set if the name is "auto", else the one of that name; raises as ``load``."""
         return cls.for_data(data) if name == AUTO else cls.load(name)
 
-    @property
-    def digest(self) -> str:
-        """Identity of the texts, 12 hex digits: two bases of one digest teach the same, whatever file they are from."""
-        return digest_of({"generic": self.generic, "categories": self.categories})
-
     def facts(self, categories: Iterable[str], state: str = "anomalous") -> list[str]:
         """Return the texts of a state for the given categories, each once; generic ones for an unknown category."""
         texts = (self.categories.get(category, self.generic)[state] for category in categories)
@@ -102,11 +95,6 @@ class KnowledgeBase:
 def shipped() -> list[str]:
     """Return the names of the bases that ship with the package."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != QUESTIONS)
-
-
-def digest_of(content: dict[str, Any]) -> str:
-    """Hash texts by their keys, 12 hex digits; the order of a list counts, the order of keys does not."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_mapping(path: Path, keys: str) -> dict[str, Any]:

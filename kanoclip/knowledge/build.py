@@ -25,7 +25,8 @@ from kanoclip.knowledge.questions import GENERIC, Question, Template
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # times that a question without usable answer is asked
+ENOUGH = {"category": 4, "image": 1}  # usable phrases; a question that has fewer is asked again
+ATTEMPTS = 3  # times that it is asked at most
 FAILURES = 5  # questions in a row that the server fails to answer before no more are asked
 
 Track = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -44,9 +45,10 @@ class Outcome:
     failed: list[str] = field(default_factory=list)
 
 
-def open_questions(questions: Iterable[Question], ledger: Ledger) -> list[Question]:
-    """Return the questions to ask: those with too few usable phrases that were not asked too often already."""
-    return [question for question in questions if _is_open(question, ledger)]
+def is_open(question: Question, ledger: Ledger) -> bool:
+    """Whether to ask a question: it has too few usable phrases, and was not asked too often already."""
+    enough = ENOUGH["category" if question.sample is None else "image"]
+    return len(ledger.get(question.key)) < ATTEMPTS and len(texts(question, ledger)) < enough
 
 
 def texts(question: Question, ledger: Ledger) -> list[str]:
@@ -63,10 +65,10 @@ def ask_all(
     concurrency: int = 4,
     track: Track = lambda items, total: items,
 ) -> Outcome:
-    """Ask the open questions, and write every answer to the ledger as it comes.
+    """Ask questions until none is open, and write every answer to the ledger as it comes.
 
     Args:
-        questions: Those that are not open are passed over.
+        questions: What to ask.
         ledger: Where answers are kept.
         client: Asks the server.
         read: Reads the image of a sample.
@@ -83,7 +85,7 @@ def ask_all(
         nonlocal failures
         try:
             image = None if question.sample is None else data_url(read(question.sample)[0])
-            while _is_open(question, ledger):
+            while is_open(question, ledger):
                 text, tokens = client.ask(question.model, question.text, image)
                 ledger.add(question.key, KeptAnswer(text, client.host, date.today().isoformat()), tokens)
                 with lock:
@@ -92,7 +94,8 @@ def ask_all(
         except UnreadableImageError as error:
             outcome.failed.append(str(error))
         except QuestionError as error:
-            outcome.failed.append(f"{_about(question)}: {error}")
+            about = question.category if question.sample is None else question.sample.image
+            outcome.failed.append(f"{about}: {error}")
             with lock:  # a refusal is no failure: it would come again in every run, at the same place
                 failures += not isinstance(error, RefusedError)
                 if failures >= FAILURES:
@@ -105,7 +108,7 @@ def ask_all(
             raise
 
     with ThreadPoolExecutor(concurrency) as pool:
-        futures = [pool.submit(answer, question) for question in open_questions(questions, ledger)]
+        futures = [pool.submit(answer, question) for question in questions]
         try:
             for future in track(as_completed(futures), len(futures)):
                 future.result()
@@ -176,14 +179,6 @@ def image_jsonl(questions: Sequence[Question], ledger: Ledger, template: Templat
             entry |= {"question": [question.text for question in asked], **_provenance(asked, ledger, template)}
             lines.append(json.dumps(entry) + "\n")
     return "".join(lines), len(groups) - len(lines)
-
-
-def _is_open(question: Question, ledger: Ledger) -> bool:
-    return len(ledger.get(question.key)) < ATTEMPTS and len(texts(question, ledger)) < question.enough
-
-
-def _about(question: Question) -> str:
-    return question.category if question.sample is None else question.sample.image
 
 
 def _provenance(questions: Sequence[Question], ledger: Ledger, template: Template) -> dict[str, Any]:

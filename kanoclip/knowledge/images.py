@@ -15,7 +15,6 @@ from PIL import Image
 
 from kanoclip.data.files import sha256
 from kanoclip.data.loading import Read, Sample
-from kanoclip.knowledge.base import STATES, digest_of
 from kanoclip.types import KanoclipError, MissingError
 
 SIDE = 512  # pixels; vision models see little more, and charge for it
@@ -74,14 +73,6 @@ def load_image_knowledge(path: str | Path, state: str = "anomalous") -> dict[str
         if entry["state"] == state:
             found.setdefault(entry["image"], []).extend(entry["answers"])
     return found
-
-
-def image_knowledge_digest(path: str | Path) -> str:
-    """Identity of the texts of a file of image knowledge, 12 hex digits; raises as ``load_image_entries``.
-
-    Two files of one digest teach the same: the order of the images, and who answered when, do not count.
-    """
-    return digest_of({state: load_image_knowledge(path, state) for state in STATES})
 
 
 def _is_entry(entry: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from kanoclip.knowledge.images import image_hash
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
 GENERIC = "generic"
-ENOUGH = {"general": 4, "image": 1}  # usable phrases; a question that has fewer is asked again
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ class Question:
     def key(self) -> tuple[str, str, str, str]:
         """Identity of the question: an answer that was kept under this key answers it."""
         return self.model, self.version, self.text, self.subject
-
-    @property
-    def enough(self) -> int:
-        """Usable phrases after which the question is not asked again."""
-        return ENOUGH["general" if self.sample is None else "image"]
 
 
 @dataclass(frozen=True)
@@ -122,25 +116,22 @@ def general_questions(template: Template, model: str, data: AnomalyDataModule) -
 
 
 def image_questions(
-    template: Template,
-    model: str,
-    data: AnomalyDataModule,
-    track: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
+    template: Template, model: str, data: AnomalyDataModule, samples: Iterable[Sample]
 ) -> list[Question]:
-    """Return what the vision model is asked about each auxiliary training image; copies of one image count once.
+    """Return what the vision model is asked about each image; copies of one image count once.
 
     Args:
         template: The questions.
         model: Who is asked.
-        data: Its ``fit`` part is asked about.
-        track: Wraps the images, to show progress.
+        data: Data set of the images.
+        samples: The images, of its part ``fit``.
 
     Raises:
         KanoclipError: If an image has no label: the question depends on it.
     """
     states, count = {NORMAL: "normal", ANOMALOUS: "anomalous"}, template.count["image"]
     found: dict[tuple[str, str, str, str], Question] = {}
-    for sample in track(data.part("fit")):
+    for sample in samples:
         if sample.label == UNKNOWN:
             raise KanoclipError(f"{sample.image} has no label, and the questions depend on it. Leave --vqa_model out.")
         state = states[sample.label]

@@ -1,8 +1,22 @@
 """Outputs: what a run leaves behind. Callbacks only look; nothing here changes a score."""
 
-from kanoclip.outputs.predictions import PredictionWriter
-from kanoclip.outputs.record import FitNote, RunRecord, WholeCheckpoints
-from kanoclip.outputs.results import ResultsWriter
-from kanoclip.outputs.tensorboard import ExampleMaps
+from importlib import import_module
+from typing import Any
 
 __all__ = ["ExampleMaps", "FitNote", "PredictionWriter", "ResultsWriter", "RunRecord", "WholeCheckpoints"]
+
+_WHERE = {
+    "ExampleMaps": "tensorboard",
+    "FitNote": "record",
+    "PredictionWriter": "predictions",
+    "ResultsWriter": "results",
+    "RunRecord": "record",
+    "WholeCheckpoints": "record",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a callback when it is first used: a table of words loads no torch."""
+    if name in _WHERE:
+        return getattr(import_module(f"kanoclip.outputs.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'kanoclip.outputs' has no attribute {name!r}")

@@ -9,10 +9,9 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from kanoclip.data.files import plain, sha256, write_image, write_json, write_te
 from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings, zero_shot
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder
+from kanoclip.outputs.sheet import choose
 from kanoclip.outputs.tables import results_csv, results_table, table_text
 from kanoclip.ranks import gather
-from kanoclip.types import ANOMALOUS, Batch, Scores
+from kanoclip.types import Batch, Scores
 
 LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
-
-
 ZERO_SHOT = {
     True: "zero-shot",
     False: "NOT zero-shot",
@@ -173,36 +171,6 @@ class ResultsWriter(Callback):
 
         with ThreadPoolExecutor(4) as pool:  # drawing and encoding release Python's lock
             list(pool.map(write, sorted(self._examples)))  # the first error is raised
-
-
-def choose(samples: Sequence[Any]) -> list[str]:
-    """Bring images into the order in which a reader should see them: any first few of them show a bit of everything.
-
-    Categories take turns, one anomalous image for each normal one, and within a category the kinds of defect do. The
-    order depends neither on scores nor on a seed, so that the same images are shown of all models.
-
-    Args:
-        samples: With ``image``, ``category``, ``label`` and ``defect``, as ``kanoclip.data.base.Sample``.
-
-    Returns:
-        The paths of all of them.
-    """
-    groups: dict[str, dict[bool, dict[str, list[str]]]] = {}
-    for sample in samples:
-        labels = groups.setdefault(sample.category, {False: {}, True: {}})
-        labels[sample.label == ANOMALOUS].setdefault(sample.defect, []).append(sample.image)
-    queues = []
-    for number, category in enumerate(sorted(groups)):
-        normal, anomalous = (_in_turn([kinds[k] for k in sorted(kinds)]) for kinds in groups[category].values())
-        # Every other category begins with a normal image, and not with the same kind of defect.
-        shift = number % max(1, len(groups[category][True]))
-        anomalous = anomalous[shift:] + anomalous[:shift]
-        queues.append(_in_turn([normal, anomalous] if number % 2 else [anomalous, normal]))
-    return _in_turn(queues)
-
-
-def _in_turn(queues: Sequence[Sequence[str]]) -> list[str]:
-    return [item for turn in zip_longest(*queues) for item in turn if item is not None]
 
 
 def headline(report: dict[str, Any]) -> str:

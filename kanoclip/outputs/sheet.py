@@ -1,10 +1,10 @@
-"""A contact sheet: many images of a data set at a glance, with outlined masks."""
+"""Which images to show of many, and a contact sheet: those of a data set at a glance, with outlined masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -14,10 +14,13 @@ from kanoclip.data.base import Sample
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.loading import Read
 from kanoclip.outputs.overlay import overlay
+from kanoclip.types import ANOMALOUS
 
 TILE = 192  # longer side of a picture, pixels
 CAPTION = 22  # height of the line above it, pixels
 COLUMNS = 6
+
+Item = TypeVar("Item")
 
 
 def contact_sheet(samples: Sequence[Sample], read: Read) -> tuple[NDArray[np.uint8], list[str]]:
@@ -65,8 +68,34 @@ def varied(samples: Sequence[Sample], count: int) -> list[Sample]:
     return sorted(_in_turn(queues)[:count], key=lambda sample: (sample.category, sample.defect))
 
 
-def _in_turn(queues: Sequence[Sequence[Sample]]) -> list[Sample]:
-    return [sample for turn in zip_longest(*queues) for sample in turn if sample is not None]
+def choose(samples: Sequence[Sample]) -> list[str]:
+    """Bring images into the order in which a reader should see them: any first few of them show a bit of everything.
+
+    Categories take turns, one anomalous image for each normal one, and within a category the kinds of defect do. The
+    order depends neither on scores nor on a seed, so that the same images are shown of all models.
+
+    Args:
+        samples: What there is.
+
+    Returns:
+        The paths of all of them.
+    """
+    groups: dict[str, dict[bool, dict[str, list[str]]]] = {}
+    for sample in samples:
+        labels = groups.setdefault(sample.category, {False: {}, True: {}})
+        labels[sample.label == ANOMALOUS].setdefault(sample.defect, []).append(sample.image)
+    queues = []
+    for number, category in enumerate(sorted(groups)):
+        normal, anomalous = (_in_turn([kinds[k] for k in sorted(kinds)]) for kinds in groups[category].values())
+        # Every other category begins with a normal image, and not with the same kind of defect.
+        shift = number % max(1, len(groups[category][True]))
+        anomalous = anomalous[shift:] + anomalous[:shift]
+        queues.append(_in_turn([normal, anomalous] if number % 2 else [anomalous, normal]))
+    return _in_turn(queues)
+
+
+def _in_turn(queues: Sequence[Sequence[Item]]) -> list[Item]:
+    return [item for turn in zip_longest(*queues) for item in turn if item is not None]
 
 
 def _picture(sample: Sample, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> NDArray[np.uint8]:

@@ -38,7 +38,7 @@ class ExampleMaps(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
-        self._batch = None
+        self._batch, self._held_out = None, {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -62,10 +62,6 @@ class ExampleMaps(Callback):
         places = {i: (int(batch.label[i]) != ANOMALOUS, i, trainer.global_rank) for i in order}
         self._log(trainer, "training", {place: (place, example(batch, scores, i)) for i, place in places.items()})
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start anew."""
-        self._held_out = {}
-
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -86,7 +82,7 @@ class ExampleMaps(Callback):
                 self._held_out = {key: self._held_out[key] for key in shown}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what was kept."""
+        """Log what was kept, and start anew."""
         if self._logs and not trainer.sanity_checking:
             self._log(trainer, "validation", self._held_out)
         self._held_out = {}

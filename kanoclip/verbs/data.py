@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from kanoclip.data.about import About
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
 from kanoclip.data.files import write_image
@@ -32,7 +31,6 @@ from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
 from kanoclip.verbs.table import VERBS
 
 NAMED = 5  # files named for each kind of trouble
-
 
 Opened = tuple[tuple[int, int], float | None] | UnreadableImageError
 """What is found on opening a sample: height and width, and the share of anomalous pixels if there is a mask."""
@@ -83,9 +81,9 @@ def _list(root: str) -> int:
     table = Table("name", "domain", "normal / anomalous", "masks", "paper", "licence", "here", box=box.SIMPLE_HEAD)
     for name, path in NAMES["data"].items():
         cls = load_class(path)
-        about: About | None = getattr(cls, "about", None)
-        if about is None or not issubclass(cls, Tree):
+        if not issubclass(cls, Tree):
             continue
+        about = cls.about
         counts = "{}{} / {}".format("" if about.confirmed or not about.counts else "~", *about.counts or "??")
         masks, paper = "yes" if about.masks else "no", "yes" if about.paper else ""
         table.add_row(name, cls.domain, counts, masks, paper, about.licence, _where(cls(root=root)))
@@ -166,7 +164,7 @@ def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> list[Opened
 def _notes(data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[Opened]) -> list[str]:
     """Say what may be right but is worth a look."""
     notes = []
-    about: About | None = getattr(data, "about", None)
+    about = data.about if isinstance(data, Tree) else None
     test = [(s, f) for s, f in zip(samples, found, strict=True) if s.split == "test"]
     anomalous = [(s, f) for s, f in test if s.label == ANOMALOUS]
     if empty := [s.image for s, f in anomalous if s.masks and not isinstance(f, UnreadableImageError) and f[1] == 0]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kanoclip.data.files import plain
 from kanoclip.models.checkpoint import FREE
 from kanoclip.outputs.record import files_of
 from kanoclip.outputs.results import RESULTS_VERSION
+from kanoclip.registry import name_of
 from kanoclip.types import ANOMALOUS, NORMAL
 from kanoclip.verbs.build import build
 from kanoclip.verbs.specs import Spec, digest, parse_spec
@@ -28,6 +30,11 @@ READING = ("num_workers", "cache")
 """Options of a data set that no number depends on."""
 FITTING = ("batch_size", "augment")
 """Options of a data set that a fit depends on, and no test."""
+MACHINE = ("accelerator", "devices", "num_nodes", "default_root_dir", "enable_progress_bar", "enable_model_summary",
+           "log_every_n_steps", "profiler")  # fmt: skip
+"""Options of a trainer that no number depends on."""
+TESTING = ("precision", "plugins", "limit_test_batches", "fast_dev_run")
+"""Options of a trainer that a test depends on."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +108,7 @@ class Job:
         data: What it is tested on.
         seed: Of the fit.
         trainer: Options of the trainer.
-        folder: Where its tests are.
-        fit_folder: Where its fit is: the same, or that of a row which differs in the image score alone.
-        first: ``folder`` for the first of the seeds.
+        output: Folder for the runs.
     """
 
     label: str
@@ -115,9 +120,17 @@ class Job:
     data: tuple[Data, ...]
     seed: int
     trainer: dict[str, Any]
-    folder: Path
-    fit_folder: Path
-    first: Path
+    output: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its tests are."""
+        return self._folder(self.model)
+
+    @property
+    def fit_folder(self) -> Path:
+        """Where its fit is: the same, or that of a row which differs in the image score alone."""
+        return self._folder(self.heads)
 
     @property
     def heads(self) -> Spec:
@@ -160,17 +173,8 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do; a model that learned nothing gives the same with every seed."""
-        if all(self.done(one) for one in self.available):
-            return True
-        return self.learns is None and self.first != self.folder and replace(self, folder=self.first).learned_nothing
-
-    @property
-    def learned_nothing(self) -> bool:
-        """Whether a test in its folder shows that there is nothing to fit."""
-        return any(
-            self.done(one) and read_report(self.report_path(one))["checkpoint"] is None for one in self.available
-        )
+        """Whether nothing is left to do."""
+        return all(self.done(one) for one in self.available)
 
     @property
     def error(self) -> Path:
@@ -198,6 +202,16 @@ class Job:
         samples, pixels = data.content("test")
         size = pixels["image_size"] or report["pixels"]["image_size"]  # null: the model's
         return bool(report["samples"] == samples and report["pixels"] == {**pixels, "image_size": size})
+
+    def _folder(self, model: Spec) -> Path:
+        """Name a folder by all that is asked of a run of a model, and by nothing that other rows are."""
+        if self.learns is False:
+            asked = [model, {name: value for name, value in self.trainer.items() if name in TESTING}]
+        else:
+            asked = [model, without(MACHINE, self.trainer), self.auxiliary.key]
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name_of("model", model["class_path"]).rpartition(".")[2])[:60]
+        seed = "" if self.learns is False else f"-seed{self.seed}"
+        return self.output / f"{name}-{digest(asked)}{seed}"
 
 
 def read_report(path: Path) -> dict[str, Any]:

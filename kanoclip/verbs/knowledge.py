@@ -90,7 +90,7 @@ def build(
         dry_run: Print the prompts and the number of calls, and ask nothing. A model need not be named.
     """
     from kanoclip.data.files import write_text
-    from kanoclip.knowledge.build import ask_all, general_yaml, image_jsonl, open_questions
+    from kanoclip.knowledge.build import ask_all, general_yaml, image_jsonl, is_open
     from kanoclip.knowledge.ledger import Ledger
     from kanoclip.knowledge.questions import Template, general_questions, image_questions
 
@@ -103,9 +103,11 @@ def build(
         raise KanoclipError("--output should be a file that ends in .yaml.")
     template = Template.load(questions)
     general = general_questions(template, model, data) if model else []
-    of_images = image_questions(template, vqa_model, data, lambda all: _track(all, "hashing")) if vqa_model else []
+    of_images = []
+    if vqa_model:
+        of_images = image_questions(template, vqa_model, data, _track(data.part("fit"), "hashing"))
     ledger = Ledger(path.with_suffix(".answers.jsonl"))
-    pending = open_questions([*general, *of_images], ledger)
+    pending = [question for question in (*general, *of_images) if is_open(question, ledger)]
     before = len(general) + len(of_images) - len(pending)
     if dry_run:
         _print_prompts(pending)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kanoclip.data.about import same_images
 from kanoclip.data.sets.tree import Tree
-from kanoclip.models.checkpoint import FREE
-from kanoclip.outputs.published import families, usual_family
+from kanoclip.outputs.published import published, usual_family
 from kanoclip.registry import load_class, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
 from kanoclip.verbs.jobs import DATA_SEED, READING, Data, Job, without
-from kanoclip.verbs.specs import PlanError, Protocol, Spec, check_trainer, digest, parse_spec, read_protocols, text
-
-MACHINE = ("accelerator", "devices", "num_nodes", "default_root_dir", "enable_progress_bar", "enable_model_summary",
-           "log_every_n_steps", "profiler")  # fmt: skip
-"""Options of a trainer that no number depends on."""
-TESTING = ("precision", "plugins", "limit_test_batches", "fast_dev_run")
-"""Options of a trainer that a test depends on."""
+from kanoclip.verbs.specs import PlanError, Protocol, Spec, check_trainer, parse_spec, read_protocols, text
 
 
 class Plan(NamedTuple):
@@ -76,11 +68,12 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
     Raises:
         PlanError: For keys, names or options that are wrong, or a set that is tested on what was fitted.
         UnknownNameError: For a name that is not registered.
+        KanoclipError: For published numbers that are not there.
     """
     protocols, once = read_protocols(file)
     root, family = root or once.get("root"), family or once.get("published")
-    if family not in (None, "none", *families()):
-        raise PlanError(f"No published numbers called {family!r}. Use {', '.join(families())} or none.")
+    if family not in (None, "none"):
+        published(family, [])  # raises for an unknown family
     for one in protocols:
         check_trainer(one.trainer, file)
     learning = {text(spec): learns(parse_spec("model", spec, file)) for one in protocols for spec in one.models}
@@ -118,15 +111,11 @@ def _row(
     """
     free = does is False
     model = {key: spec[key] for key in ("class_path", "init_args")}
-    fit = {**model, "init_args": without(FREE, model["init_args"])}
-    tests, fits = (output / _folder(one, free, protocol.trainer, auxiliary) for one in (model, fit))
     fitted_on = "nothing" if free else ", ".join(filter(None, (auxiliary.label, protocol.label)))
     seeds = list(dict.fromkeys(protocol.seeds))[: 1 if free else None]
     for seed in seeds:
-        places = [one if free else one.with_name(f"{one.name}-seed{n}") for one, n in
-                  ((tests, seed), (fits, seed), (tests, seeds[0]))]  # fmt: skip
         name = spec["label"] + f" on {fitted_on}" * (named and not free) + f", seed {seed}" * (len(seeds) > 1)
-        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, *places)
+        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, output)
 
 
 def _check_rows(jobs: Sequence[Job], file: str) -> None:
@@ -139,16 +128,6 @@ def _check_rows(jobs: Sequence[Job], file: str) -> None:
                 f"{file}: two rows are called {job.label!r}, fitted on {job.fitted_on}, and have other trainers or "
                 f"auxiliary sets. Give one {'model' if job.learns is False else 'protocol'} a label of its own."
             )
-
-
-def _folder(model: Spec, free: bool, trainer: dict[str, Any], auxiliary: Data) -> str:
-    """Name a folder by all that is asked of a run but the seed, and by nothing that other rows are."""
-    if free:
-        asked = [model, {name: value for name, value in trainer.items() if name in TESTING}]
-    else:
-        asked = [model, without(MACHINE, trainer), auxiliary.key]
-    name = name_of("model", model["class_path"]).rpartition(".")[2]
-    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)[:60]}-{digest(asked)}"
 
 
 def _data(spec: Spec, root: str | None, file: str) -> Data:

@@ -3,7 +3,6 @@
 from importlib import import_module
 
 import pytest
-import yaml
 from layouts import LAYOUTS
 
 from kanoclip.data.sets.tree import Tree
@@ -62,55 +61,6 @@ def test_data_sets_that_are_no_list_of_names_are_refused(tmp_path, wrong) -> Non
     path.write_text(f"data_sets: {wrong}\ngeneric: {{normal: [a thing], anomalous: [a broken thing]}}\n")
     with pytest.raises(ValueError, match="data_sets should be a list of names"):
         KnowledgeBase.load(str(path))
-
-
-CONTENT = {
-    "data_sets": ["mvtec"],
-    "provenance": {"author": "me"},
-    "generic": {"normal": ["a thing"], "anomalous": ["a broken thing"]},
-    "categories": {
-        "nut": {"normal": ["a nut"], "anomalous": ["a cracked nut", "a bent nut"]},
-        "bolt": {"normal": ["a bolt"], "anomalous": ["a worn bolt"]},
-    },
-}
-
-
-def digest(folder, content) -> str:
-    path = folder / "base.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return KnowledgeBase.load(str(path)).digest
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"generic": {"normal": ["a thing"], "anomalous": ["a smashed thing"]}},
-        {"generic": {"normal": ["a new thing"], "anomalous": ["a broken thing"]}},
-        {"categories": {"nut": CONTENT["categories"]["nut"]}},
-        {"categories": {**CONTENT["categories"], "nut": {"normal": ["a nut"], "anomalous": ["a cracked nut"]}}},
-        {"categories": {"screw": CONTENT["categories"]["nut"], "bolt": CONTENT["categories"]["bolt"]}},
-        {"categories": {"nut": CONTENT["categories"]["bolt"], "bolt": CONTENT["categories"]["nut"]}},
-    ],
-)
-def test_another_text_is_another_digest(tmp_path, change) -> None:
-    assert digest(tmp_path, CONTENT | change) != digest(tmp_path, CONTENT)
-
-
-def test_provenance_place_and_spelling_of_a_file_are_no_part_of_the_digest(tmp_path) -> None:
-    first = digest(tmp_path, CONTENT)
-    assert len(first) == 12
-    assert int(first, 16)
-    (tmp_path / "other").mkdir()
-    nut = CONTENT["categories"]["nut"]
-    seen = [*({"text": text, "visible": True} for text in nut["anomalous"]), {"text": "a rattle", "visible": False}]
-    same = {
-        "categories": {"bolt": CONTENT["categories"]["bolt"], "nut": {"normal": nut["normal"], "anomalous": seen}},
-        "provenance": {"author": "you", "date": "2026-01-02", "model": "m"},
-        "data_sets": ["visa"],
-        "generic": CONTENT["generic"],
-    }
-    assert digest(tmp_path / "other", same) == first
-    assert KnowledgeBase.for_data("folder").digest != KnowledgeBase.load("mvtec").digest  # generic entries alone
 
 
 def test_a_mistyped_name_is_answered_with_the_nearest() -> None:

@@ -14,7 +14,7 @@ from kanoclip.data.loading import Sample
 from kanoclip.data.sets.folder import Folder
 from kanoclip.heads.losses import MeanKD
 from kanoclip.knowledge.base import KnowledgeBase
-from kanoclip.knowledge.images import image_hash, image_knowledge_digest, load_image_knowledge
+from kanoclip.knowledge.images import image_hash, load_image_knowledge
 from kanoclip.models.kanoclip import KAnoCLIP
 
 TEXTS = ["a pale line across the upper left"]
@@ -73,26 +73,6 @@ def test_lines_of_one_image_and_one_state_are_put_together(tmp_path) -> None:
     path.write_text(line("a") + line("a", ["another text"]) + line("a", ["a round nut"], "normal") + line("b"))
     assert load_image_knowledge(path) == {"a": [*TEXTS, "another text"], "b": TEXTS}
     assert load_image_knowledge(path, "normal") == {"a": ["a round nut"]}
-
-
-def test_the_digest_of_image_knowledge_is_of_images_and_texts_alone(tmp_path) -> None:
-    def digest(*lines) -> str:
-        path = tmp_path / "known.jsonl"
-        path.write_text("".join(lines))
-        return image_knowledge_digest(path)
-
-    first = digest(line("a"), line("b", ["a dent in the rim"]))
-    assert len(first) == 12
-    later = json.dumps(json.loads(line("a")) | {"model": "seer", "date": "2026-01-02", "category": "bolt"}) + "\n"
-    assert digest(line("b", ["a dent in the rim"]), later) == first
-    others = [
-        digest(line("a")),
-        digest(line("a"), line("c", ["a dent in the rim"])),
-        digest(line("a"), line("b", ["a dent in the side"])),
-        digest(line("a"), line("b", ["a dent in the rim"], "normal")),
-        digest(line("a", ["a dent in the rim"]), line("b")),
-    ]
-    assert len({first, *others}) == 6
 
 
 @pytest.mark.parametrize("wrong", ["", "no json", "[]", '{"image": "a", "state": "normal"}', line(1), line("a", [1]),

@@ -43,6 +43,12 @@ def test_show_ends_quietly_when_its_reader_has_enough() -> None:
     assert shown.returncode == 0
 
 
+def test_show_needs_no_torch() -> None:
+    source = "import sys; sys.modules['torch'] = None; from kanoclip.verbs.table import main; sys.exit(main())"
+    command = [sys.executable, "-c", source, "knowledge", "show", "mvtec"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
 def test_show_prints_a_file_of_ones_own(capsys, tmp_path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("generic: {normal: [a whole thing], anomalous: [a broken thing]}\nprovenance: {model: me}\n")
