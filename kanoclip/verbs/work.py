@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from filelock import FileLock, Timeout
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.data.files import write_json, write_text
 from kanoclip.models.checkpoint import CheckpointError
@@ -163,7 +164,12 @@ def work_in_processes(count: int, argv: Sequence[str], gpus: Sequence[str] = ())
     """
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     command = [sys.executable, "-m", "kanoclip", *argv, f"--worker={time.time()}"]
+
+    def end(*_: object) -> NoReturn:
+        raise SIGTERMException  # which closes their inputs
+
     with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, end))
         workers = []
         for number in range(count):
             env = threads | os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})

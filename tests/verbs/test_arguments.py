@@ -171,7 +171,7 @@ def test_a_mistake_in_a_config_is_found_before_torch_is_loaded(tmp_path, text, e
     [
         (
             "data: {class_path: surfaces, init_args: {imges: 4}}",
-            r"mine\.yaml: Unknown key data\.imges\. Did you mean data\.images\? Accepted: root, category, images",
+            r"mine\.yaml: Unknown key data\.imges\. Did you mean data\.images\? Accepted: root, images, drawing_seed",
         ),
         (
             "model: {class_path: clip, init_args: {adapter: {class_path: conv, init_args: {scales: 1}}}}",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.verbs import work
 from kanoclip.verbs.work import work_in_processes
@@ -55,7 +56,8 @@ def test_a_choice_of_threads_is_kept_and_no_gpu_is_made_up(fake, monkeypatch) ->
     assert [(env["OMP_NUM_THREADS"], "CUDA_VISIBLE_DEVICES" in env) for _, env in fake.started] == [("1", False)] * 2
 
 
-def test_they_are_interrupted_when_this_process_is(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
+def test_they_are_interrupted_when_this_process_is(tmp_path, monkeypatch, how) -> None:
     program = (
         "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"  # as a shell starts a background job
         "from kanoclip.verbs.work import end_with_parent\nend_with_parent()\n"
@@ -72,14 +74,18 @@ def test_they_are_interrupted_when_this_process_is(tmp_path, monkeypatch) -> Non
         while not Path("begun").exists():
             time.sleep(0.01)
         monkeypatch.setattr(started, "wait", waits)
+        if how == "sigterm":
+            signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt
 
     waits = started.wait
     monkeypatch.setattr(started, "wait", interrupted)
     monkeypatch.setattr(work.subprocess, "Popen", start)
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt if how == "ctrl-c" else SIGTERMException):
         work_in_processes(1, [])
     assert Path("left").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_process_is_interrupted_when_its_parent_is_gone() -> None:
