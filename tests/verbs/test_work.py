@@ -1,5 +1,6 @@
 """Processes that share work: which GPU they see, what is printed, and that they end with the one that started them."""
 
+import signal
 import subprocess
 import sys
 import time
