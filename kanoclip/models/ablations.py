@@ -62,7 +62,7 @@ class KAnoCLIPNoKD(KAnoCLIP):
 
 
 class KAnoCLIPNoBiCMCI(KAnoCLIP):
-    """KAnoCLIP without Bi-CMCI: patches and texts do not look at each other."""
+    """KAnoCLIP without Bi-CMCI: patches and texts do not attend to each other."""
 
     name = "kanoclip_no_bicmci"
     own_interaction = NoInteraction

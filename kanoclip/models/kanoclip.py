@@ -32,7 +32,7 @@ class KAnoCLIP(AnomalyModule):
         backbone: Frozen CLIP. null: ViT-L-14-336 with OpenAI's weights at 518 pixels.
         attention: What the second path of the image tower attends to (CLIP-VV).
         prompts: Text features of the two states (KnPL).
-        interaction: How patches and texts look at each other (Bi-CMCI).
+        interaction: How patches and texts attend to each other (Bi-CMCI).
         adapter: What corrects the global feature (Conv-Adapter).
         score: How the image score is made.
         kd_loss: How the knowledge base pulls the abnormal prompt.

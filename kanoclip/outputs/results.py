@@ -47,11 +47,11 @@ def identity(report: Mapping[str, Any]) -> str:
     """
     checkpoint = report["checkpoint"]
     scored_with = {k: v for k, v in report["settings"].items() if k.partition(".")[0] in (*HEADS, *FREE)}
-    told = [
+    fields = [
         report["model"], checkpoint["sha256"] if checkpoint else report["backbone"], report["components"], scored_with,
         report["precision"], report["images"], report["samples"], report["pixels"], report["results_version"],
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ResultsWriter(Callback):

@@ -51,10 +51,10 @@ def mistake(error: BaseException) -> str | None:
     return None
 
 
-def _thread_ended(told: threading.ExceptHookArgs) -> None:
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
     """Print why a thread has ended, unless it is TensorBoard's at a full disk: the main one raises the same."""
-    if getattr(told.exc_value, "errno", None) not in FULL:
-        threading.__excepthook__(told)
+    if getattr(ended.exc_value, "errno", None) not in FULL:
+        threading.__excepthook__(ended)
 
 
 def quiet() -> None:

@@ -95,8 +95,8 @@ def _run(job: Job) -> None:
         else:
             write_json(job.report_path(data), report)
             mean = report["results"]["mean"]
-            told = (f"{name} {METRICS[name].show(mean.get(name))}" for name in ("image_auroc", "pixel_auroc"))
-            print(f"{job.name} | {data.label}: {', '.join(told)}", flush=True)
+            means = (f"{name} {METRICS[name].show(mean.get(name))}" for name in ("image_auroc", "pixel_auroc"))
+            print(f"{job.name} | {data.label}: {', '.join(means)}", flush=True)
     if failures:
         lines = [f"{', '.join(labels)}: {said}" for said, labels in failures.items()]
         write_text(job.error, "\n".join([*lines, "", *details]))
