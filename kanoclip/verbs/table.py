@@ -9,10 +9,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from kanoclip import __version__
-from kanoclip.registry import NAMES, did_you_mean, expand_argv, resolve, summary
+from kanoclip.registry import NAMES, did_you_mean, resolve, summary
 from kanoclip.verbs.say import complain, mistake
 
 
@@ -115,10 +116,11 @@ def _run(argv: Any) -> int:
     which = options[-1] if options and options[-1].endswith(".help") else ""
     if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
         return list_components([kind], [f"For the options of one of these: {which} NAME"])
-    if name == "data" and len(options) > 1 and not options[1].startswith("-"):
-        resolve("data", options[1])  # a mistyped name is answered before torch is imported
-    if name == "knowledge":
-        expand_argv(options)
+    for before, word in pairwise(options):
+        if verb.actions and (
+            before == "--data" or (name == "data" and before == options[0] and not word.startswith("-"))
+        ):
+            resolve("data", word)  # a mistyped name is answered before torch is imported
     if verb.module == "run":
         from kanoclip.verbs.arguments import prepare
 
