@@ -195,6 +195,8 @@ def load_class(path: str) -> Any:
         UnknownNameError: If there is none.
     """
     module, _, name = path.rpartition(".")
+    if not module:
+        raise UnknownNameError(f"{path!r} is no name and no import path such as mypackage.MyClass.")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
