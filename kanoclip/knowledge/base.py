@@ -13,6 +13,7 @@ from kanoclip.registry import did_you_mean
 from kanoclip.types import KanoclipError, MissingError
 
 FOLDER = Path(__file__).parent
+SHIPPED = "knowledge:"
 STATES = ("normal", "anomalous")
 QUESTIONS = "questions"
 """Name of the file beside the bases that holds what models are asked, not what they answered."""
@@ -85,6 +86,11 @@ class KnowledgeBase:
     def choose(cls, name: str, data: str) -> KnowledgeBase:
         """Read the base of a data set if the name is "auto", else the one of that name; raises as ``load``."""
         return cls.for_data(data) if name == AUTO else cls.load(name)
+
+    @property
+    def reference(self) -> str:
+        """Where it is, the same on every machine: ``knowledge:NAME`` for a base that ships, else its path."""
+        return f"{SHIPPED}{self.path.stem}" if self.path.parent == FOLDER else str(self.path)
 
     def facts(self, categories: Iterable[str], state: str = "anomalous") -> list[str]:
         """Return the texts of a state for the given categories, each once; generic ones for an unknown category."""

@@ -49,6 +49,7 @@ class AnomalyModule(LightningModule):
         fit_seed: Seed of its fit; None: not known, or not seeded.
         strict_options: Whether a checkpoint must agree in the options that decide a fit alone, such as lr, too. The
             command line sets it: there every difference was typed.
+        read_files: Files that a fit has read beside those that its options name, see ``outputs.record.files_of``.
         optimiser: Options of another optimiser than Adam and of a schedule, such as ``optimizer.lr``, if there are any;
             a fit that goes on must have the same. The command line sets it.
         tiles_at_once: Tiles of a picture that is not square to score together; a trainer sets the data's batch size.
@@ -71,6 +72,7 @@ class AnomalyModule(LightningModule):
         self.fit_seed: int | None = None
         self.strict_options = False
         self.optimiser: dict[str, Any] = {}
+        self.read_files: list[str] = []
         self.tiles_at_once = 8
         self._metrics: EpochMetrics | None = None  # of the epoch that runs
         self._random_state: Tensor | None = None

@@ -178,6 +178,7 @@ class KAnoCLIP(AnomalyModule):
             return
         data = getattr(self.trainer, "datamodule", None)
         base = KnowledgeBase.choose(self.knowledge, getattr(data, "name", ""))
+        self.read_files = [base.reference]
         categories = getattr(data, "categories", None) or ["object"]
         self._facts = self.backbone.encode_text(base.facts(categories))
         if self.image_knowledge is not None and data is not None:

@@ -24,6 +24,8 @@ from kanoclip import __version__
 from kanoclip.backbone.embedded import FOLDER as EMBEDDED
 from kanoclip.data.digests import digest, file_hashes
 from kanoclip.data.files import write_bytes, write_json
+from kanoclip.knowledge.base import FOLDER as KNOWLEDGE
+from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.checkpoint import read_checkpoint, run_seed, zero_shot
 from kanoclip.ranks import gather
 from kanoclip.registry import NAMES
@@ -125,8 +127,8 @@ def files_of(options: Any) -> dict[str, str]:
         options: A mapping or list of options, with those of components inside, or a single value.
 
     Returns:
-        Path, ``local-dir:FOLDER`` or class path of the embedded backbone, as the options have it -> 12 hexadecimal
-        digits of its content. ``files_of(list(returned))`` hashes the same files again.
+        Path, ``local-dir:FOLDER``, ``knowledge:NAME`` or class path of the embedded backbone -> 12 hexadecimal digits
+        of its content. ``files_of(list(returned))`` hashes the same files again.
     """
     if isinstance(options, Mapping):
         options = list(options.values())
@@ -139,6 +141,8 @@ def files_of(options: Any) -> dict[str, str]:
         files = [path for path in EMBEDDED.iterdir() if path.suffix != ".md"]
     elif name.startswith(LOCAL_DIR):
         files = list(Path(os.path.expanduser(name.removeprefix(LOCAL_DIR))).glob("*"))
+    elif name.startswith(SHIPPED):
+        files = [KNOWLEDGE / f"{name.removeprefix(SHIPPED)}.yaml"]
     else:
         files = [Path(name)]
     hashes = file_hashes(map(str, sorted(files)))
@@ -173,7 +177,7 @@ class RunRecord(Callback):
             "seed": run_seed(),
             "images": len(data.part("fit")) if hasattr(data, "part") else None,
             "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
-            "files": files_of(pl_module.hparams),
+            "files": files_of([pl_module.hparams, *getattr(pl_module, "read_files", [])]),
             "epochs": trainer.current_epoch,
             "version": __version__,
             "seconds": round(time.monotonic() - self._start, 1),

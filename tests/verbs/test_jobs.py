@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kanoclip.data.sets.folder import Folder
-from kanoclip.knowledge.base import FOLDER
+from kanoclip.knowledge.base import FOLDER, KnowledgeBase
 from kanoclip.outputs.record import files_of
 from kanoclip.verbs import jobs, work
 from kanoclip.verbs.plan import read_plan
@@ -181,6 +181,16 @@ def test_files_are_those_that_options_name() -> None:
     add("clip/open_clip_config.json")
     changed = files_of(list(found))
     assert {name for name in found if changed[name] != found[name]} == {"weights.pt", "local-dir:clip"}
+
+
+def test_a_base_that_ships_is_known_by_its_name_and_content(monkeypatch, tmp_path) -> None:
+    name = KnowledgeBase.choose("auto", "surfaces_auxiliary").reference
+    assert name == "knowledge:surfaces"  # wherever the package is
+    before = files_of([name])
+    (tmp_path / "surfaces.yaml").write_text("other: texts")
+    monkeypatch.setattr("kanoclip.outputs.record.KNOWLEDGE", tmp_path)
+    assert files_of([name]).keys() == before.keys()
+    assert files_of([name]) != before
 
 
 def test_the_record_of_a_fit_names_its_samples_and_files() -> None:
