@@ -73,12 +73,15 @@ def test_ctrl_c_before_anything_has_begun_leaves_no_traceback(monkeypatch) -> No
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_fit_that_is_told_to_end_says_what_is_kept(tiny_name, tmp_path, told, code) -> None:
+def test_a_fit_that_is_told_to_end_says_what_is_kept(tiny_name, tmp_path, request, told, code) -> None:
     options = (
         f"--data surfaces_auxiliary --data.category wood --data.images 2 --data.num_workers 0 --model.backbone clip "
         f"--model.backbone.name {tiny_name} --model.backbone.image_size 32 --trainer.max_epochs 100000"
     )
     said = tmp_path / "said.txt"
+    # a child inherits an ignored Ctrl-C, as of a shell's background job or left behind by Lightning
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with said.open("w") as output:
         command = [sys.executable, "-m", "kanoclip", "fit", *options.split()]
         child = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, env=HERE)
