@@ -125,6 +125,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         self.cache = cache
         self.unreadable: list[tuple[str, str]] = []
         self._samples: list[Sample] | None = None
+        self._hashes: dict[str, list[tuple[str | None, ...]]] = {}  # of the indexed samples, by stage
         self._size = image_size
         self._has_warned = False  # of images without masks
         self._shared = set(vars(self)) - before

@@ -28,6 +28,7 @@ class DataIdentity:
     limit: int | None
     tile: bool
     _size: int | None
+    _hashes: dict[str, list[tuple[str | None, ...]]]
     _shared: set[str]
     """Attributes that all data sets have."""
 
@@ -105,10 +106,12 @@ class DataIdentity:
         """Hash image and masks of each sample; None if an image is not known so, "" for a mask that is not."""
         if not self.drawing_version and not is_ours(type(self).read):  # type: ignore[attr-defined]  # of AnomalyDataModule
             return None
-        try:
-            found = content_hashes(self.part(stage), self.drawing_version)
-        except UnreadableImageError:
-            return None
+        if stage not in self._hashes:  # once: a checkpoint of each epoch and every report ask again
+            try:
+                self._hashes[stage] = content_hashes(self.part(stage), self.drawing_version)
+            except UnreadableImageError:
+                return None
+        found = self._hashes[stage]
         known = all(image is not None for image, *_ in found)
         return [tuple(one or "" for one in hashes) for hashes in found] if known else None
 
