@@ -1,14 +1,17 @@
 """Every YAML that ships is parsed by the real parser and built, with a tiny backbone where it names a large one."""
 
+import inspect
 import re
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 
+from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.sets.tree import Tree
 from kanoclip.registry import NAMES, available, expand, load_class, name_of
 from kanoclip.verbs.arguments import prepare
@@ -217,6 +220,23 @@ def spelled_out(given: dict) -> dict:
     if attention := found.init_args.get("attention"):
         attention["init_args.first"] = create(attention).start(24)  # null depends on the depth, here that of ViT-L
     return found.as_dict()
+
+
+def test_the_full_config_is_the_model_without_any_options() -> None:
+    without = spelled_out({"class_path": "kanoclip"})["init_args"]
+    full = spelled_out(read(CONFIGS / "kanoclip.yaml")["model"])["init_args"]
+    shapes = []
+    for given in (without, full):
+        interaction = create(dict_to_namespace(given.pop("interaction")))
+        interaction.build(SimpleNamespace(levels=(6, 12, 18, 24), dim=768))  # ViT-L
+        shapes.append({name: weight.shape for name, weight in interaction.named_parameters()})
+    assert shapes[0] == shapes[1]
+    assert sum(shape.numel() for shape in shapes[0].values()) < 5e6  # 61 MB a checkpoint, with Adam's moments
+    usual = {name: option.default for name, option in inspect.signature(CLIPBackbone).parameters.items()}
+    assert usual["levels"] is None  # the four quarters of the depth
+    assert full.pop("backbone")["init_args"] == usual | {"levels": [6, 12, 18, 24]}
+    assert without.pop("backbone") is None
+    assert without == full
 
 
 @pytest.mark.parametrize("stem", ["mvtec_to_all", "visa_to_all", "ablation_full"])

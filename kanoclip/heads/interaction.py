@@ -69,9 +69,9 @@ class BiCMCI(Interaction):
 
     Args:
         heads: Attention heads; must divide the width.
-        width: Width of queries, keys and values. null: the joint width D. A quarter of it makes the weights four times
-            smaller, which at ViT-L and four levels is 19 MB instead of 76 MB; a checkpoint also holds Adam's two
-            moments of each, so 57 MB instead of 227 MB.
+        width: Width of queries, keys and values. null: the joint width D, at most 192. That is a quarter of ViT-L's,
+            which makes the weights of four levels 19 MB instead of 76 MB; a checkpoint also holds Adam's two moments
+            of each, so 57 MB instead of 227 MB.
 
     Raises:
         KanoclipError: If ``heads`` does not divide the width.
@@ -94,7 +94,7 @@ class BiCMCI(Interaction):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create a cross-attention per direction."""
-        settings = len(backbone.levels), backbone.dim, self.heads, self.width or backbone.dim
+        settings = len(backbone.levels), backbone.dim, self.heads, self.width or min(backbone.dim, 192)
         self.patches_look = FoldedPatchQueries(*settings) if self.to_patches else None
         self.texts_look = FoldedTextQueries(*settings) if self.to_texts else None
 

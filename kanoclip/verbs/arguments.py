@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 
 from kanoclip.registry import NAMES, did_you_mean, expand, expand_argv, load_class
 from kanoclip.types import KanoclipError
+from kanoclip.verbs.configs import find
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 CONFIG = ("--config", "-c")
@@ -86,6 +87,7 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     asks = any(key in ("-h", "--help") or key.endswith(".help") for key, _ in pairs)
     for key, value in pairs:
         _check_option(key, value)
+    pairs = [(key, find(value) if key in CONFIG and value else value) for key, value in pairs]
     configs = {value: read_config(value) for key, value in pairs if key in CONFIG and value}
     for path, config in configs.items():
         _check_config(path, config)
@@ -132,7 +134,7 @@ def read_config(path: str, kind: str | None = None) -> Config:
     try:
         content = get_loader("yaml")(Path(path).read_text(encoding="utf-8")) or {}  # 1e-3 is a number, as when parsed
     except OSError as error:
-        raise UsageError(f"No config at {path} ({error.strerror}). Configs that ship are in configs/.") from error
+        raise UsageError(f"No config at {path} ({error.strerror}). Those that ship: kanoclip list configs.") from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -283,7 +285,7 @@ def _expand_value(key: str, value: str | None) -> str | None:
         except yaml.YAMLError as error:
             raise UsageError(f"{key} is not JSON: {' '.join(str(error).split())}") from error
     if key == "--trainer":
-        return json.dumps(read_config(value))
+        return json.dumps(read_config(find(value, "trainer")))
     if key.endswith(".class_path") or not value.endswith((".yaml", ".yml", ".json")):
         return value
     return json.dumps(read_config(value, kind))

@@ -15,6 +15,7 @@ from rich import box
 from rich.table import Table
 
 from kanoclip.verbs.arguments import UsageError
+from kanoclip.verbs.configs import find
 from kanoclip.verbs.say import complain, note, quiet
 from kanoclip.verbs.specs import PlanError, read_protocols
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
         KanoclipError: For a mistake in the options or the config.
     """
     options = _parse(argv)
+    options.config = find(options.config, "benchmarks")
     output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
     read_protocols(options.config)  # names are answered at once
     from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -89,7 +91,11 @@ def _parse(argv: Sequence[str]) -> Namespace:
         exit_on_error=False,
     )
     add = parser.add_argument
-    add("--config", required=True, help="YAML with auxiliary, data, models, seeds and trainer.")
+    add(
+        "--config",
+        required=True,
+        help="YAML with auxiliary, data and models; its path, or the name of one that ships, such as quickstart.",
+    )
     add("--output", default=None, help="Folder for runs and table; runs/benchmark/NAME by default.")
     add("--root", default=None, help="Folder that contains the data sets, for those that name none.")
     add("--processes", type=PositiveInt, default=None, help="Runs at a time; one for each GPU, or 1, by default.")
@@ -100,7 +106,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
         return parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
     except argparse.ArgumentError as error:
         said = " ".join(str(error).split())
-        raise UsageError(f"{said}. Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml") from error
+        raise UsageError(f"{said}. Type: kanoclip benchmark --config quickstart") from error
 
 
 def _gpus() -> list[str]:

@@ -7,7 +7,9 @@ import errno
 import gc
 import io
 import logging
+import shutil
 import sys
+import textwrap
 import threading
 import warnings
 
@@ -29,6 +31,15 @@ def note(text: str) -> None:
 
     if not getattr(rank_zero_only, "rank", 0):
         print(f"kanoclip: {text}", file=sys.stderr)
+
+
+def folded(start: str, text: str = "") -> str:
+    """Fold a text to the terminal's width, below what stands in front of it; a pipe or a file gets whole lines."""
+    width = shutil.get_terminal_size((10_000, 24)).columns - 1
+    *above, first = start.split("\n")
+    indent = " " * len(first) if text else ""
+    lines = textwrap.wrap(first + text, max(width, 40), subsequent_indent=indent, break_long_words=False)
+    return "\n".join([*above, *lines])
 
 
 def mistake(error: BaseException) -> str | None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from kanoclip import __version__
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
-from kanoclip.verbs.say import complain, mistake
+from kanoclip.verbs import configs
+from kanoclip.verbs.say import complain, folded, mistake
 
 
 class Verb(NamedTuple):
@@ -55,7 +56,7 @@ VERBS = {
             "show": "what a base says: kanoclip knowledge show mvtec",
         },
     ),
-    "list": Verb("every kind of component and its names", "table"),
+    "list": Verb("every kind of component and its names; the configs that ship", "table"),
 }
 HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
 
@@ -63,7 +64,7 @@ usage: kanoclip VERB [options]
 
 {chr(10).join(f"  {name:<10} {verb.about}" for name, verb in VERBS.items())}
 
-  kanoclip fit --config configs/quickstart.yaml
+  kanoclip fit --config quickstart
   kanoclip test --data surfaces
   kanoclip predict --data folder --data.root my_photos
 
@@ -103,12 +104,12 @@ def _run(argv: Any) -> int:
     verb = VERBS[name]
     if name == "list":
         if options and options[0] in ("-h", "--help"):
-            print(f"usage: kanoclip list [KIND ...]\n\n{verb.about}: {', '.join(NAMES)}")
+            print(folded(f"usage: kanoclip list [KIND ...]\n\n{verb.about}: {', '.join([*NAMES, 'configs'])}"))
             return 0
         return list_components(options)
     if verb.actions and (not options or options[0] in ("-h", "--help")):
         print(f"usage: kanoclip {name} ACTION [NAME] [options]\n")
-        print("\n".join(f"  {action:<10} {text}" for action, text in verb.actions.items()))
+        print("\n".join(folded(f"  {action:<10} ", text) for action, text in verb.actions.items()))
         return 0
     if verb.actions and options[0] not in verb.actions:
         hint = did_you_mean(options[0], verb.actions)
@@ -130,13 +131,19 @@ def _run(argv: Any) -> int:
 
 
 def list_components(kinds: Sequence[str], above: Sequence[str] = ()) -> int:
-    """Print the names of the given kinds, or of all, with a line on each, below other lines."""
-    lines = list(above)
+    """Print the names of the given kinds, or of all components, with a line on each, below other lines."""
+    lines, known = list(above), [*NAMES, "configs"]
     for kind in kinds or NAMES:
-        if kind not in NAMES:
-            return complain(f"Unknown kind {kind!r}. Kinds: {', '.join(NAMES)}.")
+        if kind not in known:
+            return complain(f"Unknown kind {kind!r}.{did_you_mean(kind, known)} Kinds: {', '.join(known)}.")
+        if kind == "configs":
+            found = {name: configs.summary(path) for name, path in configs.names().items()}
+        else:
+            found = {name: summary(path) for name, path in NAMES[kind].items()}
+        width = max([20, *map(len, found)])
         lines.append(f"{kind}:")
-        lines += [f"  {name:<20} {summary(path)}" for name, path in NAMES[kind].items()]
+        lines += [folded(f"  {name:<{width}} ", text) for name, text in found.items()]
+    lines += ["Configs that ship (--config NAME): kanoclip list configs"] * (not kinds)
     try:
         print("\n".join(lines), flush=True)
     except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.registry import UnknownNameError
+from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import UsageError, prepare
 from kanoclip.verbs.build import Parser
 from kanoclip.verbs.run import KanoclipCLI
@@ -197,7 +198,7 @@ def test_a_config_that_is_not_utf_8_is_named(tmp_path) -> None:
 
 
 def test_a_config_that_is_not_there_is_named() -> None:
-    with pytest.raises(UsageError, match=r"No config at nope\.yaml \(No such file or directory\)"):
+    with pytest.raises(KanoclipError, match=r"No config at nope\.yaml, and none of this name ships"):
         prepare(["fit", "--config=nope.yaml"])
 
 
