@@ -27,6 +27,11 @@ class MissingError(KanoclipError, FileNotFoundError):
     """A file, folder or data set that is not there."""
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Write how many there are: "1 image", "2 images"; ``many`` where an s does not do."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 class Features(NamedTuple):
     """What the frozen image encoder returns.
 

@@ -29,7 +29,7 @@ from kanoclip.data.files import write_bytes
 from kanoclip.data.identity import content_hashes
 from kanoclip.data.listing import cache_folder
 from kanoclip.data.loading import AnomalyDataset, Item, make_loader
-from kanoclip.types import Features, KanoclipError
+from kanoclip.types import Features, KanoclipError, counted
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk
 FIELDS = ("patches", "cls", "pixels", "numbers")
@@ -134,7 +134,7 @@ class CachedDataset(AnomalyDataset):
                 f"on a larger disk, use --data.limit, or --data.cache false."
             )
         if announce:
-            print(f"caching the features of {count} images, {_bytes(need)}, in {self.folder}", flush=True)
+            print(f"caching the features of {counted(count, 'image')}, {_bytes(need)}, in {self.folder}", flush=True)
 
 
 def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:

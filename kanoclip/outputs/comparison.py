@@ -10,11 +10,11 @@ from itertools import groupby
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rich import box
+from rich.padding import Padding
 from rich.table import Table
 
 from kanoclip.outputs.published import FLAGS, published
-from kanoclip.outputs.tables import METRICS, UNDEFINED
+from kanoclip.outputs.tables import METRICS, UNDEFINED, plain_table
 
 HEADINGS = ("data", "model", "fitted on", *(f"{one.level} {one.heading}" for one in METRICS.values()), "ms/image",
             "images", "seeds")  # fmt: skip
@@ -109,14 +109,30 @@ class Comparison:
         if any(row.values["pixel_aupro"] for row in beside):
             self.notes.append("Published AUPRO takes 200 thresholds, ours is exact.")
 
-    def table(self) -> Table:
-        """Lay it out for a terminal."""
-        table = Table(box=box.SIMPLE_HEAD)
+    def table(self, gap: int = 3) -> Table:
+        """Lay all of it out, with some spaces between columns."""
+        table = plain_table(gap)
         for at, heading in enumerate(HEADINGS):
             table.add_column(heading.replace(" ", "\n"), justify="left" if at < 3 else "right", no_wrap=True)
         for section in self.sections:
             for cells in _cells(section):
                 table.add_row(*cells)
+            table.add_section()
+        return table
+
+    def narrow_table(self) -> Table:
+        """Lay out the means alone, each data set above its models; fits 80 columns."""
+        table = plain_table(1)
+        for at, heading in enumerate(["", *HEADINGS[3 : 3 + len(METRICS)]]):
+            table.add_column(heading.replace(" ", "\n"), justify="right" if at else "left", no_wrap=bool(at))
+        for section in self.sections:
+            table.add_row(section[0].data)
+            models = [row.model for row in section]
+            for row in section:
+                fitted = f" ({row.auxiliary})" * (models.count(row.model) > 1)  # or nothing would tell them apart
+                means = (metric.show(_mean(row.values[name])) for name, metric in METRICS.items())
+                cells = (mean + partly.replace(" ", "\n") for mean, partly in zip(means, _partly(row), strict=True))
+                table.add_row(Padding(row.model + fitted, (0, 0, 0, 2)), *cells)
             table.add_section()
         return table
 
@@ -255,18 +271,25 @@ def _cells(section: Sequence[Row]) -> list[list[str]]:
     """Return the texts of a section's rows; what is the same as in the row above, the data, is said once."""
     lines = []
     for at, row in enumerate(section):
-        partly = {metric: f" n={n}" for metric, n in row.sets.items() if 0 < n < row.of}
-        cells = [_cell(name, row.values[name]) + partly.get(name, "") for name in METRICS]
+        cells = [_cell(name, row.values[name]) + partly for name, partly in zip(METRICS, _partly(row), strict=True)]
         speed = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
         counts = ["" if count is None else str(count) for count in (row.images, row.seeds)]
         lines.append(["" if at else row.data, row.model, row.auxiliary, *cells, speed, *counts])
     return lines
 
 
+def _partly(row: Row) -> list[str]:
+    """Return for each metric how many sets an average is over, where it is not all of them."""
+    return [f" n={row.sets[name]}" if 0 < row.sets.get(name, 0) < row.of else "" for name in METRICS]
+
+
 def _cell(name: str, values: Sequence[float]) -> str:
     show = METRICS[name].show
-    mean = show(statistics.fmean(values) if values else None)
-    return f"{mean} ± {show(statistics.stdev(values))}" if len(values) > 1 else mean
+    return show(_mean(values)) + (f" ± {show(statistics.stdev(values))}" if len(values) > 1 else "")
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
 
 
 def _direction() -> str:

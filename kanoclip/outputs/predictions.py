@@ -23,7 +23,7 @@ from kanoclip.data.images import UnreadableImageError, read_image
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
 from kanoclip.ranks import gather
-from kanoclip.types import Batch, KanoclipError, Scores
+from kanoclip.types import Batch, KanoclipError, Scores, counted
 
 COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay")
 
@@ -102,7 +102,7 @@ class PredictionWriter(Callback):
             self._join(trainer)
         if trainer.is_global_zero:
             folders = "maps/, overlays/" if self.overlays else "maps/"
-            print(f"{self._count} images: {self._folder}/predictions.csv, {folders}")
+            print(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
             if self.overlays and self._count and not self._coloured:
                 begin = f"colour begins at {LIKELIER[0]:g}"
                 print(f"No overlay is coloured: {begin} and no map reaches it. The values are in maps/ and in the csv.")
@@ -113,7 +113,7 @@ class PredictionWriter(Callback):
             with suppress(Exception):  # the first error is the one to tell
                 self._finish()
             if self._count:
-                print(f"Stopped; {self._count} images are done: {self._file}")
+                print(f"Stopped; {counted(self._count, 'image is', 'images are')} done: {self._file}")
 
     def _finish(self) -> None:
         """Wait for the files of a batch, then write its rows."""

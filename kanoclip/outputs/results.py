@@ -24,9 +24,9 @@ from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings, zero_
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder
 from kanoclip.outputs.sheet import choose
-from kanoclip.outputs.tables import results_csv, results_table, table_text
+from kanoclip.outputs.tables import print_results, results_csv, tell
 from kanoclip.ranks import gather
-from kanoclip.types import Batch, Scores
+from kanoclip.types import Batch, Scores, counted
 
 LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
 ZERO_SHOT = {
@@ -120,14 +120,14 @@ class ResultsWriter(Callback):
         report, folder, results = self._report(trainer, pl_module), self._folder, getattr(pl_module, "results", {})
         write_text(folder / "results.csv", results_csv(results))
         write_json(folder / "results.json", report)  # last: where it is, the rest is too
-        print(f"\n{headline(report)}")
-        print(table_text(results_table(results)))
+        tell(f"\n{headline(report)}")
+        print_results(results)
         print(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the metrics of what is held out."""
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
-            print(table_text(results_table(getattr(pl_module, "results", {}))))
+            print_results(getattr(pl_module, "results", {}))
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
@@ -187,7 +187,7 @@ def headline(report: dict[str, Any]) -> str:
     return (
         f"{report['model']}: {protocol}\n"
         f"backbone {report['components'].get('backbone', 'unknown')}; {weights}; precision {report['precision']}\n"
-        f"{report['images']} images, {1000 * report['seconds_per_image']:.1f} ms an image"
+        f"{counted(report['images'], 'image')}, {1000 * report['seconds_per_image']:.1f} ms an image"
     )
 
 

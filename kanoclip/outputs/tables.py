@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 UNDEFINED = "—"
+ENDLESS = 10_000  # characters a line, in a file or a pipe
 
 
 class Metric(NamedTuple):
@@ -77,47 +80,45 @@ def results_rows(results: Results) -> list[Row]:
     return [*rows, mean | {"over": over}]
 
 
-def results_table(results: Results, title: str | None = None) -> Table:
+def results_table(results: Results, gap: int = 3, counts: bool = True) -> Table:
     """Lay out results for a terminal.
 
     Args:
         results: As for ``results_rows``.
-        title: A line above the table.
+        gap: Spaces between columns.
+        counts: Whether to show how many images a category has.
 
     Returns:
         Categories as rows, the mean of several last, image metrics left of pixel metrics; a dash where a value is not
-        defined, and behind a mean the number of categories it is over, unless it is over all.
+        defined, and with a mean the number of categories it is over, unless it is over all.
     """
     *rows, mean = results_rows(results)
     undefined = any(row[metric] is None for row in rows for metric in METRICS)
     notes = [f"{UNDEFINED} not defined: needs normal and anomalous images (image), masks of defects (pixel)."]
     notes += ["n: mean over n categories, those where it is defined."] * (len(rows) > 1)
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        caption="\n".join(notes) if undefined else None,
-    )
-    table.add_column("category", no_wrap=True)
-    table.add_column("normal", justify="right", no_wrap=True)
-    table.add_column("anom.", justify="right", no_wrap=True)
+    table = plain_table(gap)
+    table.caption = "\n".join(notes) if undefined else None
+    table.add_column("category")
+    for heading in ("normal", "anom.") if counts else ():
+        table.add_column(heading, justify="right", no_wrap=True)
     level = ""
     for metric in METRICS.values():
         above, level = metric.level if metric.level != level else "", metric.level
         table.add_column(f"{above}\n{metric.heading}", justify="right", no_wrap=True)
-    for row in rows:
-        cells = (metric.show(row[name]) for name, metric in METRICS.items())
-        table.add_row(row["category"], str(row["normal"]), str(row["anomalous"]), *cells)
-    if len(rows) == 1:
-        return table  # its mean is itself
-    table.add_section()
-    means = []
-    for name, metric in METRICS.items():
-        count = mean["over"][name]
-        means.append(metric.show(mean[name]) + (f" n={count}" if 0 < count < len(rows) else ""))
-    table.add_row(f"mean of {len(rows)}", str(mean["normal"]), str(mean["anomalous"]), *means, style="bold")
+    several = len(rows) > 1  # or the mean is the row itself
+    for row in [*rows, mean | {"category": f"mean of {len(rows)}"}] if several or not rows else rows:
+        partly = {name: count for name, count in row.get("over", {}).items() if 0 < count < len(rows)}
+        apart = " " if gap > 1 else "\n"
+        shown = (METRICS[name].show(row[name]) + f"{apart}n={partly.get(name)}" * (name in partly) for name in METRICS)
+        if "over" in row:
+            table.add_section()
+        table.add_row(row["category"], *(str(row[key]) for key in ("normal", "anomalous") if counts), *shown)
     return table
+
+
+def print_results(results: Results) -> None:
+    """Print results as wide as the terminal allows; all of them are in the files of a run."""
+    print_table(*(results_table(results, *how) for how in ((3,), (2,), (1,), (1, False))))
 
 
 def results_csv(results: Results) -> str:
@@ -134,20 +135,49 @@ def results_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def table_text(table: Table, colour: bool = False) -> str:
-    """Render a table at its full width: a narrow or piped output must not lose digits."""
-    console = Console(file=io.StringIO(), force_terminal=colour, width=10_000)
-    width = max(Console().width, console.measure(table).maximum)
+def plain_table(gap: int = 3) -> Table:
+    """Return an empty table with a line below its headings and some spaces between its columns."""
+    left = gap // 2
+    return Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1 - left, 0, left), caption_justify="left")
+
+
+def word_table(headings: Sequence[str], rows: Iterable[Sequence[str]], without: Collection[str] = ()) -> Table:
+    """Lay out rows of words; what is too long is folded, and the columns ``without`` are left out."""
+    kept = [at for at, heading in enumerate(headings) if heading not in without]
+    table = plain_table()
+    for at in kept:
+        table.add_column(headings[at], overflow="fold")
+    for row in rows:
+        table.add_row(*(row[at] for at in kept))
+    return table
+
+
+def table_text(*layouts: Table, width: int = ENDLESS) -> str:
+    """Render the first of some layouts of a table that fits, else the last one: folded, but with all its digits.
+
+    What a cell says is never taken for markup.
+
+    Args:
+        layouts: The widest first.
+        width: In characters.
+    """
+    console = Console(file=io.StringIO(), width=ENDLESS, force_jupyter=False, color_system=None, markup=False,
+                      emoji=False)  # fmt: skip
+    table = next((one for one in layouts if console.measure(one).maximum <= width), layouts[-1])
+    least = console.measure(table).minimum if any(column.no_wrap for column in table.columns) else 0
     with console.capture() as captured:
-        console.print(table, width=width)
+        console.print(table, width=min(max(width, least), console.measure(table).maximum))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def print_table(table: Table) -> None:
-    """Print a table of words: folded to a terminal's width, 160 characters wide in a file or a pipe."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=160)
-    console.print(table)
+def print_table(*layouts: Table) -> None:
+    """Print the first of some layouts of a table that fits the terminal; a file or a pipe gets the first."""
+    tell(table_text(*layouts, width=shutil.get_terminal_size((ENDLESS, 24)).columns))
+
+
+def tell(text: str) -> None:
+    """Print lines in one piece: in a notebook with a progress bar, rich calls itself without end on half a line."""
+    sys.stdout.write(f"{text}\n")
 
 
 def _defined(value: Any) -> float | None:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from rich import box
-from rich.table import Table
 
+from kanoclip.types import counted
 from kanoclip.verbs.arguments import UsageError
 from kanoclip.verbs.configs import find
-from kanoclip.verbs.say import complain, note, quiet
+from kanoclip.verbs.say import complain, folded, note, quiet
 from kanoclip.verbs.specs import PlanError, read_protocols
 
 if TYPE_CHECKING:  # torch is imported late: a mistyped option or name is answered before
@@ -118,39 +117,36 @@ def _gpus() -> list[str]:
 
 def _show(plan: Plan, output: Path) -> None:
     """Print what would be done, and what is done already."""
-    from kanoclip.outputs.tables import print_table
+    from kanoclip.outputs.tables import print_table, word_table
 
     rows: dict[tuple[str, tuple[str, ...], str], list[Job]] = {}
     for job in plan.jobs:
         rows.setdefault((job.fitted_on, tuple(one.label for one in job.data), job.label), []).append(job)
-    table = Table("fitted on", "model", "seeds", "fits", "tests", "tested on", box=box.SIMPLE_HEAD)
+    headings, lines = ("fitted on", "model", "seeds", "fits", "tests", "tested on"), []
     fits, tests, before = set[Path](), set[Path](), None
     for (auxiliary, data, label), jobs in rows.items():
         first, available = before != (auxiliary, data), [one.label for one in jobs[0].available]
-        if first and before:
-            table.add_section()
         before = (auxiliary, data)
         to_do = [job for job in jobs if job.possible and not job.finished]
         to_fit = [job for job in to_do if not job.fitted and job.fit_folder not in fits]
         to_test = {job.report_path(one) for job in to_do for one in job.available if not job.done(one)}
         fits |= {job.fit_folder for job in to_fit}
         tests |= to_test
-        table.add_row(
-            auxiliary if first else "",
-            label,
-            ", ".join(str(job.seed) for job in jobs if job.learns is not False),
-            _fits(jobs, to_fit),
-            f"{len(to_test)} to do" if to_test else "done" if jobs[0].possible else "not possible",
-            f"{len(available)} of {len(data)} sets on disk{': ' * bool(available)}{', '.join(available)}" * first,
-        )
-    print_table(table)
-    print(f"{len(fits)} fits and {len(tests)} tests to do. Runs and tables: {output}")
+        seeds = ", ".join(str(job.seed) for job in jobs if job.learns is not False)
+        left = f"{len(to_test)} to do" if to_test else "done" if jobs[0].possible else "not possible"
+        on_disk = f"{len(available)} of {len(data)} on disk{': ' * bool(available)}{', '.join(available)}"
+        lines.append((auxiliary * first, label, seeds, _fits(jobs, to_fit), left, on_disk * first))
+    print_table(word_table(headings, lines), word_table(headings, lines, ("seeds", "tested on")))
+    used = {one.label: not one.problem for job in plan.jobs for one in job.data}
+    here = [label for label, there in used.items() if there]
+    print(folded(f"To test on: {len(here)} of {len(used)} on disk{': ' * bool(here)}{', '.join(here)}."))
+    print(f"{counted(len(fits), 'fit')} and {counted(len(tests), 'test')} to do. Runs and tables: {output}")
     print(f"Published numbers beside them: {plan.family or 'none'}.")
 
 
 def _fits(jobs: Sequence[Job], to_do: Sequence[Job]) -> str:
     if jobs[0].learns is False:
-        return "none: learns nothing"
+        return "learns nothing"
     if not to_do:
         done = all(job.fitted for job in jobs)
         return "done" if done else "those of another row" if jobs[0].possible else "not possible"
@@ -162,7 +158,7 @@ def _report(plan: Plan, output: Path) -> int:
     """Print and write the table of what is done, and tell what is not; returns the exit code."""
     from kanoclip.data.files import write_json, write_text
     from kanoclip.outputs.comparison import Comparison, Tested
-    from kanoclip.outputs.tables import table_text
+    from kanoclip.outputs.tables import print_table, table_text
     from kanoclip.verbs.jobs import read_report
 
     tested: dict[tuple[Path, str, str], Tested] = {}  # a protocol may name what another one does, too
@@ -186,7 +182,9 @@ def _report(plan: Plan, output: Path) -> int:
         told = [f"Not done: {failure.partition(' The whole')[0]}" for failure in failures]
         comparison = Comparison(found, plan.family, [*_notes(plan, found), *told])
         text = table_text(comparison.table()) + "\n" + "\n".join(comparison.notes) + "\n"
-        print(f"\n{text}{output}/table.txt, table.md, table.tex, results.csv, results.json")
+        print_table(comparison.table(), comparison.table(1), comparison.narrow_table())
+        print("\n".join(map(folded, comparison.notes)))
+        print(f"{output}/table.txt (all columns, ± over seeds), table.md, table.tex, results.csv, results.json")
         write_text(output / "table.txt", text)
         write_text(output / "table.md", comparison.markdown())
         write_text(output / "table.tex", comparison.latex())

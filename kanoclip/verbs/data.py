@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from jsonargparse.typing import PositiveInt
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
@@ -25,9 +23,10 @@ from kanoclip.data.files import write_image
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
-from kanoclip.outputs.tables import print_table
+from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, load_class, resolve
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
+from kanoclip.verbs.say import folded
 from kanoclip.verbs.table import VERBS
 
 NAMED = 5  # files named for each kind of trouble
@@ -78,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _list(root: str) -> int:
-    table = Table("name", "domain", "normal / anomalous", "masks", "paper", "licence", "here", box=box.SIMPLE_HEAD)
+    headings, rows = ("name", "domain", "normal / anomalous", "masks", "paper", "licence", "here"), []
     for name, path in NAMES["data"].items():
         cls = load_class(path)
         if not issubclass(cls, Tree):
@@ -86,13 +85,14 @@ def _list(root: str) -> int:
         about = cls.about
         counts = "{}{} / {}".format("" if about.confirmed or not about.counts else "~", *about.counts or "??")
         masks, paper = "yes" if about.masks else "no", "yes" if about.paper else ""
-        table.add_row(name, cls.domain, counts, masks, paper, about.licence, _where(cls(root=root)))
-    print_table(table)
-    print(
+        rows.append((name, cls.domain, counts, masks, paper, about.licence, _where(cls(root=root))))
+    print_table(word_table(headings, rows), word_table(headings, rows, ("domain", "masks", "paper")))
+    legend = (
         "normal / anomalous: published numbers of test images, ~ not confirmed by us. paper: named by KAnoCLIP's "
         "public pages. Your own images: --data folder, manifest or meta_json. Without files: surfaces, "
         "surfaces_auxiliary, surfaces_defects."
     )
+    print(folded(legend))
     return 0
 
 
@@ -121,10 +121,11 @@ def _check(data: AnomalyDataModule) -> int:
     samples = data.index()
     found = _open_all(data, samples)
     counts = Counter((s.category, s.split, s.label) for s in samples)
-    table = Table("category", "split", "normal", "anomalous", "unlabelled", box=box.SIMPLE_HEAD)
-    for category, split in dict.fromkeys((s.category, s.split) for s in samples):
-        table.add_row(category, split, *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)))
-    print_table(table)
+    rows = [
+        (category, split, *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)))
+        for category, split in dict.fromkeys((s.category, s.split) for s in samples)
+    ]
+    print_table(word_table(("category", "split", "normal", "anomalous", "unlabelled"), rows))
     opened = [one for one in found if not isinstance(one, UnreadableImageError)]
     heights, widths = zip(*([size for size, _ in opened] or [(0, 0)]), strict=True)
     print(f"{len(samples)} images, {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high.")
@@ -140,10 +141,8 @@ def _check(data: AnomalyDataModule) -> int:
         if isinstance(one, UnreadableImageError):
             faults[one.why].append(one.path)
     if faults:
-        trouble = Table("fault", "files", "such as", box=box.SIMPLE_HEAD)
-        for kind, files in faults.items():
-            trouble.add_row(kind, str(len(files)), "\n".join(files[:NAMED]))
-        print_table(trouble)
+        trouble = [(kind, str(len(files)), "\n".join(files[:NAMED])) for kind, files in faults.items()]
+        print_table(word_table(("fault", "files", "such as"), trouble))
     print("found: " + (f"{sum(map(len, faults.values()))} faults." if faults else "nothing wrong."))
     return int(bool(faults))
 

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from kanoclip.knowledge.base import STATES, KnowledgeBase, shipped
 from kanoclip.knowledge.client import ChatClient, hide
-from kanoclip.outputs.tables import print_table
+from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
-from kanoclip.types import KanoclipError
+from kanoclip.types import KanoclipError, counted
 from kanoclip.verbs.say import complain, mistake
 
 if TYPE_CHECKING:
@@ -46,9 +44,6 @@ def main(argv: Sequence[str]) -> int:
     action, *options = argv[1:]
     try:
         return _show(options) if action == "show" else _parse_and_build([_spelled(option) for option in options])
-    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (KanoclipError, OSError) as error:
         said = mistake(error)
         if said is None:
@@ -111,7 +106,8 @@ def build(
     before = len(general) + len(of_images) - len(pending)
     if dry_run:
         _print_prompts(pending)
-        print(f"{len(pending)} calls; {before} questions are answered already. Nothing was asked.")
+        before_these = counted(before, "question is", "questions are")
+        print(f"{counted(len(pending), 'call')}; {before_these} answered already. Nothing was asked.")
         return 0
     client = ChatClient(base_url, api_key, retries, timeout, stream)
     outcome = ask_all(pending, ledger, client, data.read, concurrency, lambda all, n: _track(all, "asking", n))
@@ -130,7 +126,7 @@ def build(
         print(f"image-specific knowledge: {path.with_suffix('.jsonl')}")
         fit_with += f" --model.image_knowledge {path.with_suffix('.jsonl')}"
         if without:
-            print(f"Nothing usable was said of {without} images.")
+            print(f"Nothing usable was said of {counted(without, 'image')}.")
         incomplete |= bool(without)
     print(f"raw answers: {ledger.path}")
     print(f"To read it while fitting: kanoclip fit --data {data.name} ...{fit_with}")
@@ -193,11 +189,11 @@ def _print_prompts(questions: Iterable[Question]) -> None:
 
 
 def _print_outcome(outcome: Outcome, before: int) -> None:
-    counted = [tokens for tokens in outcome.tokens if tokens]
-    said = f"{sum(asked for asked, _ in counted)} in questions, {sum(answer for _, answer in counted)} in answers"
-    if uncounted := len(outcome.tokens) - len(counted):
-        said = f"{said}, not told for {uncounted} answers" if counted else "not told"
-    print(f"{len(outcome.tokens)} answers, {before} questions answered before. Tokens: {said}.")
+    told = [tokens for tokens in outcome.tokens if tokens]
+    said = f"{sum(asked for asked, _ in told)} in questions, {sum(answer for _, answer in told)} in answers"
+    if uncounted := len(outcome.tokens) - len(told):
+        said = f"{said}, not told for {counted(uncounted, 'answer')}" if told else "not told"
+    print(f"{counted(len(outcome.tokens), 'answer')}, {counted(before, 'question')} answered before. Tokens: {said}.")
     for text in outcome.failed[:SHOWN]:
         print(f"kanoclip: no answer: {text}", file=sys.stderr)
     if len(outcome.failed) > SHOWN:
@@ -221,13 +217,14 @@ def _show(options: Sequence[str]) -> int:
     base = KnowledgeBase.for_data(name) if name in NAMES["data"] else KnowledgeBase.load(name)
     for key, value in ({"file": base.path, "data sets": ", ".join(base.data_sets) or "any"} | base.provenance).items():
         print(f"{key}: {value}")
-    table = Table("category", "state", "texts", box=box.SIMPLE_HEAD)
-    for category, entry in {"generic": base.generic, **base.categories}.items():
-        for state in STATES:
-            table.add_row(category if state == STATES[0] else "", state, "\n".join(entry[state]))
-    print_table(table)
+    rows = [
+        (category if state == STATES[0] else "", state, "\n".join(entry[state]))
+        for category, entry in {"generic": base.generic, **base.categories}.items()
+        for state in STATES
+    ]
+    print_table(word_table(("category", "state", "texts"), rows))
     count = sum(len(texts) for entry in base.categories.values() for texts in entry.values())
-    print(f"{len(base.categories)} categories, {count} texts.")
+    print(f"{counted(len(base.categories), 'category', 'categories')}, {counted(count, 'text')}.")
     return 0
 
 
@@ -235,11 +232,12 @@ def _show_images(name: str) -> int:
     from kanoclip.knowledge.images import load_image_entries
 
     entries = load_image_entries(name)
-    table = Table("image", "category", "state", "texts", "model", "date", box=box.SIMPLE_HEAD)
+    headings, rows = ("image", "category", "state", "texts", "model", "date"), []
     for entry in entries:
         model = f"{entry.get('model', '?')} @ {entry.get('host', '?')}"
-        table.add_row(entry["image"][:12], str(entry.get("category", "")), entry["state"], "\n".join(entry["answers"]),
-                      model, str(entry.get("date", "")))  # fmt: skip
-    print_table(table)
-    print(f"{len(entries)} images, {sum(len(entry['answers']) for entry in entries)} texts.")
+        rows.append((entry["image"][:12], str(entry.get("category", "")), entry["state"], "\n".join(entry["answers"]),
+                     model, str(entry.get("date", ""))))  # fmt: skip
+    print_table(word_table(headings, rows), word_table(headings, rows, ("model", "date")))
+    texts = sum(len(entry["answers"]) for entry in entries)
+    print(f"{counted(len(entries), 'image')}, {counted(texts, 'text')}.")
     return 0

@@ -27,7 +27,7 @@ from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
 from kanoclip.registry import available, name_of
-from kanoclip.types import KanoclipError, MissingError
+from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, set_optimizer
 from kanoclip.verbs.say import complain, mistake, note, quiet
@@ -266,7 +266,7 @@ def main(command: CommandLine) -> int:
     for path, why in unreadable:
         note(f"skipped {path}: {why}")
     if unreadable:
-        note(f"{len(unreadable)} files could not be read; all others are done.")
+        note(f"{counted(len(unreadable), 'file')} could not be read; all others are done.")
     return 1 if unreadable else 0
 
 

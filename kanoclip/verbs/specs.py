@@ -14,7 +14,14 @@ from kanoclip.registry import did_you_mean, expand, name_of
 from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain, read_config
 
-KEYS = ("auxiliary", "data", "models", "seeds", "trainer")
+EXPECTED = {
+    "auxiliary": "a data set, such as mvtec",
+    "data": "a list of data sets, such as [visa, btad]",
+    "models": "a list of models, such as [clip, kanoclip]",
+    "seeds": "a list of whole numbers, such as [111, 112]",
+    "trainer": "options of the trainer, such as {max_epochs: 15}",
+}
+USUAL: dict[str, Any] = {"seeds": [111], "trainer": {}}
 ONCE = ("protocols", "root", "published")
 
 Spec = dict[str, Any]
@@ -60,15 +67,9 @@ def read_protocols(file: str) -> tuple[list[Protocol], dict[str, Any]]:
     if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
         raise PlanError(f"{file}: protocols should be a list of mappings, each with keys such as auxiliary and data.")
     protocols = []
-    for part in ({**shared, **one} for one in given):
-        lists = all(isinstance(part.get(key), list) and part[key] for key in ("data", "models", "seeds"))
-        if set(part) - {"label"} != set(KEYS) or not lists or not isinstance(part["trainer"], dict):
-            unknown = [key for key in part if key not in (*KEYS, "label")]
-            wrong = f" {unknown[0]!r} is unknown.{did_you_mean(unknown[0], KEYS)}" if unknown else ""
-            raise PlanError(
-                f"{file} should have the keys {', '.join(KEYS)}, with lists of data, models and seeds and options of "
-                f"the trainer, and may have {', '.join(ONCE)}; got {', '.join(part)}.{wrong}"
-            )
+    for part in ({**USUAL, **shared, **one} for one in given):
+        part["seeds"] = [part["seeds"]] if isinstance(part["seeds"], int) else part["seeds"]
+        _check_keys(part, file)
         data = [read_spec("data", one, file) for one in part["data"]]
         models = [read_spec("model", one, file) for one in part["models"]]
         label, auxiliary = str(part.get("label", "")), read_spec("data", part["auxiliary"], file)
@@ -77,6 +78,21 @@ def read_protocols(file: str) -> tuple[list[Protocol], dict[str, Any]]:
     _check_labels("data", (spec for one in protocols for spec in one.data), f"{file}: two rows of data")
     _check_labels("model", (spec for one in protocols for spec in one.models), f"{file}: two rows of models")
     return protocols, {key: value for key, value in config.items() if key in ONCE}
+
+
+def _check_keys(part: dict[str, Any], file: str) -> None:
+    """Raise for a key of a protocol that is unknown, missing or not of its type."""
+    known = (*EXPECTED, "label", *ONCE)
+    for key in part:
+        if key not in known:
+            raise PlanError(f"{file}: {key!r} is unknown.{did_you_mean(key, known)} The keys are {', '.join(known)}.")
+    types: dict[str, Any] = {"auxiliary": (str, dict), "trainer": dict}
+    for key, expected in EXPECTED.items():
+        value = part.get(key)
+        right = isinstance(value, types.get(key, list)) and (value or key == "trainer")
+        if not right or (key == "seeds" and not all(type(one) is int for one in part[key])):
+            got = f"got {value!r}" if key in part else "it is missing"
+            raise PlanError(f"{file}: {key} should be {expected}; {got}.")
 
 
 def read_spec(kind: str, given: Any, file: str) -> Spec:

@@ -79,8 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(any(verb.module in ("run", "benchmark") for name, verb in VERBS.items() if name in argv[:1]))
     except Exception as error:
         if (said := mistake(error)) is None:
             raise  # a fault of ours keeps its traceback
@@ -144,8 +150,5 @@ def list_components(kinds: Sequence[str], above: Sequence[str] = ()) -> int:
         lines.append(f"{kind}:")
         lines += [folded(f"  {name:<{width}} ", text) for name, text in found.items()]
     lines += ["Configs that ship (--config NAME): kanoclip list configs"] * (not kinds)
-    try:
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("\n".join(lines))
     return 0

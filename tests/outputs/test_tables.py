@@ -3,7 +3,16 @@ import io
 
 import pytest
 
-from kanoclip.outputs.tables import METRICS, Metric, results_csv, results_rows, results_table, table_text
+from kanoclip.outputs.tables import (
+    METRICS,
+    Metric,
+    print_results,
+    results_csv,
+    results_rows,
+    results_table,
+    table_text,
+    word_table,
+)
 
 RESULTS = {
     "ring": {"image_auroc": 0.5, "pixel_auroc": None, "images": 10, "anomalous": 4},
@@ -31,6 +40,43 @@ def test_the_undefined_is_a_dash_with_an_explanation_and_partial_means_say_so():
 def test_a_narrow_terminal_loses_no_digits(monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     assert "0.750 n=1" in table_text(results_table(RESULTS))
+
+
+def test_results_fit_80_columns_and_a_wide_terminal_or_a_pipe_gets_all_with_room(monkeypatch, capsys):
+    values = dict.fromkeys(METRICS, 0.5) | {"images": 12_345, "anomalous": 2_345}
+    results = dict.fromkeys(("transistor", "macaroni2"), values)
+    widths = []
+    for columns in ("80", "87", "200", ""):
+        monkeypatch.setenv("COLUMNS", columns)
+        print_results(results)
+        said = capsys.readouterr().out
+        assert said.count("0.500") == 3 * len(METRICS)
+        widths.append(max(map(len, said.splitlines())))
+    assert widths[0] <= 80 < widths[2] == widths[3]
+    assert widths[1] <= 87
+    monkeypatch.setenv("COLUMNS", "60")
+    print_results({"a category with a name of several words": values, "ring": RESULTS["ring"]})
+    said = capsys.readouterr().out
+    assert "n=1" in said
+    assert max(map(len, said.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("text", ["[/b]", "[red]bolt", ":x:", "a [link=x]b[/link]", "\\[x]"])
+def test_text_from_outside_is_never_taken_for_markup(text, capsys):
+    assert text in table_text(word_table(("file",), [(text,)]))
+    assert text in table_text(results_table({text: RESULTS["nut"]}))
+    print_results({text: RESULTS["nut"], "ring": RESULTS["ring"]})
+    assert text in capsys.readouterr().out
+
+
+def test_words_are_folded_to_the_width_whole_and_columns_may_be_left_out_for_it(monkeypatch, capsys):
+    headings, row = ("name", "paper", "where"), ("mvtec", "yes", "/a/path/" + "x" * 40)
+    layouts = [word_table(headings, [row], without) for without in ((), ("paper",))]
+    assert "yes" in table_text(*layouts)
+    narrow = table_text(*layouts, width=30)
+    assert "yes" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 30
+    assert narrow.count("x") == 40
 
 
 def test_the_csv_has_empty_cells_where_undefined():

@@ -267,12 +267,34 @@ def test_a_plan_is_shown_and_nothing_is_run(tiny_model, monkeypatch, capsys) -> 
     }
     assert run("--dry_run", **plan) == 0
     said = capsys.readouterr()
-    assert "none: learns nothing" in said.out
+    assert "learns nothing" in said.out
     assert "2 to do" in said.out
-    assert "1 of 2 sets on disk: surfaces" in said.out
+    assert "1 of 2 on disk: surfaces" in said.out
     assert "2 fits and 3 tests to do. Runs and tables: out\nPublished numbers beside them: none." in said.out
     assert "kanoclip: left out btad: No BTAD at data/btad" in said.err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("label", ["clip [ours]", "clip [/ours]", ":x: [bold]"])
+def test_a_label_is_shown_as_it_is_written(label: str, capsys) -> None:
+    assert run("--dry_run", models=[{**STATS, "label": label}]) == 0
+    assert f" {label} " in capsys.readouterr().out
+    assert run(models=[{**STATS, "label": label}]) == 0
+    assert f" {label} " in capsys.readouterr().out
+    assert f" {label} " in Path("out/table.txt").read_text()
+
+
+def test_all_that_a_benchmark_prints_fits_80_columns_and_its_files_hold_all(tiny_model, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    data = [SURFACES, {"class_path": "surfaces_defects", "init_args": SMALL}, "btad"]
+    for options in (["--dry_run"], []):
+        assert run(*options, models=[STATS, tiny_model], data=data, seeds=[1, 2]) == 0
+        table = [line for line in capsys.readouterr().out.splitlines() if "==" not in line and "/table." not in line]
+        assert len(table) > 6
+        assert max(map(len, table)) <= 80
+    text = Path("out/table.txt").read_text()
+    assert max(map(len, text.splitlines())) > 120
+    assert " ± " in text
 
 
 def test_data_that_are_not_on_disk_are_told_and_left_out(tiny_model, capsys) -> None:

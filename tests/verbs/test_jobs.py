@@ -140,7 +140,7 @@ def test_a_plan_of_which_nothing_is_done_hashes_nothing(monkeypatch, capsys) -> 
     monkeypatch.setattr(jobs, "file_hashes", lambda *_: pytest.fail("hashed"))
     monkeypatch.setattr(jobs, "files_of", lambda *_: pytest.fail("hashed"))
     assert main([*BENCHMARK[:-1], "elsewhere", "--dry_run"]) == 0
-    assert "1 fits and 2 tests to do" in capsys.readouterr().out
+    assert "1 fit and 2 tests to do" in capsys.readouterr().out
 
 
 def test_a_row_that_is_added_leaves_the_others_done(capsys) -> None:
@@ -148,11 +148,11 @@ def test_a_row_that_is_added_leaves_the_others_done(capsys) -> None:
     write_plan(models=[rows[0] | {"init_args": MODELS["kanoclip"] | {"lr": 0.1}, "label": "fast"}, *rows])
     assert main([*BENCHMARK, "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert "1 fits and 1 tests to do" in said
+    assert "1 fit and 1 test to do" in said
     assert [line.split()[-2:] for line in said.splitlines() if " kanoclip " in line] == [["done", "done"]]
     write_plan(models=[rows[0] | {"init_args": MODELS["kanoclip"] | {"score": "map_max"}, "label": "max"}, *rows])
     assert main([*BENCHMARK, "--dry_run"]) == 0
-    assert "0 fits and 1 tests to do" in capsys.readouterr().out  # no head depends on the score
+    assert "0 fits and 1 test to do" in capsys.readouterr().out  # no head depends on the score
     assert main(BENCHMARK) == 0
     assert len(list(Path("out").glob("**/run.json"))) == 1
 

@@ -66,7 +66,7 @@ def test_show_prints_what_is_known_of_images(capsys, tmp_path) -> None:
     assert main(["knowledge", "show", str(path)]) == 0
     told = lines(capsys)
     assert "0123456789ab nut anomalous a crack seer @ here 2026-01-02" in told
-    assert "1 images, 2 texts." in told
+    assert "1 image, 2 texts." in told
 
 
 @pytest.mark.parametrize(

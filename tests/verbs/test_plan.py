@@ -245,12 +245,21 @@ def test_a_set_that_shows_files_of_the_auxiliary_set_is_refused_whatever_it_is_c
         plan(auxiliary=sets[0], data=sets[1:])
 
 
+def test_one_seed_and_no_options_of_the_trainer_are_usual_and_a_seed_alone_is_one() -> None:
+    (job,) = plan(seeds=None, trainer=None, models=["kanoclip"]).jobs
+    assert (job.seed, job.trainer) == (111, {})
+    assert [job.seed for job in plan(seeds=7, models=["kanoclip"]).jobs] == [7]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": None}, "mine.yaml should have the keys auxiliary, data, models, seeds, trainer, with lists of"),
-        ({"data": "surfaces"}, "with lists of data, models and seeds"),
-        ({"models": []}, "with lists of data, models and seeds"),
+        ({"auxiliary": None}, "mine.yaml: auxiliary should be a data set, such as mvtec; it is missing."),
+        ({"data": "surfaces"}, "mine.yaml: data should be a list of data sets, such as [visa, btad]; got '"),
+        ({"models": []}, "mine.yaml: models should be a list of models, such as [clip, kanoclip]; got []."),
+        ({"seeds": "111"}, "mine.yaml: seeds should be a list of whole numbers, such as [111, 112]; got '111'."),
+        ({"seeds": [1.5]}, "mine.yaml: seeds should be a list of whole numbers, such as [111, 112]; got [1.5]."),
+        ({"trainer": 3}, "mine.yaml: trainer should be options of the trainer, such as {max_epochs: 15}; got 3."),
         ({"model": ["clip"]}, "'model' is unknown. Did you mean 'models'?"),
         ({"protocols": {"data": []}}, "mine.yaml: protocols should be a list of mappings"),
         ({"data": ["surfacess"]}, "Unknown data 'surfacess' in mine.yaml. Did you mean 'surfaces'?"),

@@ -367,7 +367,7 @@ def test_predict_reports_unreadable_images_and_goes_on(folder, capsys) -> None:
     assert main(["predict", "--data", "folder", "--data.root", "photos", *options]) == 1
     said = capsys.readouterr().err
     assert "broken.png" in said
-    assert "1 files could not be read; all others are done" in said
+    assert "1 file could not be read; all others are done" in said
     table = next(Path("runs/predict/local_stats").glob("*/version_0/predictions.csv")).read_text()
     assert "good.png" in table
     assert "broken.png" not in table
