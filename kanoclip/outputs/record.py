@@ -27,6 +27,7 @@ from kanoclip.data.files import write_bytes, write_json
 from kanoclip.knowledge.base import FOLDER as KNOWLEDGE
 from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.checkpoint import read_checkpoint, run_seed, zero_shot
+from kanoclip.outputs.progress import how_far
 from kanoclip.ranks import gather
 from kanoclip.registry import NAMES
 
@@ -193,7 +194,7 @@ class FitNote(Callback):
         """Say how far it is."""
         if trainer.is_global_zero and trainer.progress_bar_callback is None:
             loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
-            _say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
+            _say(f"{how_far(trainer)} done, loss {loss:.3g}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""

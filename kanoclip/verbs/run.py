@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import (
     LightningArgumentParser,
     LightningCLI,
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
+from kanoclip.outputs.progress import Bar
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
 from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError, counted
@@ -228,6 +229,8 @@ class KanoclipCLI(LightningCLI):
             built = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # about its options
             raise KanoclipError(f"--trainer: {' '.join(str(error).split())}") from error
+        if type(bar := built.progress_bar_callback) is RichProgressBar:  # not one that was asked for
+            built.callbacks[built.callbacks.index(bar)] = Bar()  # type: ignore[attr-defined]
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()
         return built
