@@ -109,6 +109,8 @@ NAMES: dict[str, dict[str, str]] = {
     },
 }
 
+WHICH_DATA = "For photos of your own: --data folder --data.root PATH. All names: kanoclip list data."
+
 _HEADS = ("prompts", "interaction", "adapter", "scoring", "losses")
 _SETS = ("mvtec", "visa", "real_iad", "kolektor", "inspection", "head", "bmad", "medical", "meta_json", "folder",
          "manifest", "tree")  # fmt: skip
@@ -175,10 +177,11 @@ def resolve(kind: str, name: str, where: str = "") -> str:
         return moved(name)
     if not name.isidentifier() or name != name.lower() or name == "null":
         return name
-    raise UnknownNameError(
-        f"Unknown {kind} {name!r}{where}.{did_you_mean(name, NAMES[kind])} Registered names: {', '.join(NAMES[kind])}. "
-        f"For a class of your own give its import path, such as mypackage.MyClass."
+    known = (
+        f"Registered names: {', '.join(NAMES[kind])}. For a class of your own give its import path, such as my_lab.X."
     )
+    known = WHICH_DATA if kind == "data" else known  # which are 40
+    raise UnknownNameError(f"Unknown {kind} {name!r}{where}.{did_you_mean(name, NAMES[kind])} {known}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

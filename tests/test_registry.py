@@ -68,7 +68,7 @@ def test_a_folder_of_the_same_name_does_no_harm(tmp_path, monkeypatch) -> None:
 def test_an_unknown_name_says_what_was_meant_and_what_there_is() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown data 'mvtecc' for --data\. Did you mean 'mvtec'\?") as error:
         expand_argv(["--data", "mvtecc"])
-    assert "Registered names: mvtec, mpdd" in str(error.value)
+    assert "photos of your own: --data folder --data.root PATH. All names: kanoclip list data." in str(error.value)
     with pytest.raises(UnknownNameError, match=r"Unknown adapter .cnov. in my\.yaml"):
         expand({"model": {"adapter": "cnov"}}, " in my.yaml")
 
@@ -100,7 +100,7 @@ def test_a_class_of_ones_own_gets_a_name_once(monkeypatch) -> None:
         (["test", "--data.help"], 0, "surfaces_auxiliary"),
         (["fit", "--data", "surfaces", "--model.help"], 0, "--model.help NAME"),
         (["fit", "--model.adapter.help"], 0, "conv "),
-        (["test"], 2, "test needs a data set: add --data NAME, one of mvtec"),
+        (["test"], 2, "test needs a data set: add --data NAME. For photos of your own: --data folder --data.root PATH"),
         (["fit", "--config", "nowhere.yaml"], 2, "No config at nowhere.yaml"),
         (["test", "--dta", "surfaces"], 2, "Did you mean --data?"),
         (["list"], 0, "bi_cmci"),

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 
-from kanoclip.registry import NAMES, did_you_mean, expand, expand_argv, load_class
+from kanoclip.registry import NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
 from kanoclip.types import KanoclipError
 from kanoclip.verbs.configs import find
 
@@ -96,7 +96,7 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     printed = next((_word(pair) for pair in typed if pair[0] == "--print_config"), None)
     given = any(config.get("data") for config in configs.values()) or any(_parts(key) == ["data"] for key, _ in typed)
     if not given and not asks and printed is None:
-        raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
+        raise UsageError(f"{verb} needs a data set: add --data NAME. {WHICH_DATA}")
     options: list[str] = []
     for pair in sorted(typed, key=lambda pair: _rank(pair[0])):
         if configs and pair[0] in ("--model", "--data"):

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
 
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.base import AnomalyModule, learns_nothing
-from kanoclip.registry import NAMES, load_class, name_of
+from kanoclip.registry import NAMES, WHICH_DATA, load_class, name_of
 from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import UsageError
 
@@ -46,10 +46,14 @@ def learns(model: Namespace) -> bool | None:
 def check_options(verb: str, chosen: Namespace) -> None:
     """Raise for what can be seen in the options and cannot be run."""
     if chosen.get("data") is None:
-        raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
+        raise UsageError(f"{verb} needs a data set: add --data NAME. {WHICH_DATA}")
     precision = str(chosen.trainer.precision or "")
     if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
         raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
+    if precision.startswith("64"):
+        raise UsageError(f"--trainer.precision {precision}: features and scores are float32. Use 32-true.")
+    if "spawn" in str(chosen.trainer.strategy):
+        raise UsageError(f"--trainer.strategy {chosen.trainer.strategy} starts without what was typed. Use ddp.")
     for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
         if not issubclass(load_class(chosen[kind].class_path), base):
             expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"

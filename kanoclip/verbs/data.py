@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         parser.description += "\n\n" + (inspect.getdoc(cls) or "").partition("\nArgs:")[0]  # which are listed below
         parser.add_class_arguments(cls)
     elif not {"-h", "--help"} & set(rest):
-        raise KanoclipError(f"Which data set? Type: {parser.prog} NAME; names: {', '.join(NAMES['data'])}.")
+        raise KanoclipError(f"Which data set? Type: {parser.prog} NAME. All names: kanoclip list data.")
     if action == "show":
         parser.add_argument("--output", default=None, help="PNG to write; runs/data/NAME.png by default.")
         parser.add_argument("--count", type=PositiveInt, default=24, help="How many images.")

@@ -140,7 +140,7 @@ def _parse_and_build(options: Sequence[str]) -> int:
     found, rest = first.parse_known_args(options)
     name: str | None = found.data
     if not name and not HELP & set(rest):
-        raise KanoclipError(f"Which data set? Add --data NAME, one of {', '.join(NAMES['data'])}.")
+        raise KanoclipError("Which data set? Add --data NAME. All names: kanoclip list data.")
     parser = ArgumentParser(prog=f"kanoclip knowledge build --data {name or 'NAME'}", exit_on_error=False)
     parser.description = (
         "Make a knowledge base of a data set. Questions that are answered are not asked again: after a stop, the same "

@@ -156,7 +156,7 @@ def test_the_checkpoint_is_kept_from_the_parser() -> None:  # T4
         ("data: mvtecc", r"Unknown data 'mvtecc' in .*mine\.yaml\. Did you mean 'mvtec'\?"),
         ("data: [", r"mine\.yaml is not YAML: .*line 2"),
         ("surfaces", r"mine\.yaml should hold keys such as data, model and trainer, got 'surfaces'"),
-        ("seed_everything: 3", r"fit needs a data set: add --data NAME, one of mvtec, mpdd"),
+        ("seed_everything: 3", r"fit needs a data set: add --data NAME. For photos of your own: --data folder"),
         ("", r"fit needs a data set: add --data NAME"),
         ("dta: mvtec", r"mine\.yaml: Unknown key dta\. Did you mean data\? Accepted: data, model, trainer"),
     ],
@@ -213,7 +213,10 @@ S = "test --data surfaces "
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [
-        ("test --data.category bottle", "test needs a data set: add --data NAME, one of mvtec, mpdd"),  # T5
+        (
+            "test --data.category bottle",
+            "test needs a data set: add --data NAME. For photos of your own: --data folder",
+        ),  # T5
         ("test --data mvtec --data.batch_size four", "--data.batch_size: Expected int. Got value: four"),
         (S + "--model.adaptor none", "--model.adaptor. Did you mean --model.adapter? Accepted: backbone, attention,"),
         (

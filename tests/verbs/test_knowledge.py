@@ -76,8 +76,8 @@ def test_show_prints_what_is_known_of_images(capsys, tmp_path) -> None:
         ("show", "Which one? Type: kanoclip knowledge show NAME"),
         ("show nowhere", "No knowledge base 'nowhere': expected the path of a YAML file or one of btad"),
         ("show nowhere.jsonl", "No image knowledge nowhere.jsonl"),
-        ("build", "Which data set? Add --data NAME, one of mvtec"),
-        ("build --model m", "Which data set? Add --data NAME, one of mvtec"),
+        ("build", "Which data set? Add --data NAME. All names: kanoclip list data"),
+        ("build --model m", "Which data set? Add --data NAME. All names: kanoclip list data"),
         ("build --data mvtecc", "Unknown data 'mvtecc'. Did you mean 'mvtec'?"),
     ],
 )

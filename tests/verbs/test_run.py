@@ -175,6 +175,15 @@ def test_a_precision_that_would_round_the_scores_is_refused(capsys) -> None:
     assert "precision bf16-true would round the scores too. Use bf16-mixed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["precision", "64-true"], ["strategy", "ddp_spawn"]])
+def test_what_would_end_in_a_traceback_of_torch_is_refused_with_what_works(options, capsys) -> None:
+    assert main(["test", *UNSEEN, f"--trainer.{options[0]}", options[1]]) == 2
+    said = capsys.readouterr().err
+    assert f"--trainer.{options[0]} {options[1]}" in said
+    assert said.endswith((" Use 32-true.\n", " Use ddp.\n"))
+    assert said.count("\n") == 1
+
+
 def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> None:
     assert main(["test", *UNSEEN, "--model", "clip", *tiny_options]) == 0
     assert main(["test", *UNSEEN, "--model", "local_stats", "--model.image_size", "32"]) == 0
