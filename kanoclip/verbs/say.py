@@ -10,6 +10,8 @@ import logging
 import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kanoclip.types import KanoclipError
 
@@ -29,6 +31,18 @@ def note(text: str) -> None:
 
     if not getattr(rank_zero_only, "rank", 0):
         print(f"kanoclip: {text}", file=sys.stderr)
+
+
+@contextmanager
+def unless_quick(text: str, seconds: float = 2.0) -> Iterator[None]:
+    """Say what takes so long, if what is done inside takes longer than some seconds."""
+    timer = threading.Timer(seconds, note, [f"{text} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def mistake(error: BaseException) -> str | None:
