@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
 
 from kanoclip.registry import NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
-from kanoclip.types import KanoclipError
+from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.configs import find
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
@@ -80,7 +82,7 @@ def prepare(argv: Sequence[str]) -> CommandLine:
         UsageError: For a config that cannot be read, an option that surely does not exist or has no value, a stray
             word, or no data set.
     """
-    verb, pairs = argv[0], _pairs(expand_argv(argv[1:]))
+    verb, pairs = argv[0], _pairs(expand_argv(_paths_as_folder(argv[1:])))
     loader = get_loader("yaml")
     set_loader("kanoclip", lambda text: expand(loader(text)))
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
@@ -109,6 +111,33 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     checkpoints = [str(one) for one in _given("ckpt_path", configs, typed) if one not in (None, "null")]
     model = next((one for one in reversed(models) if one), None)
     return CommandLine(verb, options, configs, model, checkpoints[-1] if checkpoints else None, printed)
+
+
+def _paths_as_folder(words: Sequence[str]) -> list[str]:
+    """Turn a path where a data set is expected into ``folder``: ``predict photo.jpg``, ``test --data my_photos``.
+
+    Raises:
+        MissingError: If a word that can only be a path leads nowhere.
+        UsageError: If there are several paths.
+    """
+    if words and not words[0].startswith("-") and words[0] not in NAMES["data"]:
+        words = ["--data", *words]
+    told: list[str] = []
+    for at, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        before = words[at - 1] if at else ""
+        path = value if option == "--data" and equals else word if before == "--data" else ""
+        if not path or path in NAMES["data"] or path.lstrip().startswith("{"):
+            told.append(word)
+        elif Path(path).expanduser().exists():
+            if at + 1 < len(words) and not words[at + 1].startswith("-"):
+                raise UsageError(f"Give one path, a photo or a folder of photos; {words[at + 1]} is a second one.")
+            told += ["folder" if before == "--data" else "--data=folder", f"--data.root={path}"]
+        elif "/" in path or os.sep in path or (guess_type(path)[0] or "").startswith("image/"):
+            raise MissingError(f"There is no photo or folder at {path}, nor a data set of that name. Check the path.")
+        else:
+            told.append(word)
+    return told
 
 
 def _given(key: str, configs: Mapping[str, Config], typed: Sequence[Pair]) -> list[Any]:

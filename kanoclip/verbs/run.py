@@ -31,7 +31,7 @@ from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, set_optimizer
-from kanoclip.verbs.say import complain, mistake, note, quiet
+from kanoclip.verbs.say import complain, mistake, note, quiet, unless_quick
 from kanoclip.verbs.table import VERBS
 
 RUNS = "runs"
@@ -147,8 +147,11 @@ class KanoclipCLI(LightningCLI):
         if "seed" in section.get("init_args", {}) and section.init_args.seed is None and seed is not False:
             section.init_args.seed = seed  # one seed rules all that is drawn
         self.datamodule = build(section)
-        self.datamodule.index()
-        if self.checkpoint is None and (found := self._find_fit(chosen)):
+        with unless_quick("listing the images"):
+            self.datamodule.index()
+        with unless_quick("reading the images, to tell whether a fit has seen them"):
+            found = None if self.checkpoint else self._find_fit(chosen)
+        if found:
             self._take(found)
             self._parse()
             chosen = self.config[verb]

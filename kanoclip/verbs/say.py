@@ -12,6 +12,8 @@ import sys
 import textwrap
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kanoclip.types import KanoclipError
 
@@ -40,6 +42,18 @@ def folded(start: str, text: str = "") -> str:
     indent = " " * len(first) if text else ""
     lines = textwrap.wrap(first + text, max(width, 40), subsequent_indent=indent, break_long_words=False)
     return "\n".join([*above, *lines])
+
+
+@contextmanager
+def unless_quick(text: str, seconds: float = 2.0) -> Iterator[None]:
+    """Say what takes so long, if what is done inside takes longer than some seconds."""
+    timer = threading.Timer(seconds, note, [f"{text} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def mistake(error: BaseException) -> str | None:

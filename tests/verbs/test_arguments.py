@@ -346,3 +346,29 @@ def test_the_model_of_a_checkpoint_stands_in_for_what_was_not_typed(typed, text,
     assert model.init_args.sigma == 2
     assert model.init_args.temperature == (0.5 if named == "KAnoCLIP" else 0.07)
     assert model.init_args.lr == (0.5 if text and "lr" in text and not typed else 1e-3)
+
+
+@pytest.mark.parametrize("typed", [["predict", "P"], ["predict", "--data", "P"], ["predict", "--data=P"]])
+def test_a_path_is_a_folder_of_photos(typed: list[str], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in (photos, tmp_path / "one.jpg"):
+        (tmp_path / "one.jpg").touch()
+        data = parse(*(word.replace("P", str(path)) if word != "predict" else word for word in typed)).data
+        assert data.class_path == "kanoclip.data.sets.folder.Folder"
+        assert data.init_args.root == str(path)
+
+
+def test_a_set_goes_by_its_name_though_a_folder_has_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mvtec").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = parse("test", "--data", "mvtec", "--data.root", ".").data
+    assert (data.class_path, data.init_args.root) == ("kanoclip.data.sets.mvtec.MVTecAD", ".")
+
+
+def test_a_path_that_leads_nowhere_and_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").touch()
+    assert main(["predict", "nowhere.jpg"]) == 2
+    assert "no photo or folder at nowhere.jpg" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]) == 2
+    assert "b.jpg is a second one" in capsys.readouterr().err
