@@ -76,6 +76,11 @@ class About:
         return " ".join(filter(None, [*told, self.note, f"Homepage: {self.homepage}"]))
 
 
+def counted(number: int, noun: str) -> str:
+    """Count something: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def same_images(one: str | None, other: str | None) -> bool:
     """Whether two data sets, by their identity, show the same images, so that neither is zero-shot for the other."""
     return one is not None and _source(one) == _source(other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from kanoclip.data.images import UnreadableImageError
-from kanoclip.ranks import rank_of
+from kanoclip.ranks import gather, rank_of
 from kanoclip.types import NORMAL, UNKNOWN, Batch, Features, KanoclipError
 
 
@@ -233,6 +233,23 @@ class AnomalyLoader(DataLoader):
                     yield batch
         finally:
             del batches  # stops the workers now; the error's traceback would keep them alive as long as itself
+
+
+def gather_unreadable(noted: list[tuple[str, str]], paths: Iterable[str]) -> list[tuple[str, str]]:
+    """Bring together what several processes could not read, in the order of the data; collective.
+
+    Args:
+        noted: Path and reason of each file of this process. It is changed: the first process keeps the files of all,
+            the others none, so that one of them tells.
+        paths: The images, in order.
+
+    Returns:
+        The files of all processes, in each of them.
+    """
+    places = {path: place for place, path in enumerate(paths)}
+    everything = sorted((pair for pairs in gather(noted) for pair in pairs), key=lambda pair: places.get(pair[0], 0))
+    noted[:] = everything if rank_of()[0] == 0 else []
+    return everything
 
 
 def make_loader(

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.optim import Optimizer
 
+from kanoclip.data.about import counted
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
@@ -266,7 +267,7 @@ def main(command: CommandLine) -> int:
     for path, why in unreadable:
         note(f"skipped {path}: {why}")
     if unreadable:
-        note(f"{len(unreadable)} files could not be read; all others are done.")
+        note(f"{counted(len(unreadable), 'file')} could not be read; all others are done.")
     return 1 if unreadable else 0
 
 

@@ -32,7 +32,7 @@ def test_check_counts_and_notes_empty_masks(tmp_path, capsys):
     assert main(["data", "check", "magnetic_tile", "--root", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "3 images, 32 to 32 wide, 24 to 24 high." in told
-    assert "1 anomalous images have an empty mask" in told
+    assert "1 anomalous image with an empty mask" in told
     assert "1 / 2 (published: 952 / 392)" in told
     assert "nothing wrong" in told
 

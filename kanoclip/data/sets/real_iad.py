@@ -78,7 +78,7 @@ class RealIAD(Tree):
                 for file in files:
                     if f"{category}/{file}" not in listed:
                         where = f"{path}, entry {number} of {split}"
-                        raise DamagedDataError(f"{where}: no file {images / category / file}. Unpack {category} again.")
+                        raise DamagedDataError(f"{where}: no file {str(images / category / file)[:300]}. Unpack again.")
                 image, *masks = (f"{images}/{category}/{file}" for file in files)
                 label, defect = (NORMAL, "good") if normal else (ANOMALOUS, row["anomaly_class"])
                 samples.append(Sample(image, tuple(masks), label, category, defect, split))

@@ -23,13 +23,21 @@ def masks_of(data: Folder) -> dict[str, list[str]]:
 
 def test_images_in_folders_of_other_names_are_told(write, tmp_path, caplog):
     write("normal/1.png")
-    assert len(module(tmp_path).samples()) == 1
-    assert not caplog.text
-    for name in ("bad/1.png", "bad/deep/2.png", "3.png"):
+    data = module(tmp_path)
+    data.setup("test")
+    assert (len(data.index()), data.left_out, caplog.text) == (1, [], "")
+    for name in ("other/1.png", "other/deep/2.png", "3.png"):
         write(name)
-    assert len(module(tmp_path).samples()) == 1
-    places = f"{tmp_path / '3.png'}, {tmp_path / 'bad'}"
-    assert f"3 images are in no folder named normal or abnormal, so they are left out: {places}." in caplog.text
+    data = module(tmp_path)
+    data.setup("test")
+    assert len(data.index()) == 1
+    remedy = "To use it: --data.normal, --data.abnormal"
+    why = f"in no folder named normal or abnormal (1 image). {remedy}"
+    assert data.left_out == [
+        (str(tmp_path / "3.png"), why),
+        (str(tmp_path / "other"), why.replace("1 image", "2 images")),
+    ]
+    assert f"left out {tmp_path / 'other'}: in no folder named normal or abnormal (2 images). {remedy}" in caplog.text
 
 
 def test_images_and_masks_may_be_links(write, tmp_path, caplog):
@@ -123,9 +131,10 @@ def test_without_a_layout_all_images_are_taken_for_predict(write, tmp_path):
     data.setup("predict")
     assert [(Path(s.image).relative_to(tmp_path).as_posix(), s.label) for s in data.part("predict")] == [
         ("a.png", UNKNOWN),
-        ("line 1/masks/b.png", UNKNOWN),
         ("line 1/ä.jpg", UNKNOWN),
     ]
+    why = "a folder of masks, by its name (1 file). As images: --data.masks null"
+    assert data.left_out == [(str(tmp_path / place), why) for place in ("line 1/masks", "masks")]
     assert len(module(tmp_path, masks=None).samples()) == 4
     with pytest.raises(
         ValueError, match=r"fit needs labels, and .*a\.png has none\. Sort the images into .*/normal and"
@@ -149,7 +158,7 @@ def test_a_missing_root_is_an_error(tmp_path):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(MissingError, match=r"No images in .*: looked for \.png, \.jpg.*Set --data\.root"):
+    with pytest.raises(MissingError, match=r"No images in .*: looked for \.png, .*\.jpg.*Set --data\.root"):
         module(tmp_path).setup("predict")
 
 

@@ -105,8 +105,11 @@ def test_a_broken_image_is_named(layout, name, tmp_path):
     data.setup("test")
     broken = data.part("test")[0].image
     Path(broken).write_bytes(Path(broken).read_bytes()[:40])
-    with pytest.raises(UnreadableImageError) as caught:
-        list(data.test_dataloader())
+    scored = [path for batch in data.test_dataloader() for path in batch.path]
+    assert [path for path, _ in data.unreadable] == [broken]
+    assert sorted([*scored, broken]) == sorted(sample.image for sample in data.part("test"))
+    with pytest.raises(UnreadableImageError) as caught:  # a fit is of all its images or of none
+        list(data.train_dataloader())
     assert caught.value.path == broken
 
 
