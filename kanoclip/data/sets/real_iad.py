@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,13 +55,14 @@ class RealIAD(Tree):
     def samples(self) -> list[Sample]:
         """Index the entries of the json files; every file of a split must be there."""
         below = f"realiad_{self.resolution}"
-        for place in self.places():
+        places = [place for place in self.places() if os.path.isdir(place)]
+        for place in places:
             for splits in (place / "realiad_jsons" / self.splits, place / self.splits):  # as published, or moved up
                 files = sorted(splits.glob("*.json"))
                 if files and (place / below).is_dir():
                     listed = set(list_tree(place / below))
                     return [sample for file in files for sample in self._read_category(file, place / below, listed)]
-        is_there = any(any(place.glob("realiad_*")) for place in self.places())  # another resolution or split
+        is_there = any(any(place.glob("realiad_*")) for place in places)  # another resolution or split
         raise (DamagedDataError if is_there else MissingError)(
             f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected {below}/ and "
             f"realiad_jsons/{self.splits}/*.json. Set --data.root, --data.resolution or --data.splits; get it: "
