@@ -258,7 +258,6 @@ def make_loader(
     num_workers: int,
     shuffle: bool = False,
     persistent: bool = False,
-    share: bool = True,
 ) -> AnomalyLoader:
     """Build the loader of a data set.
 
@@ -268,19 +267,19 @@ def make_loader(
         num_workers: Processes that read; 0 reads in this one.
         shuffle: By seed and epoch.
         persistent: Keep the workers between epochs.
-        share: Load this rank's share of the data set (see ``RankSampler``), not all of it.
     """
     return AnomalyLoader(
         dataset,
         batch_size=batch_size,
-        sampler=RankSampler(dataset, batch_size, dataset.seed if shuffle else None) if share else None,
+        sampler=RankSampler(dataset, batch_size, dataset.seed if shuffle else None),
         num_workers=num_workers,
         collate_fn=_collate_readable,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=persistent and num_workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
+    """Prepare a process that reads; ``worker_init_fn`` of a loader."""
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and the workers are the parallelism

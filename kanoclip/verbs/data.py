@@ -100,7 +100,9 @@ def _list(root: str) -> int:
 def _where(data: Tree) -> str:
     """Return the data set's folder below the root and its size, or "no" if it is not there."""
     root = Path(data.root).expanduser()
-    places = [place for place in data.places() if place != root and os.path.isdir(place)]  # the root holds all data sets
+    places = [
+        place for place in data.places() if place != root and os.path.isdir(place)
+    ]  # the root holds all data sets
     if not places:
         return "no"
     try:
