@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from kanoclip.data.cache import cached
 from kanoclip.data.choosing import check_samples, held_out, left_out_notes, limited
 from kanoclip.data.identity import DataIdentity
 from kanoclip.data.images import read_pair
-from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
+from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Sample, collate, make_loader
 from kanoclip.registry import did_you_mean
 from kanoclip.types import ANOMALOUS, KanoclipError
 
@@ -145,13 +144,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         Raises:
             UnreadableImageError: A file cannot be read, or image and mask differ in size.
         """
-        return self._read_shrunk(sample)[:2]
-
-    def _read_shrunk(
-        self, sample: Sample, min_side: int | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[int, int]]:
-        """Read one sample; a JPEG may be decoded smaller, no side below ``min_side``. Adds the file's (H, W)."""
-        return read_pair(sample.image, sample.masks, self._used_threshold, self.mask_values, min_side)
+        return read_pair(sample.image, sample.masks, self._used_threshold, self.mask_values)
 
     @property
     def identity(self) -> str:
@@ -196,10 +189,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         size = self._size or self._model_size()
         transform = Transform(size, self.augment and stage == "fit", frame)
         noted = self.unreadable if stage in ("test", "predict") else None
-        replaced = type(self).read is not AnomalyDataModule.read
-        # Decoded no smaller than 2.5 times the size, a JPEG ends within a grey level, on average, of the whole one.
-        read: Read = self.read if replaced else partial(self._read_shrunk, min_side=5 * size // 2)
-        return AnomalyDataset(self.part(stage), read, transform, self.seed, noted, crops=frame == "crop")
+        return AnomalyDataset(self.part(stage), self.read, transform, self.seed, noted, crops=frame == "crop")
 
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""

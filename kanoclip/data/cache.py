@@ -29,7 +29,7 @@ from kanoclip.data.digests import READING_VERSION, code_of, digest, is_ours
 from kanoclip.data.files import write_bytes
 from kanoclip.data.identity import content_hashes
 from kanoclip.data.listing import cache_folder
-from kanoclip.data.loading import AnomalyDataset, Item, collate, start_worker
+from kanoclip.data.loading import AnomalyDataset, Item, collate, start_worker, tell
 from kanoclip.types import Features, KanoclipError
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk
@@ -111,6 +111,7 @@ class CachedDataset(AnomalyDataset):
             into = [file for item, file in zip(items, files, strict=False) if isinstance(item, Item)]
             if self.unreadable is not None:  # they are noted when they are read
                 items = [item for item in items if isinstance(item, Item)]
+            tell([one for item in items if isinstance(item, Item) for one in item.remarks], self.told)
             if not items:
                 continue
             batch = trainer.strategy.batch_to_device(collate(items))

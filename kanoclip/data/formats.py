@@ -9,8 +9,7 @@ from PIL import features
 
 _RASTER = {
     "PNG": (".png", ".apng"),
-    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
-    "MPO": (".mpo",),  # several JPEGs in one file, by stereo cameras and telephones
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo"),
     "BMP": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
@@ -20,6 +19,7 @@ _RASTER = {
     "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c"),
 }
 _HEIF = (".heic", ".heif", ".hif")
+HEIC = "it is a HEIC picture, which takes another package: pip install pillow-heif"
 _RAW = (".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw")
 _OTHERS = {
     "a camera's raw data": _RAW,
@@ -62,7 +62,7 @@ def undecodable(path: str | Path) -> str | None:
     if suffix in IMAGE_SUFFIXES:
         return None
     if suffix in _HEIF:
-        return "it is a HEIC picture, which takes another package: pip install pillow-heif"
+        return HEIC
     if name := next((name for name, suffixes in _RASTER.items() if suffix in suffixes), None):
         return f"it is a picture in {name}, which the installed Pillow cannot read: pip install --upgrade pillow"
     if kind := next((kind for kind, suffixes in _OTHERS.items() if suffix in suffixes), None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import Remark, UnreadableImageError, hearing
 from kanoclip.ranks import gather, rank_of
 from kanoclip.types import NORMAL, UNKNOWN, Batch, Features, KanoclipError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Sample:
 
 
 Mask = NDArray[np.uint8] | None
-Read = Callable[[Sample], tuple[NDArray[np.uint8], Mask] | tuple[NDArray[np.uint8], Mask, tuple[int, int]]]
+Read = Callable[[Sample], tuple[NDArray[np.uint8], Mask]]
 Transform = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None, int], tuple[Tensor, Tensor]]
 
 
@@ -55,6 +58,7 @@ class Item(NamedTuple):
         size: Height and width of the file, pixels.
         sample: Where it came from.
         features: Of this one image, patches ``(L, N, D)`` and cls ``(D,)``, if they come from a cache.
+        remarks: How its files were understood.
     """
 
     image: Tensor
@@ -63,6 +67,7 @@ class Item(NamedTuple):
     size: tuple[int, int]
     sample: Sample
     features: Features | None = None
+    remarks: tuple[Remark, ...] = ()
 
 
 class AnomalyDataset(Dataset[Item]):
@@ -70,8 +75,7 @@ class AnomalyDataset(Dataset[Item]):
 
     Args:
         samples: What to read.
-        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask. A
-            third value, if there is one, is the file's (H, W): the image may have been shrunk while it was decoded.
+        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask.
         transform: Image, mask or None, seed -> tensors of the model's size; see ``transforms.Transform``.
         seed: Of the augmentation, together with epoch and index.
         crops: Whether the transform cuts pieces out: a piece of an anomalous image that shows nothing of the mask is
@@ -95,6 +99,7 @@ class AnomalyDataset(Dataset[Item]):
         self.seed = seed
         self.unreadable = unreadable
         self.crops = crops
+        self.told: set[str] = set()  # remarks that were logged
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -103,14 +108,15 @@ class AnomalyDataset(Dataset[Item]):
         """Read one sample, by index or by (epoch, index): the epoch varies the augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
-        image, mask, *file_size = self.read(sample)
-        height, width = file_size[0] if file_size else image.shape[:2]
+        with hearing() as remarks:
+            image, mask = self.read(sample)
+        height, width = image.shape[:2]
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, target = self.transform(image, mask, seed)
         has_mask = mask is not None or sample.label == NORMAL
         if self.crops and mask is not None and mask.any() and not target.any():
             sample = replace(sample, label=NORMAL, defect="good")
-        return Item(pixels, target, has_mask, (height, width), sample)
+        return Item(pixels, target, has_mask, (height, width), sample, remarks=tuple(remarks))
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | UnreadableImageError]:
         """Read a batch; what torch's loader calls. Errors travel as values: raised in a worker they lose their type."""
@@ -153,10 +159,10 @@ def collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
 
 def _collate_readable(
     items: Sequence[Item | UnreadableImageError],
-) -> tuple[Batch | None, list[UnreadableImageError]]:
+) -> tuple[Batch | None, list[UnreadableImageError], list[Remark]]:
     errors = [item for item in items if isinstance(item, UnreadableImageError)]
     readable = [item for item in items if isinstance(item, Item)]
-    return collate(readable) if readable else None, errors
+    return collate(readable) if readable else None, errors, [one for item in readable for one in item.remarks]
 
 
 class RankSampler(DistributedSampler[Any]):
@@ -224,7 +230,8 @@ class AnomalyLoader(DataLoader):
         noted: list[tuple[str, str]] | None = getattr(self.dataset, "unreadable", None)
         batches: Iterator[Any] = super().__iter__()
         try:
-            for batch, errors in batches:
+            for batch, errors, remarks in batches:
+                tell(remarks, getattr(self.dataset, "told", set()))
                 for error in errors:
                     if noted is None:
                         raise error
@@ -278,6 +285,14 @@ def make_loader(
         persistent_workers=persistent and num_workers > 0,
         worker_init_fn=start_worker,
     )
+
+
+def tell(remarks: Sequence[Remark], told: set[str]) -> None:
+    """Log each kind of remark once for a data set."""
+    for path, what in remarks:
+        if what not in told:
+            told.add(what)
+            log.warning("%s: %s It may not be the only one: kanoclip data check lists them.", path, what)
 
 
 def start_worker(worker: int) -> None:

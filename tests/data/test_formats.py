@@ -9,7 +9,7 @@ from kanoclip.data.formats import DECODERS, HAS_HEIF, IMAGE_SUFFIXES, undecodabl
 def test_every_suffix_of_an_allowed_decoder_is_one_that_pillow_gives_it():
     Image.init()
     for suffix in set(IMAGE_SUFFIXES) - {".heic", ".heif", ".hif"}:
-        assert {".dib": "BMP"}.get(suffix, Image.registered_extensions()[suffix]) in DECODERS
+        assert {".dib": "BMP", ".mpo": "JPEG"}.get(suffix, Image.registered_extensions()[suffix]) in DECODERS
 
 
 def test_no_decoder_that_starts_a_program_or_takes_any_bytes_is_allowed():
