@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +17,10 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 from kanoclip.data.cache import cached
-from kanoclip.data.choosing import check_samples, held_out, limited
+from kanoclip.data.choosing import check_samples, held_out, left_out_notes, limited
 from kanoclip.data.identity import DataIdentity
 from kanoclip.data.images import read_pair
-from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Read, Sample, collate, make_loader
+from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Sample, collate, make_loader
 from kanoclip.registry import did_you_mean
 from kanoclip.types import ANOMALOUS, KanoclipError
 
@@ -50,7 +49,8 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
             not 0. Drawn by seed within each category and label.
         seed: Of the held-out part, the limit, the order and the augmentation in fit. Null: that of the run,
             ``--seed_everything``; 111 where the data set is made in Python.
-        limit: Use at most this many images of each category and split, drawn by seed. Null: all.
+        limit: Use at most this many images of each category and split, drawn by seed, as many normal as anomalous ones
+            where there are enough: AP and F1-max depend on that share, and are not those of the whole set. Null: all.
         tile: Keep the shape of images far from square, such as strips: ``image_size`` becomes their short side, and
             they are scored one by one in overlapping squares, ``batch_size`` of these at a time. An image n times as
             long as wide costs about 2n - 1 squares. In fit, each epoch takes one square from a random place of each
@@ -123,11 +123,12 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         self.limit = limit
         self.tile = tile
         self.cache = cache
-        self.unreadable: list[tuple[str, str]] = []
+        self.unreadable: list[tuple[str, str]] = []  # path and reason, of the last test or predict
+        self.left_out: list[tuple[str, str]] = []  # the same, of files that were not taken for samples
         self._samples: list[Sample] | None = None
         self._hashes: dict[str, list[tuple[str | None, ...]]] = {}  # of the indexed samples, by stage
         self._size = image_size
-        self._has_warned = False  # of images without masks
+        self._told: set[str] = set()  # warnings of what the samples lack
         self._shared = set(vars(self)) - before
 
     @abstractmethod
@@ -143,13 +144,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         Raises:
             UnreadableImageError: A file cannot be read, or image and mask differ in size.
         """
-        return self._read_shrunk(sample)[:2]
-
-    def _read_shrunk(
-        self, sample: Sample, min_side: int | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, tuple[int, int]]:
-        """Read one sample; a JPEG may be decoded smaller, no side below ``min_side``. Adds the file's (H, W)."""
-        return read_pair(sample.image, sample.masks, self._used_threshold, self.mask_values, min_side)
+        return read_pair(sample.image, sample.masks, self._used_threshold, self.mask_values)
 
     @property
     def identity(self) -> str:
@@ -193,11 +188,8 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         frame: Frame = ("crop" if stage == "fit" else "whole") if self.tile else "squeeze"
         size = self._size or self._model_size()
         transform = Transform(size, self.augment and stage == "fit", frame)
-        noted = self.unreadable if stage == "predict" else None
-        replaced = type(self).read is not AnomalyDataModule.read
-        # Decoded no smaller than 2.5 times the size, a JPEG ends within a grey level, on average, of the whole one.
-        read: Read = self.read if replaced else partial(self._read_shrunk, min_side=5 * size // 2)
-        return AnomalyDataset(self.part(stage), read, transform, self.seed, noted, crops=frame == "crop")
+        noted = self.unreadable if stage in ("test", "predict") else None
+        return AnomalyDataset(self.part(stage), self.read, transform, self.seed, noted, crops=frame == "crop")
 
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""
@@ -208,7 +200,8 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         return self._loader("validate", persistent=True) if self.holdout else []
 
     def test_dataloader(self) -> AnomalyLoader:
-        """Batches of the test split, or of its held-out part."""
+        """Batches of the test split, or of its held-out part; unreadable images as in predict."""
+        self.unreadable.clear()
         return self._loader("test")
 
     def predict_dataloader(self) -> AnomalyLoader:
@@ -255,16 +248,24 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
             self._samples = limited(chosen, self.limit, self.seed)
         return self._samples
 
+    def notes(self) -> list[str]:
+        """Say what a reader of the results must know of the samples, such as which files were left out, and why."""
+        return left_out_notes(self.left_out)
+
     def _check_part(self, stage: str) -> None:
         where = f"{', '.join(self.categories)} in {self._location()}"
         check_samples(self.part(stage), stage, where, self.holdout, self._label_remedy())
         reads_files = type(self).read is AnomalyDataModule.read  # a data set with its own `read` needs no mask files
         anomalous = [sample for sample in self.index() if sample.label == ANOMALOUS]
         without = sum(not sample.masks for sample in anomalous)
-        if without and reads_files and stage != "predict" and not self._has_warned:
-            self._has_warned = True
+        notes = self.notes()
+        if without and reads_files and stage != "predict":
             counts = f"{without} of {len(anomalous)} anomalous images of {self.identity}"
-            log.warning("%s have no mask: pixel metrics and the local loss leave them out.", counts)
+            notes.append(f"{counts} have no mask: pixel metrics and the local loss leave them out.")
+        for note in notes:
+            if note not in self._told:
+                log.warning("%s", note)
+        self._told.update(notes)
 
     def _location(self) -> str:
         """Where the images are, for messages."""

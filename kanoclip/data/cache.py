@@ -23,12 +23,13 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from kanoclip.data.digests import READING_VERSION, code_of, digest, is_ours
 from kanoclip.data.files import write_bytes
 from kanoclip.data.identity import content_hashes
 from kanoclip.data.listing import cache_folder
-from kanoclip.data.loading import AnomalyDataset, Item, make_loader
+from kanoclip.data.loading import AnomalyDataset, Item, collate, start_worker, tell
 from kanoclip.types import Features, KanoclipError, counted
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk
@@ -60,6 +61,7 @@ class CachedDataset(AnomalyDataset):
 
         Raises:
             CacheError: Its file is gone or damaged.
+            UnreadableImageError: The image cannot be read, so that nothing could be cached.
         """
         index = key[1] if isinstance(key, tuple) else key
         file = self.files[index]
@@ -69,6 +71,7 @@ class CachedDataset(AnomalyDataset):
                 if (content.metadata() or {}).get("checksum") != _checksum(found):
                     raise OSError("its checksum is wrong")
         except (OSError, SafetensorError) as error:
+            self.read(self.samples[index])  # tells if that is why
             raise CacheError(
                 f"The cached features in {file} are damaged or gone ({error}). Delete that file, or all of "
                 f"{self.folder}, and run the command again: what is missing is made anew."
@@ -88,7 +91,7 @@ class CachedDataset(AnomalyDataset):
 
         Raises:
             CacheError: If the disk has no room for it.
-            UnreadableImageError: As without a cache.
+            UnreadableImageError: As without a cache: in a fit. A test leaves the image out.
         """
         absent = {file: i for i, file in enumerate(self.files) if not _is_whole(file)}  # equal images count once
         missing = trainer.strategy.broadcast(list(absent.values()))  # another run may be writing, and all must agree
@@ -101,23 +104,29 @@ class CachedDataset(AnomalyDataset):
         plain = AnomalyDataset([self.samples[i] for i in mine], self.read, self.transform, self.seed)
         if not mine:
             return
-        batches = iter(make_loader(plain, batch_size, num_workers, share=False))
-        files = iter(self.files[i] for i in mine)
-        steps = range(-(-len(mine) // batch_size))
+        loader = DataLoader(plain, batch_size, collate_fn=list, num_workers=num_workers, worker_init_fn=start_worker)
+        files, is_first = iter(self.files[i] for i in mine), True
         quiet = trainer.global_rank > 0 or trainer.progress_bar_callback is None
-        for step in track(steps, "caching features", transient=True, disable=quiet):
-            batch = trainer.strategy.batch_to_device(next(batches))
+        for items in track(loader, "caching features", transient=True, disable=quiet):
+            into = [file for item, file in zip(items, files, strict=False) if isinstance(item, Item)]
+            if self.unreadable is not None:  # they are noted when they are read
+                items = [item for item in items if isinstance(item, Item)]
+            tell([one for item in items if isinstance(item, Item) for one in item.remarks], self.told)
+            if not items:
+                continue
+            batch = trainer.strategy.batch_to_device(collate(items))
             features = trainer.lightning_module.features(batch)
             pixels = torch.cat([(batch.image * 255).round().byte(), batch.mask[:, None]], 1)  # (B, 4, H, W)
-            for i in range(len(batch.label)):
+            for i, file in enumerate(into):
                 numbers = torch.tensor([*batch.size[i].tolist(), *features.grid, bool(batch.has_mask[i])])
                 held = (features.patches[:, i].half(), features.cls[i].half(), pixels[i], numbers)
                 tensors = dict(zip(FIELDS, (one.contiguous().cpu() for one in held), strict=True))
                 content = save(tensors, {"checksum": _checksum(tensors)})
-                if step == i == 0:
+                if is_first:
                     self._check_room(len(missing), len(content), trainer.global_rank == 0)
+                is_first = False
                 try:
-                    write_bytes(next(files), content)
+                    write_bytes(file, content)
                 except OSError as error:
                     raise _unwritable(self.folder, error) from error
 

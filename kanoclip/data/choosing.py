@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from kanoclip.data.loading import Sample
 from kanoclip.types import UNKNOWN, KanoclipError
 
+NAMED = 3  # files named for each reason
+
 
 def limited(samples: Iterable[Sample], limit: int | None, seed: int) -> list[Sample]:
     """Keep at most ``limit`` samples of each category and split, in their order; None keeps all.
@@ -72,6 +74,17 @@ def check_samples(samples: Sequence[Sample], stage: str, where: str, holdout: fl
     unlabelled = next((sample for sample in samples if sample.label == UNKNOWN), None)
     if unlabelled is not None and stage != "predict":
         raise KanoclipError(f"{stage} needs labels, and {unlabelled.image} has none. {label_remedy}")
+
+
+def left_out_notes(left_out: Iterable[tuple[str, str]]) -> list[str]:
+    """Say what was left out of a data set: for each reason a few of the paths, and how many more there are."""
+    paths: dict[str, list[str]] = defaultdict(list)
+    for path, why in left_out:
+        paths[why].append(path)
+    return [
+        f"left out {', '.join(held[:NAMED])}{f' and {len(held) - NAMED} more' * (len(held) > NAMED)}: {why}"
+        for why, held in paths.items()
+    ]
 
 
 def _groups(samples: Iterable[Sample], *by: str) -> dict[tuple[Any, ...], list[Sample]]:

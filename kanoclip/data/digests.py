@@ -21,7 +21,7 @@ from kanoclip.data.files import sha256
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.listing import remembered
 
-READING_VERSION = 1
+READING_VERSION = 2
 """Raise it when the same file gives other pixels; tests/data/test_versions.py fails until then."""
 FEATURES_VERSION = 1
 """Raise it when the same pixels give other features; the same test fails until then."""

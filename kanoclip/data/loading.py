@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from kanoclip.data.images import UnreadableImageError
-from kanoclip.ranks import rank_of
+from kanoclip.data.faults import Remark, UnreadableImageError, hearing
+from kanoclip.ranks import gather, rank_of
 from kanoclip.types import NORMAL, UNKNOWN, Batch, Features, KanoclipError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Sample:
 
 
 Mask = NDArray[np.uint8] | None
-Read = Callable[[Sample], tuple[NDArray[np.uint8], Mask] | tuple[NDArray[np.uint8], Mask, tuple[int, int]]]
+Read = Callable[[Sample], tuple[NDArray[np.uint8], Mask]]
 Transform = Callable[[NDArray[np.uint8], NDArray[np.uint8] | None, int], tuple[Tensor, Tensor]]
 
 
@@ -55,6 +58,7 @@ class Item(NamedTuple):
         size: Height and width of the file, pixels.
         sample: Where it came from.
         features: Of this one image, patches ``(L, N, D)`` and cls ``(D,)``, if they come from a cache.
+        remarks: How its files were understood.
     """
 
     image: Tensor
@@ -63,6 +67,7 @@ class Item(NamedTuple):
     size: tuple[int, int]
     sample: Sample
     features: Features | None = None
+    remarks: tuple[Remark, ...] = ()
 
 
 class AnomalyDataset(Dataset[Item]):
@@ -70,8 +75,7 @@ class AnomalyDataset(Dataset[Item]):
 
     Args:
         samples: What to read.
-        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask. A
-            third value, if there is one, is the file's (H, W): the image may have been shrunk while it was decoded.
+        read: Sample -> image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 0/1, or None where there is no mask.
         transform: Image, mask or None, seed -> tensors of the model's size; see ``transforms.Transform``.
         seed: Of the augmentation, together with epoch and index.
         crops: Whether the transform cuts pieces out: a piece of an anomalous image that shows nothing of the mask is
@@ -95,6 +99,7 @@ class AnomalyDataset(Dataset[Item]):
         self.seed = seed
         self.unreadable = unreadable
         self.crops = crops
+        self.told: set[str] = set()  # remarks that were logged
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -103,14 +108,15 @@ class AnomalyDataset(Dataset[Item]):
         """Read one sample, by index or by (epoch, index): the epoch varies the augmentation."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
-        image, mask, *file_size = self.read(sample)
-        height, width = file_size[0] if file_size else image.shape[:2]
+        with hearing() as remarks:
+            image, mask = self.read(sample)
+        height, width = image.shape[:2]
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, target = self.transform(image, mask, seed)
         has_mask = mask is not None or sample.label == NORMAL
         if self.crops and mask is not None and mask.any() and not target.any():
             sample = replace(sample, label=NORMAL, defect="good")
-        return Item(pixels, target, has_mask, (height, width), sample)
+        return Item(pixels, target, has_mask, (height, width), sample, remarks=tuple(remarks))
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[Item | UnreadableImageError]:
         """Read a batch; what torch's loader calls. Errors travel as values: raised in a worker they lose their type."""
@@ -153,10 +159,10 @@ def collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
 
 def _collate_readable(
     items: Sequence[Item | UnreadableImageError],
-) -> tuple[Batch | None, list[UnreadableImageError]]:
+) -> tuple[Batch | None, list[UnreadableImageError], list[Remark]]:
     errors = [item for item in items if isinstance(item, UnreadableImageError)]
     readable = [item for item in items if isinstance(item, Item)]
-    return collate(readable) if readable else None, errors
+    return collate(readable) if readable else None, errors, [one for item in readable for one in item.remarks]
 
 
 class RankSampler(DistributedSampler[Any]):
@@ -224,7 +230,8 @@ class AnomalyLoader(DataLoader):
         noted: list[tuple[str, str]] | None = getattr(self.dataset, "unreadable", None)
         batches: Iterator[Any] = super().__iter__()
         try:
-            for batch, errors in batches:
+            for batch, errors, remarks in batches:
+                tell(remarks, getattr(self.dataset, "told", set()))
                 for error in errors:
                     if noted is None:
                         raise error
@@ -235,13 +242,29 @@ class AnomalyLoader(DataLoader):
             del batches  # stops the workers now; the error's traceback would keep them alive as long as itself
 
 
+def gather_unreadable(noted: list[tuple[str, str]], paths: Iterable[str]) -> list[tuple[str, str]]:
+    """Bring together what several processes could not read, in the order of the data; collective.
+
+    Args:
+        noted: Path and reason of each file of this process. It is changed: the first process keeps the files of all,
+            the others none, so that one of them tells.
+        paths: The images, in order.
+
+    Returns:
+        The files of all processes, in each of them.
+    """
+    places = {path: place for place, path in enumerate(paths)}
+    everything = sorted((pair for pairs in gather(noted) for pair in pairs), key=lambda pair: places.get(pair[0], 0))
+    noted[:] = everything if rank_of()[0] == 0 else []
+    return everything
+
+
 def make_loader(
     dataset: AnomalyDataset,
     batch_size: int,
     num_workers: int,
     shuffle: bool = False,
     persistent: bool = False,
-    share: bool = True,
 ) -> AnomalyLoader:
     """Build the loader of a data set.
 
@@ -251,19 +274,27 @@ def make_loader(
         num_workers: Processes that read; 0 reads in this one.
         shuffle: By seed and epoch.
         persistent: Keep the workers between epochs.
-        share: Load this rank's share of the data set (see ``RankSampler``), not all of it.
     """
     return AnomalyLoader(
         dataset,
         batch_size=batch_size,
-        sampler=RankSampler(dataset, batch_size, dataset.seed if shuffle else None) if share else None,
+        sampler=RankSampler(dataset, batch_size, dataset.seed if shuffle else None),
         num_workers=num_workers,
         collate_fn=_collate_readable,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=persistent and num_workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
-def _start_worker(worker: int) -> None:
+def tell(remarks: Sequence[Remark], told: set[str]) -> None:
+    """Log each kind of remark once for a data set."""
+    for path, what in remarks:
+        if what not in told:
+            told.add(what)
+            log.warning("%s: %s It may not be the only one: kanoclip data check lists them.", path, what)
+
+
+def start_worker(worker: int) -> None:
+    """Prepare a process that reads; ``worker_init_fn`` of a loader."""
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and the workers are the parallelism

@@ -70,8 +70,6 @@ class AntialiasedResize(A.DualTransform):
 
     def apply_to_mask(self, mask: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W)`` mask."""
-        across, down = mask.shape[1] / params["shape"][1], mask.shape[0] / params["shape"][0]  # of a shrunk image
-        box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         return np.array(Image.fromarray(mask).resize(to, Image.Resampling.NEAREST, box))
 
 
@@ -95,8 +93,7 @@ class Transform:
             A.ColorJitter(brightness=(0.9, 1.1), contrast=(0.9, 1.1), saturation=(0.9, 1.1), hue=(-0.02, 0.02), p=0.5),
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.2, 0.8), p=0.2),
         ]
-        steps = [AntialiasedResize(size, frame), *(variation if augment else [])]
-        self.pipeline = A.Compose(steps, is_check_shapes=False)  # a JPEG may have been shrunk, its mask never is
+        self.pipeline = A.Compose([AntialiasedResize(size, frame), *(variation if augment else [])])
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None, seed: int = 0

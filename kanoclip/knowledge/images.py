@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,8 @@ def image_hash(sample: Sample, read: Read) -> str:
         OSError: If the file cannot be read.
         UnreadableImageError: If there is no file and the image cannot be drawn.
     """
-    path = Path(sample.image)
-    if path.is_file():
-        return sha256(path)
+    if os.path.isfile(sample.image):  # unlike pathlib, it does not raise on a name that is too long
+        return sha256(sample.image)
     return hashlib.sha256(np.ascontiguousarray(read(sample)[0]).tobytes()).hexdigest()
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.data.images import UnreadableImageError, read_image
+from kanoclip.data.loading import gather_unreadable
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
 from kanoclip.ranks import gather
@@ -129,10 +130,7 @@ class PredictionWriter(Callback):
     def _join(self, trainer: Trainer) -> None:
         """Make one csv, and one list of unreadable files, in the order of the data; both are the first process's."""
         places = {path: place for place, path in enumerate(self._names)}
-        noted: Any = getattr(getattr(trainer, "datamodule", None), "unreadable", [])
-        everything = [pair for pairs in gather(noted) for pair in pairs]
-        everything.sort(key=lambda pair: places.get(pair[0], 0))
-        noted[:] = everything if trainer.is_global_zero else []
+        gather_unreadable(getattr(getattr(trainer, "datamodule", None), "unreadable", []), self._names)
         files = gather(self._file)
         if trainer.is_global_zero:
             rows = [row for file in files for row in _rows(file)[1:]]

@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from kanoclip import __version__
 from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
+from kanoclip.data.loading import gather_unreadable
 from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings, zero_shot
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder
@@ -115,9 +116,16 @@ class ResultsWriter(Callback):
         self._write_overlays(self._folder)
         self._images, self._seconds = sum(gather(self._images)), max(gather(self._seconds))
         shown = any(gather(bool(self._examples)))
+        data: Any = getattr(trainer, "datamodule", None)
+        paths = [sample.image for sample in data.part("test")] if hasattr(data, "part") else []
+        unreadable = gather_unreadable(getattr(data, "unreadable", []), paths)
         if not trainer.is_global_zero:
             return
-        report, folder, results = self._report(trainer, pl_module), self._folder, getattr(pl_module, "results", {})
+        report, folder, results = (
+            self._report(trainer, pl_module, unreadable),
+            self._folder,
+            getattr(pl_module, "results", {}),
+        )
         write_text(folder / "results.csv", results_csv(results))
         write_json(folder / "results.json", report)  # last: where it is, the rest is too
         tell(f"\n{headline(report)}")
@@ -129,7 +137,9 @@ class ResultsWriter(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
             print_results(getattr(pl_module, "results", {}))
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def _report(
+        self, trainer: Trainer, pl_module: LightningModule, unreadable: Sequence[tuple[str, str]]
+    ) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
         model: Any = pl_module
         checkpoint = os.fspath(trainer.ckpt_path) if trainer.ckpt_path else ""
@@ -147,6 +157,8 @@ class ResultsWriter(Callback):
             "data_seed": getattr(data, "seed", None),
             "precision": str(trainer.precision),
             "images": self._images,
+            "unreadable": unreadable,
+            "left_out": getattr(data, "left_out", []),
             "samples": data.samples_digest("test") if hasattr(data, "samples_digest") else None,
             "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
             "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
@@ -184,10 +196,12 @@ def headline(report: dict[str, Any]) -> str:
     if checkpoint:
         seed = "an unknown seed" if report["seed"] is None else f"seed {report['seed']}"
         weights = f"checkpoint {checkpoint['path']} (sha256 {checkpoint['sha256'][:12]}), fitted with {seed}"
+    limit = report.get("options", {}).get("data", {}).get("limit")
+    drawn = f" (limit {limit}, normal and anomalous in turn: AP and F1-max are not those of all)" if limit else ""
     return (
         f"{report['model']}: {protocol}\n"
         f"backbone {report['components'].get('backbone', 'unknown')}; {weights}; precision {report['precision']}\n"
-        f"{counted(report['images'], 'image')}, {1000 * report['seconds_per_image']:.1f} ms an image"
+        f"{counted(report['images'], 'image')}{drawn}, {1000 * report['seconds_per_image']:.1f} ms an image"
     )
 
 
@@ -197,6 +211,6 @@ def _options(model: LightningModule) -> dict[str, Any]:
 
 def _settings(data: Any) -> dict[str, Any]:
     simple, given = (bool, int, float, str, list, tuple, type(None)), vars(data) if data else {}
-    own = {"unreadable", *vars(LightningDataModule())}  # what is no option
+    own = {"unreadable", "left_out", *vars(LightningDataModule())}  # what is no option
     found = {k: v for k, v in given.items() if not k.startswith("_") and k not in own and isinstance(v, simple)}
     return {"class_path": f"{type(data).__module__}.{type(data).__qualname__}", **found}

@@ -25,7 +25,7 @@ from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, load_class, resolve
-from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError, counted
 from kanoclip.verbs.say import folded
 from kanoclip.verbs.table import VERBS
 
@@ -99,7 +99,9 @@ def _list(root: str) -> int:
 def _where(data: Tree) -> str:
     """Return the data set's folder below the root and its size, or "no" if it is not there."""
     root = Path(data.root).expanduser()
-    places = [place for place in data.places() if place != root and place.is_dir()]  # the root holds all data sets
+    places = [
+        place for place in data.places() if place != root and os.path.isdir(place)
+    ]  # the root holds all data sets
     if not places:
         return "no"
     try:
@@ -128,10 +130,12 @@ def _check(data: AnomalyDataModule) -> int:
     print_table(word_table(("category", "split", "normal", "anomalous", "unlabelled"), rows))
     opened = [one for one in found if not isinstance(one, UnreadableImageError)]
     heights, widths = zip(*([size for size, _ in opened] or [(0, 0)]), strict=True)
-    print(f"{len(samples)} images, {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high.")
+    print(
+        f"{counted(len(samples), 'image')}, {min(widths)} to {max(widths)} wide, {min(heights)} to {max(heights)} high."
+    )
     if areas := [area for _, area in opened if area]:
         print(
-            f"{len(areas)} masks cover {min(areas):.2%} to {max(areas):.2%} of their image, median "
+            f"{counted(len(areas), 'mask')} with {min(areas):.2%} to {max(areas):.2%} of the image, median "
             f"{float(np.median(areas)):.2%}."
         )
     for text in _notes(data, samples, found):
@@ -143,7 +147,7 @@ def _check(data: AnomalyDataModule) -> int:
     if faults:
         trouble = [(kind, str(len(files)), "\n".join(files[:NAMED])) for kind, files in faults.items()]
         print_table(word_table(("fault", "files", "such as"), trouble))
-    print("found: " + (f"{sum(map(len, faults.values()))} faults." if faults else "nothing wrong."))
+    print(f"found: {counted(sum(map(len, faults.values())), 'fault')}." if faults else "found: nothing wrong.")
     return int(bool(faults))
 
 
@@ -162,16 +166,16 @@ def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> list[Opened
 
 def _notes(data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[Opened]) -> list[str]:
     """Say what may be right but is worth a look."""
-    notes = []
+    notes = data.notes()
     about = data.about if isinstance(data, Tree) else None
     test = [(s, f) for s, f in zip(samples, found, strict=True) if s.split == "test"]
     anomalous = [(s, f) for s, f in test if s.label == ANOMALOUS]
     if empty := [s.image for s, f in anomalous if s.masks and not isinstance(f, UnreadableImageError) and f[1] == 0]:
-        notes.append(f"{len(empty)} anomalous images have an empty mask: {', '.join(empty[:NAMED])}")
+        notes.append(f"{counted(len(empty), 'anomalous image')} with an empty mask: {', '.join(empty[:NAMED])}")
     without = [s.image for s, _ in anomalous if not s.masks]
     if without and (about is None or about.masks):
-        notes.append(f"{len(without)} anomalous images have no mask: {', '.join(without[:NAMED])}")
-    if about and about.counts and data.category in (None, "all") and data.limit is None:
+        notes.append(f"{counted(len(without), 'anomalous image')} without a mask: {', '.join(without[:NAMED])}")
+    if about and about.counts and data.category in (None, "all") and data.limit is None and data.identity == data.name:
         mine = sum(s.label == NORMAL for s, _ in test), len(anomalous)
         words = "as published" if about.whole(*mine) else "published: {} / {}".format(*about.counts)
         words += "" if about.confirmed else ", as far as we know"
@@ -187,7 +191,7 @@ def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
     chosen = varied(samples, count)
     sheet, skipped = contact_sheet(chosen, data.read)
     write_image(path, sheet)
-    print(f"{len(chosen) - len(skipped)} of {len(samples)} images of {data.name}: {path}")
+    print(f"{len(chosen) - len(skipped)} of {counted(len(samples), 'image')} of {data.name}: {path}")
     for text in skipped:
         print(f"kanoclip: {text}", file=sys.stderr)
     return int(bool(skipped))

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.data.files import write_json, write_text
+from kanoclip.data.images import UnreadableImageError
 from kanoclip.models.checkpoint import CheckpointError
 from kanoclip.outputs.record import files_of
 from kanoclip.outputs.tables import METRICS
@@ -119,6 +120,8 @@ def _test(job: Job, data: Data) -> dict[str, Any] | None:
     except NoFitError:
         return None
     report = read_report(folder / "results.json")
+    for path, why in report.get("unreadable", ()):
+        raise UnreadableImageError(path, why)  # a row of a table is of all images
     return report | {"files": files_of(report["options"]["model"])}
 
 

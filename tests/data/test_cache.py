@@ -390,16 +390,21 @@ def test_a_cache_folder_that_cannot_be_made_is_told(backbone, place, tmp_path) -
 
 
 @pytest.mark.parametrize("harm", [lambda path: path.write_bytes(b"no picture"), Path.unlink])
-def test_an_unreadable_file_is_the_error_that_it_is_without_a_cache(backbone, tmp_path, harm) -> None:
-    errors = []
+def test_an_unreadable_file_is_what_it_is_without_a_cache(backbone, place, tmp_path, harm) -> None:
+    noted, errors = [], []
     for cached in ("with", "without"):
         data = photos(tmp_path / cached)
-        data.cache = cached == "with"
+        data.cache, data.batch_size = cached == "with", 2
         data.index()
         harm(tmp_path / cached / "good" / "1.png")
-        with pytest.raises(UnreadableImageError, match=r"good/1\.png") as caught:
-            check(backbone, data)
+        model = check(backbone, data)  # a test leaves it out
+        assert model.results["object"]["images"] == 5
+        noted.append([(path.replace(f"/{cached}/", "/"), why) for path, why in data.unreadable])
+        with pytest.raises(UnreadableImageError, match=r"good/1\.png") as caught:  # and a fit does not
+            trainer(max_epochs=1).fit(KAnoCLIP(backbone=backbone), data)
         errors.append(str(caught.value).replace(f"/{cached}/", "/"))
+    assert noted[0] == noted[1]
+    assert [Path(path).name for path, _ in noted[0]] == ["1.png"]
     assert errors[0] == errors[1]
 
 

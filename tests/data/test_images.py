@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -8,12 +11,16 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
-from kanoclip.data.images import UnreadableImageError, read_image, read_mask, read_pair
+from kanoclip.data import decoding
+from kanoclip.data.faults import Remark, UnreadableImageError, hearing
+from kanoclip.data.formats import HAS_HEIF
+from kanoclip.data.images import _to_uint8, read_image, read_pair
+from kanoclip.data.masks import read_mask
 
 
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "PNG", "webp", "ppm"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff", "PNG", "webp", "ppm", "jp2"])
 def test_colour_is_read_unchanged_from_every_lossless_format(picture, tmp_path, suffix):
     path = tmp_path / f"ä b.{suffix}"
     Image.fromarray(picture).save(path, **({"lossless": True} if suffix == "webp" else {}))
@@ -22,28 +29,55 @@ def test_colour_is_read_unchanged_from_every_lossless_format(picture, tmp_path, 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
 def test_grey_becomes_three_equal_channels(picture, tmp_path, mode):
-    grey = picture[..., 0]
-    image = Image.fromarray(grey)
-    if mode == "LA":
-        image.putalpha(Image.fromarray(picture[..., 1]))
-    image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.stack([grey] * 3, -1))
+    Image.fromarray(picture[..., 0]).convert(mode).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.stack([picture[..., 0]] * 3, -1))
 
 
-def test_alpha_is_dropped_and_does_not_darken(picture, tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jp2"])
+def test_an_opaque_alpha_channel_changes_no_pixel(picture, tmp_path, suffix):
     image = Image.fromarray(picture)
-    image.putalpha(Image.fromarray(picture[..., 0]))
-    image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), picture)
+    image.putalpha(255)
+    image.save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), picture)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_cut_out_is_read_on_white_whatever_colour_is_hidden(tmp_path, deep, grey):
+    hidden = np.full((2, 3, 4), (40, 40, 40, 255) if grey else (40, 80, 120, 255), np.uint16)
+    hidden[0, 0, 3], hidden[0, 1, 3], hidden[1, 2, :3] = 0, 51, 255
+    stored = hidden * 257 if deep else hidden.astype(np.uint8)
+    if grey and not deep:
+        Image.fromarray(stored).convert("LA").save(tmp_path / "a.png")
+    else:
+        cv2.imwrite(str(tmp_path / "a.png"), stored[..., [2, 1, 0, 3]])
+    read = read_image(tmp_path / "a.png")
+    assert read[0, 0].tolist() == [255, 255, 255]
+    assert read[0, 1].tolist() == ([212] * 3 if grey else [212, 220, 228])  # a fifth of it, and four fifths of white
+    assert read[0, 2].tolist() == hidden[0, 2, :3].tolist()
+
+
+def test_one_colour_that_is_declared_transparent_is_white(tmp_path):
+    Image.fromarray(np.array([[0, 9, 200]], np.uint8)).save(tmp_path / "a.png", transparency=9)
+    assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255, 200]
+
+
+def test_the_alpha_of_a_mask_is_dropped(tmp_path):
+    image = Image.fromarray(np.array([[255, 0, 255]], np.uint8)).convert("LA")
+    image.putalpha(Image.fromarray(np.array([[255, 0, 9]], np.uint8)))
+    image.save(tmp_path / "m.png")
+    assert read_mask([tmp_path / "m.png"]).tolist() == [[1, 0, 1]]
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_palette_is_looked_up_also_when_it_is_transparent(tmp_path):
+def test_a_palette_is_looked_up_and_its_transparent_colours_are_on_white(tmp_path):
     image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.save(tmp_path / "a.png", transparency=b"\x00\x80\xff")
-    red, green, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    assert read_image(tmp_path / "a.png").tolist() == [[list(red), list(green)], [list(blue), list(green)]]
+    white, green, blue = [255, 255, 255], [127, 255, 127], [0, 0, 255]
+    assert read_image(tmp_path / "a.png").tolist() == [[white, green], [blue, green]]
+    image.save(tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png")[0, 0].tolist() == [255, 0, 0]
 
 
 def test_one_bit_becomes_black_and_white(tmp_path):
@@ -93,16 +127,26 @@ def test_a_tif_of_five_channels_is_an_error(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_the_orientation_of_a_camera_is_applied(tmp_path):
-    pixels = np.zeros((16, 48, 3), np.uint8)
-    pixels[:, :16] = 255  # white on the left
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "deep.png"])
+def test_the_orientation_of_a_camera_is_applied(picture, tmp_path, orientation, name):
     exif = Image.Exif()
-    exif[274] = 6  # to be turned a quarter clockwise
-    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    read = read_image(tmp_path / "a.jpg")
-    assert read.shape == (48, 16, 3)
-    assert read[:12].min() > 200  # left went up
-    assert read[20:].max() < 50
+    exif[274] = orientation
+    Image.fromarray(picture).save(tmp_path / "plain.png", exif=exif)
+    with Image.open(tmp_path / "plain.png") as plain:
+        right = np.asarray(ImageOps.exif_transpose(plain))
+    if name == "deep.png":
+        content = bytearray(cv2.imencode(".png", picture[..., ::-1].astype(np.uint16) * 257)[1].tobytes())
+        plain_content = (tmp_path / "plain.png").read_bytes()
+        start = plain_content.index(b"eXIf") - 4
+        content[33:33] = plain_content[start : start + 12 + int.from_bytes(plain_content[start : start + 4], "big")]
+        (tmp_path / name).write_bytes(content)
+    else:
+        Image.fromarray(picture).save(tmp_path / name, exif=exif, **({"quality": 100} if name == "a.jpg" else {}))
+    read = read_image(tmp_path / name)
+    assert read.shape == right.shape
+    if name != "a.jpg":
+        np.testing.assert_array_equal(read, right)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp"])
@@ -127,6 +171,21 @@ def test_a_missing_file_is_an_error(tmp_path):
         read_image(tmp_path / "a.png")
 
 
+def test_a_name_that_cannot_be_opened_is_an_error(tmp_path):
+    with pytest.raises(UnreadableImageError, match=r"it cannot be opened: File name too long\. Check its name"):
+        read_image(tmp_path / ("a" * 300 + ".png"))
+    with pytest.raises(UnreadableImageError, match=r"it cannot be opened: .*null"):
+        read_image("a\0.png")
+    with pytest.raises(UnreadableImageError, match=r"it cannot be opened: "):
+        read_image(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_not_read_into_memory(write, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_BYTES", 100)
+    with pytest.raises(UnreadableImageError, match=r"it has more than .* MB\. Cut it"):
+        read_image(write("a.png", 1))
+
+
 def test_a_decompression_bomb_is_an_error(write, tmp_path, monkeypatch):
     path = write("a.png", 1)
     tifffile.imwrite(
@@ -137,6 +196,97 @@ def test_a_decompression_bomb_is_an_error(write, tmp_path, monkeypatch):
         read_image(path)
     with pytest.raises(UnreadableImageError, match=r"b\.tif: .*it has more than .* million pixels"):
         read_image(tmp_path / "b.tif")
+
+
+def test_the_first_bytes_decide_and_only_decoders_of_pictures_see_them(picture, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(UnreadableImageError, match=r"a\.png: it is not an image\. Replace"):
+        read_image(tmp_path / "a.png")
+    Image.fromarray(picture).save(tmp_path / "b.jpg", "PNG")
+    tifffile.imwrite(tmp_path / "c.png", picture, photometric="minisblack", planarconfig="contig")
+    for name in ("b.jpg", "c.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name), picture)
+
+
+def test_a_png_of_very_many_chunks_is_told_before_it_is_parsed(write, monkeypatch):
+    path = Path(write("a.png", 1))
+    content, chunk = path.read_bytes(), b"\0\0\0\3tEXtk\0v"
+    chunk += zlib.crc32(chunk[4:]).to_bytes(4, "big")
+    path.write_bytes(content[:33] + 9_000 * chunk + content[33:])
+    read_image(path)
+    path.write_bytes(content[:33] + 11_000 * chunk + content[33:])
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(UnreadableImageError, match=r"more than 10000 chunks of text and the like\. Copy"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
+def test_of_several_pages_the_first_is_read_and_that_is_said(picture, tmp_path, suffix):
+    path, first = tmp_path / f"a.{suffix}", Image.fromarray(picture)
+    kept = {"lossless": True} if suffix == "webp" else {}
+    first.save(path, save_all=True, append_images=[Image.new("RGB", first.size)] * 2, **kept)
+    with hearing() as said:
+        read = read_image(path)
+    if suffix != "gif":
+        np.testing.assert_array_equal(read, picture)
+    assert read.any()
+    assert said == [Remark(str(path), "it has several pages or frames, of which the first is read.")]
+    first.save(path, **kept)
+    with hearing() as said:
+        read_image(path)
+    assert said == []
+
+
+def test_pages_of_a_tif_that_pillow_refuses_are_said(picture, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in (picture, 255 - picture):
+            file.write(page, photometric="minisblack", planarconfig="contig")
+    with hearing() as said:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), picture)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("pixels", "most"), [(np.full((3000, 3000), 9000, np.uint16), 3), (np.full((2000, 2000, 3), 900, np.uint16), 3)]
+)
+def test_deep_pixels_take_no_copies_of_floats(pixels, most):
+    tracemalloc.start()
+    _to_uint8("a.png", pixels)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < most * pixels.nbytes  # three copies in float64 would be 12 times as much
+
+
+def test_eight_bits_are_read_in_little_more_than_their_own_memory(tmp_path):
+    Image.new("RGB", (3000, 3000)).save(tmp_path / "a.jpg")
+    tracemalloc.start()
+    read = read_image(tmp_path / "a.jpg")
+    peak = tracemalloc.get_traced_memory()[1]  # of numpy and bytes; Pillow's own picture is another 4 bytes a pixel
+    tracemalloc.stop()
+    assert peak < 1.3 * read.nbytes
+
+
+@pytest.mark.skipif(HAS_HEIF, reason="pillow-heif is installed")
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg"])
+def test_a_heic_picture_names_the_package_that_reads_it(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
+    with pytest.raises(UnreadableImageError, match=r"HEIC picture.*pip install pillow-heif"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is not installed")
+def test_a_heic_picture_is_read(tmp_path):
+    decoding._decoders()
+    Image.new("RGB", (64, 48), (200, 30, 90)).save(tmp_path / "a.heic")
+    read = read_image(tmp_path / "a.heic")
+    assert read.shape == (48, 64, 3)
+    assert np.abs(read.mean((0, 1)) - (200, 30, 90)).max() < 5
 
 
 def test_pixels_that_are_not_finite_are_an_error(tmp_path):
@@ -172,6 +322,18 @@ def test_masks_are_binarised(write, levels, threshold, want):
     read = read_mask([write("m.png", np.array([levels], np.uint8))], threshold)
     assert read.dtype == np.uint8
     assert read.tolist() == [want]
+
+
+@pytest.mark.parametrize(
+    ("levels", "threshold", "said"),
+    [([0, 1, 200], None, True), ([0, 1, 200], 0, False), ([0, 1, 4], None, False), ([0, 255, 128], None, False)],
+)
+def test_levels_on_both_sides_of_the_automatic_threshold_are_said(write, levels, threshold, said):
+    path = write("m.png", np.array([levels], np.uint8))
+    with hearing() as remarks:
+        read_mask([path], threshold)
+    assert [one.path for one in remarks] == [str(path)] * said
+    assert all("--data.mask_threshold 0" in one.what for one in remarks)
 
 
 def test_a_jpeg_mask_in_colour_is_clean(tmp_path, mask):
@@ -292,26 +454,8 @@ def test_opencv_agrees_on_an_ordinary_photo(picture, tmp_path):
     assert np.abs(read_image(path).astype(int) - theirs).max() <= 4  # two JPEG decoders round differently
 
 
-def test_a_large_jpeg_is_decoded_small_but_never_below_what_is_asked(tmp_path):
-    smooth = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8), (800, 600))
-    cv2.imwrite(str(tmp_path / "a.jpg"), smooth)
-    assert read_image(tmp_path / "a.jpg", min_side=150).shape == (150, 200, 3)
-    assert read_image(tmp_path / "a.jpg", min_side=151).shape == (300, 400, 3)
-    assert read_image(tmp_path / "a.jpg", min_side=301).shape == (600, 800, 3)
-    cv2.imwrite(str(tmp_path / "a.png"), smooth)
-    assert read_image(tmp_path / "a.png", min_side=8).shape == (600, 800, 3)
-
-
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_a_shrunk_jpeg_keeps_its_masks_and_its_own_size(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[274] = orientation
-    Image.fromarray(np.zeros((600, 800, 3), np.uint8)).save(tmp_path / "a.jpg", exif=exif)
-    height, width = (800, 600) if orientation == 6 else (600, 800)
-    mask = np.zeros((height, width), np.uint8)
-    mask[:7] = 255
-    cv2.imwrite(str(tmp_path / "m.png"), mask)
-    image, read, size = read_pair(str(tmp_path / "a.jpg"), [str(tmp_path / "m.png")], None, None, min_side=100)
-    assert image.shape[:2] == (height // 4, width // 4)
-    assert read.shape == size == (height, width)
-    assert read.sum() == 7 * width
+def test_a_large_photo_is_read_at_its_own_size_and_so_is_its_mask(tmp_path):
+    Image.new("RGB", (3000, 2600)).save(tmp_path / "a.jpg")
+    Image.new("L", (3000, 2600), 255).save(tmp_path / "m.png")
+    image, mask = read_pair(str(tmp_path / "a.jpg"), [str(tmp_path / "m.png")], None, None)
+    assert image.shape[:2] == mask.shape == (2600, 3000)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kanoclip.data import loading
 from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, RankSampler, Sample, collate, make_loader
 from kanoclip.data.transforms import Transform
@@ -103,6 +104,16 @@ def test_unreadable_files_are_noted_and_left_out_when_asked(workers):
     batches = list(make_loader(data, 2, workers))
     assert [batch.path for batch in batches] == [["4.png"]]  # the first batch had nothing to show
     assert noted == [(f"{number}.png", "broken. Replace it.") for number in (91, 92, 93)]
+
+
+def test_what_several_processes_could_not_read_is_told_by_the_first_in_the_order_of_the_data(monkeypatch):
+    noted = {0: [("c", "why")], 1: [("a", "why"), ("d", "why")]}
+    monkeypatch.setattr(loading, "gather", lambda _: [list(pairs) for pairs in noted.values()])
+    for rank in (1, 0):
+        monkeypatch.setattr(loading, "rank_of", lambda rank=rank: (rank, 2))
+        mine = list(noted[rank])
+        assert [path for path, _ in loading.gather_unreadable(mine, "abcd")] == ["a", "c", "d"]
+        assert [path for path, _ in mine] == ([] if rank else ["a", "c", "d"])
 
 
 def test_collate_raises_the_error_among_its_items():

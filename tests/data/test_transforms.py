@@ -5,7 +5,6 @@ import pickle
 
 import albumentations
 import albumentations.check_version
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -167,14 +166,3 @@ def test_a_crop_is_a_piece_of_the_whole_picture_and_every_place_is_as_likely(tur
         assert abs(int(mask.sum()) - int(marked[starts[-1] : starts[-1] + 16].sum())) <= 16
     assert (min(starts), max(starts)) == (pytest.approx(0, abs=8), pytest.approx(304, abs=8))
     assert np.histogram(starts, 4, (0, 305))[0].min() > 50  # 75 each
-
-
-@pytest.mark.parametrize("frame", ["squeeze", "whole", "crop"])
-def test_a_mask_of_a_shrunk_image_is_cut_and_resized_as_that_of_the_whole(frame):
-    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 9, 3)).astype(np.uint8), (400, 200))
-    mask = (image[..., 0] > 128).astype(np.uint8)
-    whole, expected = Transform(40, frame=frame)(image, mask, seed=4)
-    small = cv2.resize(image, (200, 100), interpolation=cv2.INTER_AREA)
-    pixels, target = Transform(40, frame=frame)(small, mask, seed=4)
-    assert torch.equal(target, expected)
-    assert (pixels - whole).abs().mean() < 0.004

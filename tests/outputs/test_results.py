@@ -95,7 +95,11 @@ def test_the_checkpoint_is_named_with_its_hash(kit, tmp_path, capsys):
 def test_the_header_does_not_need_to_know_the_backbone():
     report = {"model": "m", "auxiliary": None, "data": "d", "components": {}, "checkpoint": None, "seed": None}
     report |= {"precision": "32-true"}
-    assert "backbone unknown" in headline(report | {"images": 1, "seconds_per_image": 0.5})
+    report |= {"images": 1, "seconds_per_image": 0.5}
+    assert "backbone unknown" in headline(report)
+    assert headline(report).endswith("\n1 image, 500.0 ms an image")
+    told = "1 image (limit 20, normal and anomalous in turn: AP and F1-max are not those of all), 500.0 ms an image"
+    assert headline(report | {"options": {"data": {"limit": 20}}}).endswith(told)
 
 
 def test_images_of_data_without_an_index_are_the_first_ones(kit, monkeypatch):

@@ -358,6 +358,15 @@ def test_a_damaged_set_fails_its_rows_and_a_set_that_is_not_there_is_left_out(ti
     assert run("--root", "sets", data=["visa", here]) == 0
 
 
+def test_a_row_of_a_table_is_of_all_images_or_of_none(capsys) -> None:
+    for name in ("ok/1.png", "ok/2.png", "ko/3.png"):
+        Path("sets/btad/01/test", name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(f"sets/btad/01/test/{name}", np.full((20, 20, 3), 90, np.uint8))
+    Path("sets/btad/01/test/ok/2.png").write_bytes(b"not a picture")
+    assert run("--root", "sets", data=["btad"], models=[STATS]) == 1
+    assert "Cannot use sets/btad/01/test/ok/2.png: it is not an image." in capsys.readouterr().err
+
+
 def test_tested_images_that_were_fitted_are_seen_by_their_contents(tiny_model, capsys) -> None:
     for name in ("one", "two"):
         Path(name, "normal").mkdir(parents=True)

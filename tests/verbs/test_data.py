@@ -10,7 +10,7 @@ from threading import Thread
 import cv2
 import numpy as np
 import pytest
-from layouts import LAYOUTS, MASK, write
+from layouts import IMAGE, LAYOUTS, MASK, write
 
 from kanoclip.data.about import About, Archive
 from kanoclip.data.sets.mvtec import MPDD
@@ -32,7 +32,7 @@ def test_check_counts_and_notes_empty_masks(tmp_path, capsys):
     assert main(["data", "check", "magnetic_tile", "--root", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "3 images, 32 to 32 wide, 24 to 24 high." in told
-    assert "1 anomalous images have an empty mask" in told
+    assert "1 anomalous image with an empty mask" in told
     assert "1 / 2 (published: 952 / 392)" in told
     assert "nothing wrong" in told
 
@@ -120,3 +120,33 @@ def test_download_asks_for_the_licence_fetches_and_is_then_here(tmp_path, capsys
     server.shutdown()
     assert Path(root / "mpdd/cat/test/good/000.png").is_file()
     assert MASK in LAYOUTS["mpdd"].files.values()
+
+
+def test_check_speaks_of_one_image_and_tells_what_is_left_out(tmp_path, capsys):
+    write(tmp_path, {"normal/1.png": IMAGE, "normal/2.psd": "8BPS", "more/3.png": IMAGE})
+    assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "\n1 image, 32 to 32 wide" in told
+    assert f"note: left out {tmp_path}/normal/2.psd: it is a project of a paint program" in told
+    assert f"note: left out {tmp_path}/more: in no folder named normal or abnormal (1 image)" in told
+    (tmp_path / "normal/4.png").symlink_to("nowhere.png")
+    assert main(["data", "check", "folder", "--root", str(tmp_path)]) == 1
+    assert "found: 1 fault.\n" in capsys.readouterr().out
+
+
+def test_check_compares_only_a_published_set_with_published_counts(tmp_path, capsys):
+    write(tmp_path, {"mine/bolt/test/good/1.png": IMAGE})
+    assert main(["data", "check", "mvtec", "--root", str(tmp_path / "mine")]) == 0
+    assert "published" not in capsys.readouterr().out
+    write(tmp_path, LAYOUTS["brainmri"].files)
+    assert main(["data", "check", "br35h", "--root", str(tmp_path / "brainmri")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/brainmri is brainmri, by its name. Read it with --data brainmri" in error
+    assert main(["data", "check", "brainmri", "--root", str(tmp_path)]) == 0
+    assert "is it all of that, and nothing else?" in capsys.readouterr().out
+
+
+def test_a_set_without_a_direct_link_is_not_promised_to_be_downloaded(tmp_path, capsys):
+    for name, where in (("kvasir", "https://datasets.simula.no/kvasir-seg"), ("btad", "kanoclip data download btad")):
+        assert main(["data", "check", name, "--root", str(tmp_path)]) == 2
+        assert f"or get it: {where}\n" in capsys.readouterr().err

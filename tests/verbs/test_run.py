@@ -382,6 +382,24 @@ def test_predict_reports_unreadable_images_and_goes_on(folder, capsys) -> None:
     assert "broken.png" not in table
 
 
+def test_a_test_skips_unreadable_images_as_predict_does_and_its_report_names_them(folder, capsys) -> None:
+    for name in ("normal/0.png", "normal/1.png", "abnormal/2.png", "abnormal/3.png"):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(f"photos/{name}", np.random.default_rng(0).integers(0, 256, (20, 30, 3)))
+    Path("photos/abnormal/3.png").write_bytes(b"not a picture")
+    Path("photos/normal/4.psd").touch()
+    options = ["--model", "local_stats", "--model.image_size", "32", "--data.num_workers", "0"]
+    assert main(["test", "--data", "folder", "--data.root", "photos", *options]) == 1
+    said = capsys.readouterr()
+    assert "kanoclip: 1 file could not be read; all others are done." in said.err
+    assert "limit" not in said.out
+    report = json.loads(next(Path("runs/test/local_stats").glob("*/version_0/results.json")).read_text())
+    assert report["images"] == 3
+    assert report["unreadable"] == [["photos/abnormal/3.png", "it is not an image. Replace the file or remove it."]]
+    assert [path for path, _ in report["left_out"]] == ["photos/normal/4.psd"]
+    assert "left_out" not in report["options"]["data"]
+
+
 def test_the_embedded_backbone_says_what_it_is_for_except_on_drawings(folder, capsys) -> None:
     (folder / "photos").mkdir()
     cv2.imwrite("photos/good.png", np.full((20, 30, 3), 90, np.uint8))

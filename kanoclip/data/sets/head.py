@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import Sample
-from kanoclip.data.sets.lists import read_text
+from kanoclip.data.sets.lists import read_csv, short
 from kanoclip.data.sets.medical import Medical
 from kanoclip.data.sets.tree import IMAGE
 from kanoclip.types import ANOMALOUS, NORMAL
@@ -83,14 +82,15 @@ class HeadCT(Medical):
         if not tables:
             raise DamagedDataError(f"No labels.csv in {folder}: Head CT's labels are in it. Copy it from the archive.")
         path = folder / tables[0]
-        images = {int(Path(sample.image).stem): sample.image for sample in super()._index_files(folder, files)}
+        # by the digits without leading zeros: the list says 7 where the file is 007.png
+        images = {Path(s.image).stem.lstrip("0"): s.image for s in super()._index_files(folder, files)}
         samples = []
-        rows = list(csv.reader(read_text(path).splitlines(), skipinitialspace=True))
-        for number, row in enumerate(rows[1:], 1):  # below the header: id, hemorrhage
-            if len(row) < 2 or not row[0].strip().isdigit() or row[1].strip() not in ("0", "1"):
-                raise DamagedDataError(f"{path}, row {number}: expected an id and 0 or 1, found {row}.")
-            if int(row[0]) not in images:
-                raise DamagedDataError(f"{path}, row {number}: no image {int(row[0]):03d} in {folder}.")
-            label, defect = (ANOMALOUS, "hemorrhage") if row[1].strip() == "1" else (NORMAL, "good")
-            samples.append(Sample(images[int(row[0])], (), label, self.subject, defect))
+        for number, row in enumerate(read_csv(path)[1], 1):
+            words = [str(word).strip() for word in row.values()]  # id, hemorrhage
+            if len(words) < 2 or not words[0].isdecimal() or words[1] not in ("0", "1"):
+                raise DamagedDataError(f"{path}, row {number}: expected an id and 0 or 1, found {short(words)}.")
+            if words[0].lstrip("0") not in images:
+                raise DamagedDataError(f"{path}, row {number}: no image {words[0][:20]:>03} in {folder}.")
+            label, defect = (ANOMALOUS, "hemorrhage") if words[1] == "1" else (NORMAL, "good")
+            samples.append(Sample(images[words[0].lstrip("0")], (), label, self.subject, defect))
         return samples

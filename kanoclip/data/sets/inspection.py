@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import Sample
 from kanoclip.data.images import UnreadableImageError, read_image
-from kanoclip.data.sets.lists import read_text
+from kanoclip.data.sets.lists import read_lines, short
 from kanoclip.data.sets.tree import IMAGE, Tree
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
 
@@ -139,16 +139,18 @@ class ELPV(Inspection):
         path, listed, samples = folder / "labels.csv", set(files), []
         if "labels.csv" not in listed:
             raise DamagedDataError(f"No {path}: ELPV's labels are in it. Copy it from {self.about.homepage}.")
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_lines(path), 1):
+            if not line.strip():
+                continue
             try:
                 image, words, kind = line.split()[:3]
                 probability = float(words)
             except ValueError as error:
                 raise DamagedDataError(
-                    f"{path}, row {number}: expected path, probability and kind, found {line!r}."
+                    f"{path}, row {number}: expected path, probability and kind, found {short(line)}."
                 ) from error
             if image not in listed:
-                raise DamagedDataError(f"{path}, row {number}: no file {folder / image}. Copy it again.")
+                raise DamagedDataError(f"{path}, row {number}: no file {str(folder / image)[:300]}. Copy it again.")
             anomalous = probability >= self.probability
             label, defect = (ANOMALOUS, f"{kind} {probability:.2f}") if anomalous else (NORMAL, "good")
             samples.append(Sample(f"{folder}/{image}", (), label, self.subject, defect))
@@ -189,7 +191,7 @@ class DeepPCB(Inspection):
         if not lists:
             raise DamagedDataError(f"No test.txt in {folder}: it lists the test part. Copy it from the repository.")
         # a line names <number>.jpg, and the files are <number>_test.jpg and <number>_temp.jpg
-        listed = {Path(line.split()[0]).stem for line in read_text(folder / lists[0]).splitlines() if line.strip()}
+        listed = {Path(line.split()[0]).stem for line in read_lines(folder / lists[0]) if line.strip()}
         samples = super()._index_files(folder, files)
         return [s if Path(s.image).stem.split("_")[0] in listed else replace(s, split="train") for s in samples]
 
@@ -202,12 +204,14 @@ class DeepPCB(Inspection):
         image = read_image(sample.image)
         mask = np.zeros(image.shape[:2], np.uint8)
         for path in sample.masks:
-            for number, line in enumerate(read_text(Path(path)).splitlines(), 1):
+            for number, line in enumerate(read_lines(Path(path)), 1):
+                if not line.strip():
+                    continue
                 try:
                     left, top, right, bottom = (int(word) for word in line.replace(",", " ").split()[:4])
                 except ValueError as error:
                     raise UnreadableImageError(
-                        path, f"line {number} is {line!r}, expected x1 y1 x2 y2 kind."
+                        path, f"line {number} is {short(line)}, expected x1 y1 x2 y2 kind."
                     ) from error
                 mask[top:bottom, left:right] = 1
         return image, mask if sample.masks or sample.label == NORMAL else None

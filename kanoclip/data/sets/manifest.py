@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
-from kanoclip.data.sets.lists import read_csv, read_json, read_text
+from kanoclip.data.sets.lists import read_csv, read_json, read_json_lines, read_text, short
+from kanoclip.data.sets.pairing import ANOMALOUS_WORDS, NORMAL_WORDS
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
 COLUMNS = ("image", "mask", "label", "category", "split", "defect")
 LABELS = {
-    **dict.fromkeys(("0", "0.0", "false", "normal", "good", "ok"), NORMAL),
-    **dict.fromkeys(("1", "1.0", "true", "anomalous", "anomaly", "abnormal", "defect", "bad", "ng", "ko"), ANOMALOUS),
+    **dict.fromkeys(("0", "0.0", "false", *NORMAL_WORDS), NORMAL),
+    **dict.fromkeys(("1", "1.0", "true", *ANOMALOUS_WORDS), ANOMALOUS),
     **dict.fromkeys(("", "-1", "unknown"), UNKNOWN),
 }
 
@@ -58,7 +59,7 @@ class Manifest(AnomalyDataModule):
     def samples(self) -> list[Sample]:
         """Index the file's rows; every listed file must exist."""
         path = Path(self.file).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise MissingError(f"No manifest {path}. Set --data.file to a csv or json file with a column image.")
         if path.suffix.lower() not in (".csv", ".json", ".jsonl"):
             raise KanoclipError(f"Manifest {path} is neither .csv, .json nor .jsonl. Rename or convert it.")
@@ -70,36 +71,37 @@ class Manifest(AnomalyDataModule):
             return DamagedDataError(f"{where}, column {column}: {problem}")
 
         if not isinstance(row, dict):
-            raise DamagedDataError(f'{where}: expected an object such as {{"image": ...}}, found {row!r}.')
+            raise DamagedDataError(f'{where}: expected an object such as {{"image": ...}}, found {short(row)}.')
         if unknown := [str(column) for column in row if column not in COLUMNS]:
-            raise wrong(unknown[0], f"unknown column. Rename or remove it; known: {', '.join(COLUMNS)}.")
+            raise wrong(unknown[0][:100], f"unknown column. Rename or remove it; known: {', '.join(COLUMNS)}.")
         for column, value in row.items():
-            if isinstance(value, dict) or (isinstance(value, list) and column != "mask"):
-                raise wrong(column, f"expected one value, found {value!r}. Write a string or a number.")
+            single = value if column == "mask" and isinstance(value, list) else [value]
+            if any(isinstance(part, (dict, list)) for part in single):
+                raise wrong(column, f"expected one value, found {short(value)}. Write a string or a number.")
         text = {column: str(row.get(column) if row.get(column) is not None else "").strip() for column in COLUMNS}
         if not text["image"]:
             raise wrong("image", "it is empty. Give the path of the image.")
         if text["label"].lower() not in LABELS:
             words = "0 or normal, 1 or anomalous, or nothing if unknown"
-            raise wrong("label", f"{text['label']!r} is no label. Write {words}.")
+            raise wrong("label", f"{short(text['label'])} is no label. Write {words}.")
         if text["split"].lower() not in ("", "train", "test"):
-            raise wrong("split", f"{text['split']!r} is no split. Write train or test.")
+            raise wrong("split", f"{short(text['split'])} is no split. Write train or test.")
         mask = row.get("mask")
         parts = [str(part).strip() for part in mask] if isinstance(mask, list) else text["mask"].split(";")
         paths = {"image": [text["image"]], "mask": [part.strip() for part in parts if part.strip()]}
         files = {column: [Path(self.root).expanduser() / part for part in held] for column, held in paths.items()}
         for column, held in files.items():
             for path in held:
-                if not path.is_file():
+                if not os.path.isfile(path):  # Path.is_file raises for a name that no disk can hold
                     remedy = "Correct the path, or set --data.root to the folder that paths start from."
-                    raise wrong(column, f"no file {path}. {remedy}")
+                    raise wrong(column, f"no file {str(path)[:300]}. {remedy}")
         label = LABELS[text["label"].lower()]
         return Sample(
             image=str(files["image"][0]),
             masks=() if label == NORMAL else tuple(map(str, files["mask"])),
             label=label,
             category=text["category"] or "object",
-            defect="good" if label == NORMAL else text["defect"],
+            defect="good" if label == NORMAL else text["defect"] or ("anomalous" if label == ANOMALOUS else ""),
             split=text["split"].lower() or "test",
         )
 
@@ -111,7 +113,7 @@ def _csv_rows(path: Path) -> list[Any]:
     columns, rows = read_csv(path)
     unknown = [repr(column) for column in columns if column not in COLUMNS]
     if unknown or "image" not in columns:
-        problem = f"unknown columns {', '.join(unknown)}" if unknown else "there is no column image"
+        problem = f"unknown columns {', '.join(unknown)[:300]}" if unknown else "there is no column image"
         raise DamagedDataError(f"{path}, header: {problem}. Use these, separated by commas: {', '.join(COLUMNS)}.")
     for number, row in enumerate(rows, 1):
         if None in row:
@@ -121,15 +123,5 @@ def _csv_rows(path: Path) -> list[Any]:
 
 
 def _json_rows(path: Path) -> list[Any]:
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        return list(read_json(path))
-    rows: list[Any] = []
-    for line in filter(str.strip, text.splitlines()):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DamagedDataError(
-                f"{path}, row {len(rows) + 1}: {error.msg}. Write one json object a line."
-            ) from error
-    return rows
+    is_list = read_text(path).lstrip().startswith("[")
+    return list(read_json(path)) if is_list else read_json_lines(path)

@@ -43,7 +43,11 @@ class ISIC2016(Medical):
 
 
 class Polyps(Medical):
-    """Base of the polyp sets: endoscopic photos, each with a polyp and its mask; there are no normal images."""
+    """Base of the polyp sets: endoscopic photos, each with a polyp and its mask; there are no normal images.
+
+    They are also found in the collection that many have, ``TestDataset/<set>/{images,masks}``, of which it holds all
+    or a part.
+    """
 
     images = rf"(?:images|Original)/(?P<stem>[^/]+){IMAGE}"
     masks = rf"(?:masks|Ground Truth)/(?P<stem>[^/]+){IMAGE}"
@@ -54,12 +58,15 @@ class Polyps(Medical):
 class ColonDB(Polyps):
     """CVC-ColonDB: endoscopic photos of polyps with masks; there are no normal images.
 
-    Layout: ``cvc_colondb/{images,masks}/1.png``.
+    Layouts: the publisher's one folder, ``cvc_colondb/1.tiff`` with the mask ``p1.tiff`` (and a contour, ``cp1.tiff``,
+    that is not used), or ``{images,masks}/1.png`` of the common polyp archive.
     """
 
     name: str = "cvc_colondb"
-    folders = ("CVC-ColonDB",)
-    expected = "images/1.png"
+    folders = ("CVC-ColonDB", "TestDataset/CVC-ColonDB")
+    images = rf"(?:images/|(?=\d+\.tiff?$))(?P<stem>[^/]+){IMAGE}"
+    masks = rf"(?:masks/|p(?=\d+\.tiff?$))(?P<stem>[^/]+){IMAGE}"
+    expected = "1.tiff and p1.tiff, or images/1.png"
     about = About(
         title="CVC-ColonDB",
         reference="N. Tajbakhsh et al., *Automated Polyp Detection in Colonoscopy Videos*, TMI 2015",
@@ -78,7 +85,7 @@ class ClinicDB(Polyps):
     """
 
     name: str = "cvc_clinicdb"
-    folders = ("PNG", "CVC-ClinicDB", "CVC-ClinicDB/PNG")
+    folders = ("PNG", "CVC-ClinicDB", "CVC-ClinicDB/PNG", "TestDataset/CVC-ClinicDB")
     expected = "Original/1.tif"
     about = About(
         title="CVC-ClinicDB",
@@ -97,7 +104,7 @@ class Kvasir(Polyps):
     """
 
     name: str = "kvasir"
-    folders = ("Kvasir-SEG", "kvasir-seg")
+    folders = ("Kvasir-SEG", "kvasir-seg", "Kvasir", "TestDataset/Kvasir")
     expected = "Kvasir-SEG/images/cju0qkwl35piu0993l0dewei2.jpg"
     about = About(
         title="Kvasir-SEG",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
-from kanoclip.data.sets.lists import read_json
+from kanoclip.data.sets.lists import read_json, short
 from kanoclip.data.sets.pairing import ADDED
 from kanoclip.types import ANOMALOUS, NORMAL, MissingError
 
@@ -50,7 +51,7 @@ class MetaJson(AnomalyDataModule):
     def samples(self) -> list[Sample]:
         """Index the entries; every listed file must exist."""
         path = self._path()
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise MissingError(f"No file {path}. Set --data.root to the folder of the meta.json, or --data.file.")
         content = read_json(path)
         if not isinstance(content, dict) or not {"train", "test"} & {key.lower() for key in content}:
@@ -58,26 +59,26 @@ class MetaJson(AnomalyDataModule):
         samples = []
         for split, lists in content.items():
             if not isinstance(lists, dict) or not all(isinstance(entries, list) for entries in lists.values()):
-                raise DamagedDataError(f"{path}, {split}: expected a list of entries for each category.")
+                raise DamagedDataError(f"{path}, {split[:100]}: expected a list of entries for each category.")
             for category, entries in lists.items():
                 for number, entry in enumerate(entries, 1):
-                    where = f"{path}, {split}, {category}, entry {number}"
+                    where = f"{path}, {split[:100]}, {category[:100]}, entry {number}"
                     samples.append(self._sample(where, entry, category, split.lower()))
         return samples
 
     def _sample(self, where: str, entry: Any, category: str, split: str) -> Sample:
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("img_path"), str)
-            or entry.get("anomaly") not in (0, 1)
-        ):
-            raise DamagedDataError(f"{where}: expected img_path and anomaly (0 or 1), found {entry!r}.")
+        held = entry if isinstance(entry, dict) else {}
+        texts = [held.get("img_path"), held.get("mask_path") or "", held.get("specie_name") or ""]
+        if not all(isinstance(text, str) for text in texts) or held.get("anomaly") not in (0, 1):
+            raise DamagedDataError(f"{where}: expected img_path and anomaly (0 or 1), found {short(entry)}.")
         root, normal = Path(self.root).expanduser(), entry["anomaly"] == 0
         paths = [entry["img_path"], *([entry["mask_path"]] if entry.get("mask_path") and not normal else [])]
         files = [root / path for path in paths]  # an absolute path stays as it is
         for file in files:
-            if not file.is_file():
-                raise DamagedDataError(f"{where}: no file {file}. Correct --data.root, or write the file again here.")
+            if not os.path.isfile(file):  # Path.is_file raises for a name that no disk can hold
+                raise DamagedDataError(
+                    f"{where}: no file {str(file)[:300]}. Correct --data.root, or write the file again here."
+                )
         for mask in files[1:]:
             if ADDED.sub("", mask.stem) != ADDED.sub("", files[0].stem):
                 raise DamagedDataError(

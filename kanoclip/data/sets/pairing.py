@@ -1,27 +1,92 @@
-"""Finds images below a folder and pairs masks with them by name; by order, one stray file would shift all pairs."""
+"""Finds images below a folder, tells masks from them and pairs both by name: by order, a stray file would shift all."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kanoclip.data.about import DamagedDataError
-from kanoclip.data.listing import list_tree
+from kanoclip.data.formats import IMAGE_SUFFIXES, undecodable
+from kanoclip.data.images import UnreadableImageError, read_image
+from kanoclip.data.listing import list_tree, remembered
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)
+NORMAL_WORDS = ("normal", "good", "ok")
+ANOMALOUS_WORDS = (
+    "abnormal", "anomalous", "anomaly", "anomalies", "bad", "defect", "defects", "defective", "ng", "nok", "ko",
+)  # fmt: skip
+_MASK_WORDS = ("mask", "masks", "groundtruth", "gt")
 
 
 def list_images(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
     """All images below a folder, sorted; suffixes in any case, hidden files left out, links followed.
+
+    A link to nothing is listed too: reading it says what is wrong.
 
     Args:
         folder: Where to look, sub-folders included.
         suffixes: Lower-case file suffixes with their dot.
     """
     paths = [folder / name for name in list_tree(folder)] if folder.is_dir() else []
-    return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
+    return sorted(p for p in paths if p.suffix.lower() in suffixes and (p.is_file() or not p.exists()))
+
+
+def undecodable_of(folder: Path, files: Sequence[str]) -> list[tuple[str, str]]:
+    """Find the pictures that no installed decoder reads.
+
+    Args:
+        folder: Where the files are.
+        files: Paths relative to it.
+
+    Returns:
+        Path and reason, with the remedy, of each.
+    """
+    suffixes = {os.path.splitext(name)[1] for name in files}
+    reasons = {suffix: why for suffix in suffixes if (why := undecodable(f"x{suffix}"))}
+    return [(f"{folder}/{name}", reasons[end]) for name in files if (end := os.path.splitext(name)[1]) in reasons]
+
+
+def holds_masks(folder: str) -> bool:
+    """Whether a folder of this name holds masks: ``masks``, ``Mask``, ``ground_truth``, ``GroundTruth``, ``gt``."""
+    return re.sub(r"[ _-]", "", folder.lower()) in _MASK_WORDS
+
+
+def masks_beside(images: Sequence[Path], root: Path) -> set[Path]:
+    """Find the masks that lie beside their photos: of the same name, but for the suffix and ``_mask``, and two-valued.
+
+    Only files that share their name are opened, once: what is found is remembered until they change.
+
+    Args:
+        images: Photos and masks.
+        root: A folder above all of them.
+    """
+    named: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        named[str(path.with_name(ADDED.sub("", path.stem)))].append(path)
+    shared = [group for group in named.values() if len(group) > 1]
+    shared = [there for group in shared if len(there := [path for path in group if path.exists()]) > 1]
+    two_valued = remembered("two_valued", root, [str(path) for group in shared for path in group], _is_two_valued)
+    found: set[Path] = set()
+    for group in shared:
+        masks = {path for path in group if two_valued[str(path)]}
+        if len(masks) < len(group):  # one of them is a photo
+            found |= masks
+    return found
+
+
+def _is_two_valued(path: str) -> bool:
+    """Whether an image is grey, with 95 % of the pixels near its darkest or brightest: edges may be anti-aliased."""
+    try:
+        pixels = read_image(path)
+    except UnreadableImageError:  # told when it is used
+        return False
+    grey = pixels[..., 0].astype(int)
+    low, high = grey.min(), grey.max()
+    near = (grey - low <= 0.1 * (high - low)) | (high - grey <= 0.1 * (high - low))
+    return bool((pixels == pixels[..., :1]).all() and near.mean() >= 0.95)
 
 
 def name_of(path: Path, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,13 +55,14 @@ class RealIAD(Tree):
     def samples(self) -> list[Sample]:
         """Index the entries of the json files; every file of a split must be there."""
         below = f"realiad_{self.resolution}"
-        for place in self.places():
+        places = [place for place in self.places() if os.path.isdir(place)]
+        for place in places:
             for splits in (place / "realiad_jsons" / self.splits, place / self.splits):  # as published, or moved up
                 files = sorted(splits.glob("*.json"))
                 if files and (place / below).is_dir():
                     listed = set(list_tree(place / below))
                     return [sample for file in files for sample in self._read_category(file, place / below, listed)]
-        is_there = any(any(place.glob("realiad_*")) for place in self.places())  # another resolution or split
+        is_there = any(any(place.glob("realiad_*")) for place in places)  # another resolution or split
         raise (DamagedDataError if is_there else MissingError)(
             f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected {below}/ and "
             f"realiad_jsons/{self.splits}/*.json. Set --data.root, --data.resolution or --data.splits; get it: "
@@ -78,7 +80,7 @@ class RealIAD(Tree):
                 for file in files:
                     if f"{category}/{file}" not in listed:
                         where = f"{path}, entry {number} of {split}"
-                        raise DamagedDataError(f"{where}: no file {images / category / file}. Unpack {category} again.")
+                        raise DamagedDataError(f"{where}: no file {str(images / category / file)[:300]}. Unpack again.")
                 image, *masks = (f"{images}/{category}/{file}" for file in files)
                 label, defect = (NORMAL, "good") if normal else (ANOMALOUS, row["anomaly_class"])
                 samples.append(Sample(image, tuple(masks), label, category, defect, split))

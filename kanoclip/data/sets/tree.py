@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.formats import IMAGE_SUFFIXES
 from kanoclip.data.listing import list_tree
+from kanoclip.data.sets.pairing import undecodable_of
+from kanoclip.registry import NAMES, load_class
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
-IMAGE = r"\.(?:png|jpe?g|bmp|tiff?|webp|pgm|ppm)"
+IMAGE = rf"\.(?:{'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})"
 """Pattern of an image's suffix, for the declarations."""
 SPLITS = {
     "train": "train", "trainval": "train", "training": "train", "validation": "validation", "val": "validation",
     "valid": "validation", "test": "test", "test_public": "test",
 }  # fmt: skip
+
+FAR = 0.1  # from here on, as a share of the published number, other counts are told
+OTHERS = ("CVC-300", "ETIS-LaribPolypDB")  # that have no reader, in folders that look like those of one
 
 
 class Tree(AnomalyDataModule):
@@ -92,17 +99,46 @@ class Tree(AnomalyDataModule):
         Raises:
             MissingError: No file of this layout.
         """
-        pattern = re.compile(self.images, re.IGNORECASE)
+        pattern, mistaken = re.compile(self.images, re.IGNORECASE), ""
         for folder in self.places():
-            if folder.is_dir():
+            if os.path.isdir(folder):
                 files = list_tree(folder)
                 if any(map(pattern.fullmatch, files)):
-                    return folder, files
+                    mistaken = self._mistaken(folder)
+                    if not mistaken:
+                        return folder, files
         root = Path(self.root).expanduser()
+        at = f"No {self.about.title} at {root / self.name}"
+        if mistaken:
+            raise MissingError(f"{at}, and {mistaken}")
+        get = f"kanoclip data download {self.name}" if self.about.archives else self.about.homepage
         raise MissingError(
-            f"No {self.about.title} at {root / self.name}: expected files such as {self.expected}. Set --data.root to "
-            f"the folder that contains {self.name}/, or get it: kanoclip data download {self.name}"
+            f"{at}: expected files such as {self.expected}. Set --data.root to the folder that contains {self.name}/, "
+            f"or get it: {get}"
         )
+
+    def _mistaken(self, folder: Path) -> str:
+        """Say that a folder is another data set, by its name; "" if it is not."""
+        other = set_named(folder.resolve().name)
+        if other in (None, self.name):
+            return ""
+        known = f"it with --data {other}" if other in NAMES["data"] else "such a set with --data folder"
+        return f"{folder} is {other}, by its name. Read {known}, or rename the folder if it is {self.name}."
+
+    def notes(self) -> list[str]:
+        """Also tell counts far from the published ones: part of the data set, or another one."""
+        notes, about = super().notes(), self.about
+        if about.counts is None or self.category not in (None, "all") or self.limit or self.identity != self.name:
+            return notes
+        labels = [sample.label for sample in self.index() if sample.split == "test"]
+        mine = labels.count(NORMAL), labels.count(ANOMALOUS)
+        if any(abs(one - published) > FAR * published for one, published in zip(mine, about.counts, strict=True)):
+            notes.append(
+                f"{self.root} has {mine[0]} normal and {mine[1]} anomalous test images, but {about.title} has "
+                f"{about.counts[0]} and {about.counts[1]}: is it all of that, and nothing else? Results are named "
+                f"{self.name}."
+            )
+        return notes
 
     def places(self) -> list[Path]:
         """Folders where the files may be, most likely first."""
@@ -114,6 +150,7 @@ class Tree(AnomalyDataModule):
         return [own, *(own / name for name in self.folders), *within]
 
     def _index_files(self, folder: Path, files: list[str]) -> list[Sample]:
+        self.left_out[:] = undecodable_of(folder, files)
         masks: dict[tuple[str, ...], list[str]] = defaultdict(list)
         for path, groups in _matches(self.masks, files):
             masks[self._key(groups)].append(f"{folder}/{path}")
@@ -154,6 +191,27 @@ class Tree(AnomalyDataModule):
     def _shared_groups(self) -> list[str]:
         images, masks = (re.compile(pattern).groupindex for pattern in (self.images, self.masks))
         return [name for name in images if name in masks]
+
+
+def set_named(folder: str) -> str | None:
+    """Return the published data set that a folder of this name must be; None if the name does not tell."""
+    return _known_names().get(_simple(folder))
+
+
+@cache
+def _known_names() -> dict[str, str]:
+    found = defaultdict[str, set[str]](set)
+    for name, path in NAMES["data"].items():
+        if issubclass(cls := load_class(path), Tree):
+            for each in (name, *cls.folders):
+                found[_simple(each)].add(name)
+    # three letters, such as PNG, are no name
+    known = {each: names.pop() for each, names in found.items() if len(names) == 1 and len(each) > 3}
+    return known | {_simple(name): name for name in OTHERS}
+
+
+def _simple(name: str) -> str:
+    return re.sub(r"[ ._-]", "", name.lower())
 
 
 def _matches(pattern: str, files: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

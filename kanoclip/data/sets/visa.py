@@ -95,7 +95,7 @@ class VisA(Tree):
             paths = [row["image"], *([row["mask"]] if row["mask"] and not normal else [])]
             for path in paths:
                 if path not in listed:
-                    raise DamagedDataError(f"{folder / split}, row {number}: no file {folder}/{path}. Unpack again.")
+                    raise DamagedDataError(f"{folder / split}, row {number}: no file {folder / path[:300]}.")
             image, *masks = (f"{folder}/{path}" for path in paths)
             label, defect = (NORMAL, "good") if normal else (ANOMALOUS, "anomalous")
             samples.append(Sample(image, tuple(masks), label, row["object"], defect, row["split"]))

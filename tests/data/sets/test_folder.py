@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import pytest
+from PIL import Image
 
 from kanoclip.data.about import DamagedDataError
+from kanoclip.data.formats import IMAGE_SUFFIXES
+from kanoclip.data.sets import pairing
 from kanoclip.data.sets.folder import Folder
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
@@ -23,13 +27,21 @@ def masks_of(data: Folder) -> dict[str, list[str]]:
 
 def test_images_in_folders_of_other_names_are_told(write, tmp_path, caplog):
     write("normal/1.png")
-    assert len(module(tmp_path).samples()) == 1
-    assert not caplog.text
-    for name in ("bad/1.png", "bad/deep/2.png", "3.png"):
+    data = module(tmp_path)
+    data.setup("test")
+    assert (len(data.index()), data.left_out, caplog.text) == (1, [], "")
+    for name in ("other/1.png", "other/deep/2.png", "3.png"):
         write(name)
-    assert len(module(tmp_path).samples()) == 1
-    places = f"{tmp_path / '3.png'}, {tmp_path / 'bad'}"
-    assert f"3 images are in no folder named normal or abnormal, so they are left out: {places}." in caplog.text
+    data = module(tmp_path)
+    data.setup("test")
+    assert len(data.index()) == 1
+    remedy = "To use it: --data.normal, --data.abnormal"
+    why = f"in no folder named normal or abnormal (1 image). {remedy}"
+    assert data.left_out == [
+        (str(tmp_path / "3.png"), why),
+        (str(tmp_path / "other"), why.replace("1 image", "2 images")),
+    ]
+    assert f"left out {tmp_path / 'other'}: in no folder named normal or abnormal (2 images). {remedy}" in caplog.text
 
 
 def test_images_and_masks_may_be_links(write, tmp_path, caplog):
@@ -123,9 +135,10 @@ def test_without_a_layout_all_images_are_taken_for_predict(write, tmp_path):
     data.setup("predict")
     assert [(Path(s.image).relative_to(tmp_path).as_posix(), s.label) for s in data.part("predict")] == [
         ("a.png", UNKNOWN),
-        ("line 1/masks/b.png", UNKNOWN),
         ("line 1/ä.jpg", UNKNOWN),
     ]
+    why = "a folder of masks, by its name (1 file). As images: --data.masks null"
+    assert data.left_out == [(str(tmp_path / place), why) for place in ("line 1/masks", "masks")]
     assert len(module(tmp_path, masks=None).samples()) == 4
     with pytest.raises(
         ValueError, match=r"fit needs labels, and .*a\.png has none\. Sort the images into .*/normal and"
@@ -149,7 +162,7 @@ def test_a_missing_root_is_an_error(tmp_path):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "a.txt").touch()
-    with pytest.raises(MissingError, match=r"No images in .*: looked for \.png, \.jpg.*Set --data\.root"):
+    with pytest.raises(MissingError, match=r"No images in .*: looked for \.png, .*\.jpg.*Set --data\.root"):
         module(tmp_path).setup("predict")
 
 
@@ -170,3 +183,102 @@ def test_the_identity_tells_folders_apart(tmp_path, monkeypatch):
     assert module(tmp_path).identity == f"folder {tmp_path.resolve()}"
     monkeypatch.chdir(tmp_path)
     assert module(Path(".")).identity == module(tmp_path).identity
+
+
+def names_of(data: Folder) -> dict[str, int]:
+    return {Path(s.image).relative_to(data.root).as_posix(): s.label for s in data.samples()}
+
+
+@pytest.mark.parametrize(
+    ("normal", "abnormal", "masks"),
+    [
+        ("Normal", "Abnormal", "Masks"),
+        ("good", "bad", "ground_truth"),
+        ("OK", "NOK", "GroundTruth"),
+        ("ok", "ng", "Ground Truth"),
+        ("NORMAL", "defect", "gt"),
+        ("normal", "Anomalous", "mask"),
+    ],
+)
+def test_other_usual_names_of_the_folders_are_understood(normal, abnormal, masks, write, tmp_path):
+    for name in (f"{normal}/1.png", f"{abnormal}/2.png", f"{masks}/2.png"):
+        write(name)
+    data = module(tmp_path)
+    assert names_of(data) == {f"{normal}/1.png": NORMAL, f"{abnormal}/2.png": ANOMALOUS}
+    assert masks_of(data)[f"{abnormal}/2.png"] == [f"{masks}/2.png"]
+    assert data.left_out == []
+
+
+def test_good_beside_kinds_of_defect_is_no_label_but_the_reader_that_fits_is_named(write, tmp_path):
+    for name in ("set/train/good/0.png", "set/test/good/1.png", "set/test/hole/2.png", "set/ground_truth/hole/2.png"):
+        write(name)
+    for root in (tmp_path / "set", tmp_path / "set/test"):
+        data = module(root)
+        assert set(names_of(data).values()) == {UNKNOWN}
+        assert not any("ground_truth" in name for name in names_of(data))  # masks are no photos
+        reader = f"--data mvtec --data.root {tmp_path / 'set'}"
+        with pytest.raises(ValueError, match=f"needs labels.*{reader}"):
+            data.setup("test")
+        assert data.notes()[-1].endswith(reader)
+    write("Kvasir-SEG/images/a.png")
+    assert module(tmp_path / "Kvasir-SEG").notes()[-1].endswith(f"--data kvasir --data.root {tmp_path / 'Kvasir-SEG'}")
+
+
+def test_a_two_valued_image_beside_a_photo_of_its_name_is_a_mask(write, picture, mask, tmp_path):
+    smooth = cv2.GaussianBlur(mask, (3, 3), 0)  # as published masks often are
+    write("MT_Free/a.jpg", picture)
+    write("MT_Free/a.png", mask * 0)
+    write("MT_Crack/b.jpg", picture)
+    write("MT_Crack/b.png", smooth)
+    write("c.png", picture)
+    write("c_mask.png", mask)
+    for name in ("d.jpg", "d.png"):  # two photos
+        write(name, picture)
+    write("e.png", mask)  # alone it may be anything
+    data = module(tmp_path)
+    assert list(names_of(data)) == ["MT_Crack/b.jpg", "MT_Free/a.jpg", "c.png", "d.jpg", "d.png", "e.png"]
+    assert [Path(path).name for path, why in data.left_out if "a mask" in why] == ["b.png", "a.png", "c_mask.png"]
+    assert len(module(tmp_path, masks=None).samples()) == 9
+
+
+def test_only_files_that_share_their_name_are_opened_to_look_for_masks(write, tmp_path, monkeypatch):
+    write("a.jpg")
+    for name in ("b.jpg", "b.png"):
+        write(name)
+    opened = []
+    monkeypatch.setattr(pairing, "_is_two_valued", lambda path: opened.append(Path(path).name))
+    module(tmp_path).samples()
+    assert sorted(opened) == ["b.jpg", "b.png"]
+
+
+def test_every_format_with_a_decoder_is_read_and_others_are_told_with_the_remedy(write, picture, tmp_path):
+    write("normal/0.png")
+    (tmp_path / "abnormal").mkdir()
+    for suffix, kind in ((".gif", "GIF"), (".jfif", "JPEG"), (".jp2", "JPEG2000"), (".avif", "AVIF")):
+        if suffix in IMAGE_SUFFIXES:
+            Image.fromarray(picture).save(tmp_path / f"abnormal/1{suffix}", format=kind)
+    (tmp_path / "abnormal/2.psd").touch()
+    data = module(tmp_path)
+    assert [path.suffix for path in map(Path, names_of(data))][1:] == [
+        suffix for suffix in (".avif", ".gif", ".jfif", ".jp2") if suffix in IMAGE_SUFFIXES
+    ]
+    assert all(data.read(sample)[0].shape == (24, 32, 3) for sample in data.samples())
+    (left_out,) = data.left_out
+    assert left_out[0] == str(tmp_path / "abnormal/2.psd")
+    assert "convert it to PNG" in left_out[1]
+    assert data.notes() == [f"left out {left_out[0]}: {left_out[1]}"]
+
+
+def test_a_folder_of_unreadable_formats_alone_says_so(tmp_path):
+    (tmp_path / "a.psd").touch()
+    with pytest.raises(MissingError, match=r"Left out .*a\.psd: .* convert it to PNG\. Set --data\.root"):
+        module(tmp_path).samples()
+
+
+def test_a_link_to_nothing_is_skipped_and_told(write, tmp_path):
+    write("normal/1.png")
+    (tmp_path / "normal/2.png").symlink_to("gone.png")
+    data = module(tmp_path)
+    data.setup("test")
+    assert [len(batch.path) for batch in data.test_dataloader()] == [1]
+    assert data.unreadable == [(str(tmp_path / "normal/2.png"), "there is no such file. Check the path.")]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -105,8 +106,11 @@ def test_a_broken_image_is_named(layout, name, tmp_path):
     data.setup("test")
     broken = data.part("test")[0].image
     Path(broken).write_bytes(Path(broken).read_bytes()[:40])
-    with pytest.raises(UnreadableImageError) as caught:
-        list(data.test_dataloader())
+    scored = [path for batch in data.test_dataloader() for path in batch.path]
+    assert [path for path, _ in data.unreadable] == [broken]
+    assert sorted([*scored, broken]) == sorted(sample.image for sample in data.part("test"))
+    with pytest.raises(UnreadableImageError) as caught:  # a fit is of all its images or of none
+        list(data.train_dataloader())
     assert caught.value.path == broken
 
 
@@ -213,3 +217,76 @@ def test_several_masks_of_an_image_are_merged(tmp_path):
     write(tmp_path, LAYOUTS["mvtec_loco"].files)
     sample = next(s for s in make("mvtec_loco", tmp_path).samples() if s.defect == "logical_anomalies")
     assert [Path(mask).name for mask in sample.masks] == ["000.png", "001.png"]
+
+
+COLLECTION = {
+    f"TestDataset/{name}/{kind}/{number}.png": IMAGE if kind == "images" else MASK
+    for number, name in enumerate(("CVC-300", "CVC-ClinicDB", "CVC-ColonDB", "ETIS-LaribPolypDB", "Kvasir"))
+    for kind in ("images", "masks")
+}
+
+
+def test_colondb_is_read_as_its_publisher_packs_it(tmp_path):
+    files = {f"CVC-ColonDB/{number}.{'tif' if number == 3 else 'tiff'}": IMAGE for number in range(1, 7)}
+    files |= {f"CVC-ColonDB/{kind}{number}.tiff": MASK for number in range(1, 7) for kind in ("p", "cp")}
+    write(tmp_path, files)
+    for root in (tmp_path, tmp_path / "CVC-ColonDB"):
+        samples = make("cvc_colondb", root).samples()
+        pairs = {(Path(s.image).stem, *(Path(mask).stem for mask in s.masks)) for s in samples}
+        assert pairs == {(str(number), f"p{number}") for number in range(1, 7)}
+        assert all(sample.label == ANOMALOUS for sample in samples)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("cvc_colondb", 2), ("cvc_clinicdb", 1), ("kvasir", 4)])
+@pytest.mark.parametrize("below", ["", "TestDataset"])
+def test_polyp_sets_are_found_in_the_collection_that_many_have(name, folder, below, tmp_path):
+    write(tmp_path, COLLECTION)
+    (sample,) = make(name, tmp_path / below).samples()
+    assert [Path(path).stem for path in (sample.image, *sample.masks)] == [str(folder)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "reader"),
+    [
+        ("kvasir", "CVC-ClinicDB", "--data cvc_clinicdb"),
+        ("cvc_clinicdb", "Kvasir-SEG", "--data kvasir"),
+        ("endo", "Kvasir", "--data kvasir"),
+        ("kvasir", "CVC-300", "--data folder"),
+        ("br35h", "brainmri", "--data brainmri"),
+        ("brainmri", "Br35H", "--data br35h"),
+        ("mpdd", "DTD-Synthetic/cat", "--data.root"),
+    ],
+)
+def test_a_folder_that_is_another_set_by_its_name_is_refused(name, folder, reader, tmp_path):
+    inside = {"mpdd": "test/good", "br35h": "yes", "brainmri": "yes"}.get(name, "images")
+    write(tmp_path, {f"{folder}/{inside}/1.png": IMAGE})
+    with pytest.raises(MissingError, match=reader):
+        make(name, tmp_path / folder).samples()
+    if name != "mpdd":
+        (tmp_path / folder).rename(tmp_path / "renamed")  # nothing else is wrong with it
+        assert len(make(name, tmp_path / "renamed").samples()) == 1
+
+
+def test_counts_far_from_the_published_ones_are_told_for_each_stage(tmp_path, caplog):
+    write(tmp_path, LAYOUTS["kvasir"].files)
+    data = make("kvasir", tmp_path)
+    for stage in ("test", "predict"):
+        data.setup(stage)
+    told = "0 normal and 3 anomalous test images, but Kvasir-SEG has 0 and 1000"
+    assert caplog.text.count(told) == 1
+    data.about = replace(data.about, counts=(0, 3))
+    assert data.notes() == []
+    assert make("kvasir", tmp_path, limit=1).notes() == []  # a part was asked for
+
+
+def test_a_set_of_ones_own_in_a_published_layout_is_not_compared_with_published_counts(tmp_path):
+    write(tmp_path, {"mine/bolt/test/good/1.png": IMAGE})
+    assert make("mvtec", tmp_path / "mine").notes() == []
+
+
+def test_pictures_that_cannot_be_read_are_told_in_a_published_layout_too(tmp_path):
+    write(tmp_path, LAYOUTS["mvtec"].files)
+    write(tmp_path, {"mvtec/cat/test/bad/002.gif": IMAGE, "mvtec/cat/test/bad/003.psd": "8BPS"})
+    data = make("mvtec", tmp_path)
+    assert sum(sample.label == ANOMALOUS for sample in data.samples()) == LAYOUTS["mvtec"].anomalous + 1
+    assert [Path(path).name for path, _ in data.left_out] == ["003.psd"]

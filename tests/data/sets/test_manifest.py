@@ -37,7 +37,7 @@ def test_every_column_of_a_csv_is_read(tmp_path):
     assert manifest(tmp_path, text).samples() == [
         Sample(f"{root}/a.png", (), NORMAL, "disc", "good", "train"),
         Sample(f"{root}/sub/b 1.png", (f"{root}/m1.png", f"{root}/m2.png"), ANOMALOUS, "disc", "hole", "test"),
-        Sample(f"{root}/c.png", (), ANOMALOUS, "object", "", "test"),
+        Sample(f"{root}/c.png", (), ANOMALOUS, "object", "anomalous", "test"),
     ]
 
 
@@ -56,7 +56,7 @@ def test_json_lines_and_a_json_list_are_read(tmp_path, name, text):
     root = str(tmp_path)
     assert manifest(tmp_path, text, name).samples() == [
         Sample(f"{root}/a.png", (), NORMAL, "object", "good", "test"),
-        Sample(f"{root}/c.png", (f"{root}/m1.png", f"{root}/m2.png"), ANOMALOUS, "disc", "", "test"),
+        Sample(f"{root}/c.png", (f"{root}/m1.png", f"{root}/m2.png"), ANOMALOUS, "disc", "anomalous", "test"),
     ]
 
 
