@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
 
 from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.parsing import local_path
 from kanoclip.models.base import AnomalyModule, learns_nothing
 from kanoclip.registry import NAMES, load_class, name_of
 from kanoclip.types import KanoclipError
@@ -47,6 +48,7 @@ def check_options(verb: str, chosen: Namespace) -> None:
     """Raise for what can be seen in the options and cannot be run."""
     if chosen.get("data") is None:
         raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
+    local_path(str(chosen.trainer.default_root_dir or ""), "--trainer.default_root_dir")
     precision = str(chosen.trainer.precision or "")
     if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
         raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
