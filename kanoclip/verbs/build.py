@@ -9,11 +9,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
 
 from kanoclip.data.base import AnomalyDataModule
-from kanoclip.data.parsing import local_path
+from kanoclip.data.parsing import local_path, read_yaml
 from kanoclip.models.base import AnomalyModule, learns_nothing
+from kanoclip.models.contents import leaves
 from kanoclip.registry import NAMES, load_class, name_of
 from kanoclip.types import KanoclipError
-from kanoclip.verbs.arguments import UsageError
+from kanoclip.verbs.arguments import CommandLine, UsageError
 
 
 class Parser(LightningArgumentParser):
@@ -42,6 +43,13 @@ def learns(model: Namespace) -> bool | None:
     tell = getattr(load_class(model.class_path), "learns", None)  # a model that is not ours cannot tell
     found: bool | None = tell(heads) if tell else None
     return found
+
+
+def named(command: CommandLine) -> set[str]:
+    """Return all texts that the user has given as a value, typed or in a config: a checkpoint may name those too."""
+    values = [word.partition("=")[2] for word in command.options]
+    given = [*command.configs.values(), *(read_yaml(one, one) if one[:1] == "{" else one for one in values)]
+    return {one for _, one in leaves(given, "", "the command line") if isinstance(one, str)}
 
 
 def check_options(verb: str, chosen: Namespace) -> None:
