@@ -28,7 +28,7 @@ ENTRY_2: dict[str, Any] = {"settings": dict, "data": dict, "optimiser": dict}
 MAYBE = {"auxiliary": str, "images": Tensor, "samples": str, "seed": int}
 """And what may be None."""
 PROGRESS = {"epoch": int, "global_step": int, "lr_schedulers": list, "optimizer_states": list, "callbacks": dict,
-            "loops": dict, "pytorch-lightning_version": str}  # fmt: skip
+            "loops": dict}  # fmt: skip
 """What Lightning goes on with."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """States of optimisers that have the shape of their weights."""
@@ -68,6 +68,8 @@ def check_entry(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise _damaged(where, "kanoclip.random_state")
     if images is not None and not (images.dtype == torch.int64 and images.ndim == 1 and images.is_contiguous()):
         raise _damaged(where, "kanoclip.images")  # a list repeated without end would fill the memory
+    if not re.match(r"[2-9]\.", str(content.get("pytorch-lightning_version"))):  # or Lightning would convert it
+        raise _damaged(where, "pytorch-lightning_version")
     weights = content.get("state_dict")
     if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
         raise _damaged(where, "state_dict")

@@ -16,6 +16,8 @@ from kanoclip.models.checkpoint import (
 )
 from kanoclip.models.kanoclip import KAnoCLIP
 
+LIGHTNING = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
+
 
 def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*none\.ckpt\. Give --ckpt_path a file such as"):
@@ -33,11 +35,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
 
 def test_a_checkpoint_tells_its_model(tmp_path, entry) -> None:
     given = {"_class_path": "my.Model", "_instantiator": "x", "lr": 0.1}
-    torch.save({"kanoclip": entry, "hyper_parameters": given, "state_dict": {}}, tmp_path / "a.ckpt")
+    torch.save({"kanoclip": entry, "hyper_parameters": given, **LIGHTNING}, tmp_path / "a.ckpt")
     stored = {"class_path": "my.Model", "init_args": {"lr": 0.1}}
     told, model = read_checkpoint(tmp_path / "a.ckpt")
     assert (told["model"], model) == ("kanoclip", stored)
-    torch.save({"kanoclip": entry, "hyper_parameters": {"lr": 0.1}, "state_dict": {}}, tmp_path / "python.ckpt")
+    torch.save({"kanoclip": entry, "hyper_parameters": {"lr": 0.1}, **LIGHTNING}, tmp_path / "python.ckpt")
     assert read_checkpoint(tmp_path / "python.ckpt")[1] == {}
 
 
@@ -54,7 +56,7 @@ def test_the_classes_of_a_checkpoint_of_version_0_1_0_are_found_where_they_are_n
     }
     kept = ("model", "components", "auxiliary", "categories", "backbone", "random_state")
     old = {"version": "0.1.0"} | {key: entry[key] for key in kept}
-    torch.save({"kanoclip": old, "hyper_parameters": given, "state_dict": {}}, tmp_path / "a.ckpt")
+    torch.save({"kanoclip": old, "hyper_parameters": given, **LIGHTNING}, tmp_path / "a.ckpt")
     stored = read_checkpoint(tmp_path / "a.ckpt")[1]
     assert stored["class_path"] == "kanoclip.models.rivals.winclip.WinCLIP"
     assert stored["init_args"] == {"prompts": {"class_path": "kanoclip.heads.prompts.LearnedPrompts"}}
