@@ -32,6 +32,18 @@ def counted(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
+def printable(text: str, most: int = 4000) -> str:
+    r"""Return a text from outside in one line that any terminal may see.
+
+    Control characters, which could rewrite what is on the screen, become escapes such as ``\x1b``; of a text of more
+    than ``most`` characters the middle is left out.
+    """
+    if len(text) > most:
+        begin, end = most * 2 // 3, most // 3
+        text = f"{text[:begin]} [... {len(text) - begin - end:,} characters ...] {text[-end:]}"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class Features(NamedTuple):
     """What the frozen image encoder returns.
 

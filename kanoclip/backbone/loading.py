@@ -49,20 +49,23 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
         MissingError: If ``pretrained`` is a path where no file is.
         KanoclipError: If the name or the tag is unknown, the file does not fit, or the architecture is not supported.
     """
+    if name.startswith(LOCAL_DIR):
+        name = f"{LOCAL_DIR}{Path(name.removeprefix(LOCAL_DIR)).expanduser()}"
     with _root_logger_untouched():
         if name.startswith(SCHEMES):
             with _remedies(name, None):
                 if name.startswith(HF_HUB) and not _cached(name.removeprefix(HF_HUB), ["open_clip_config.json"]):
                     _ask(huggingface_hub.constants.ENDPOINT)
-                _check_supported(name, open_clip.get_model_config(name))
-                return open_clip.create_model(name, require_pretrained=True), _tokenizer(name)
+                config = open_clip.get_model_config(name)
+                _check_supported(name, config)
+                return open_clip.create_model(name, require_pretrained=True), _tokenizer(name, config)
         name = name.replace("/", "-")
         config = open_clip.get_model_config(name)
         if config is None:
             raise KanoclipError(f"Unknown CLIP model {name!r}.{_nearest(name, open_clip.list_models())}")
         _check_supported(name, config)
         if pretrained is None:
-            return open_clip.create_model(name), _tokenizer(name)
+            return open_clip.create_model(name), _tokenizer(name, config)
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained in tags:
             with _remedies(name, pretrained):
@@ -75,13 +78,18 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
                     _download(recipe, name, pretrained),
                     quick_gelu=recipe.get("quick_gelu", False),
                     force_preprocess_cfg=preprocess,
-                ), _tokenizer(name)
-        return _load_file(name, pretrained, config, tags), _tokenizer(name)
+                ), _tokenizer(name, config)
+        return _load_file(name, pretrained, config, tags), _tokenizer(name, config)
 
 
 def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[str]) -> Any:
     path = Path(pretrained).expanduser()
     if not path.is_file():
+        if path.is_dir():
+            raise KanoclipError(
+                f"{path} is a folder, expected a .safetensors or .pt file of {name}. A folder with "
+                f"open_clip_config.json is given as --model.backbone.name {LOCAL_DIR}{pretrained}."
+            )
         if path.suffix or os.sep in pretrained:
             raise MissingError(
                 f"No weights at {path}: expected a .safetensors or .pt file of {name}. "
@@ -132,7 +140,9 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
     Raises:
         KanoclipError: Saying why.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision, text = (config.get(key) if isinstance(config, dict) else None for key in ("vision_cfg", "text_cfg"))
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise KanoclipError(f"{name}: open_clip_config.json should have a model_cfg with vision_cfg and text_cfg.")
     custom = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
     why = None
     if vision.get("timm_model_name"):
@@ -157,11 +167,13 @@ def _check_supported(name: str, config: dict[str, Any]) -> None:
         )
 
 
-def _tokenizer(name: str) -> Callable[..., Tensor]:
+def _tokenizer(name: str, config: dict[str, Any]) -> Callable[..., Tensor]:
+    if config["text_cfg"].get("hf_tokenizer_name"):  # which may come with code of its own: a model is not to be trusted
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
     merges = Path(name.removeprefix(LOCAL_DIR)) / "bpe.txt.gz"
     if name.startswith(LOCAL_DIR) and merges.is_file():  # a folder may bring its own vocabulary
         return open_clip.get_tokenizer(name, bpe_path=str(merges))
-    return open_clip.get_tokenizer(name)
+    return open_clip.get_tokenizer(name, config)
 
 
 def _download(recipe: dict[str, Any], name: str, tag: str) -> str:

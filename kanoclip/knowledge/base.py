@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from kanoclip.data.parsing import read_yaml
 from kanoclip.registry import did_you_mean
 from kanoclip.types import KanoclipError, MissingError
 
@@ -111,12 +110,10 @@ def read_mapping(path: Path, keys: str) -> dict[str, Any]:
         keys: Expected at the top, named if there is no mapping.
 
     Raises:
-        KanoclipError: If it is not YAML, or not a mapping; names the file.
+        UnreadableTextError: If it is not YAML, or stands for too much; names the file.
+        KanoclipError: If it is not a mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise KanoclipError(f"{path} is not YAML: {str(error).splitlines()[0]}. Mend the file.") from error
+    content = read_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise KanoclipError(f"{path}: expected the keys {keys} at the top.")
     return content
@@ -134,7 +131,7 @@ def check(file: Path, key: str, value: object, valid: bool, expected: str) -> No
         KanoclipError: Names file, key and value, and what was expected.
     """
     if not valid:
-        raise KanoclipError(f"{file}: {key} should be {expected}, got {value!r}. Mend the file.")
+        raise KanoclipError(f"{file}: {key} should be {expected}, got {value!r:.80}. Mend the file.")
 
 
 def _entries(path: Path, key: str, entry: Any, visible: bool) -> Entries:

@@ -14,15 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kanoclip.backbone.clip import uncopied
-from kanoclip.models.checkpoint import (
-    CheckpointError,
-    about,
-    check_agreement,
-    check_format,
-    plain,
-    run_seed,
-    up_to_date,
-)
+from kanoclip.models.checkpoint import about, check_agreement, plain, run_seed, up_to_date
+from kanoclip.models.contents import check_entry, check_progress, check_weights
 from kanoclip.models.epoch import EpochMetrics
 from kanoclip.models.tiling import tiled
 from kanoclip.types import Batch, KanoclipError, Scores
@@ -224,14 +217,15 @@ class AnomalyModule(LightningModule):
         Raises:
             CheckpointError: If it was written by something else or fitted with other options, see ``check_agreement``.
         """
-        entry = checkpoint.get("kanoclip")
-        if entry is None:
-            raise CheckpointError(
-                "This checkpoint was not written by kanoclip. Give one from runs/fit with --ckpt_path."
-            )
-        check_format(entry, "This checkpoint")
+        entry = check_entry(checkpoint, "This checkpoint")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         check_agreement(entry, checkpoint.get("hyper_parameters", {}), self, self._data if fitting else None)
+        if fitting:
+            callbacks = getattr(self.trainer, "callbacks", [])
+            states = {one.state_key: state for one in callbacks if (state := one.state_dict())}
+            own = {"loops": {"fit_loop": self.trainer.fit_loop.state_dict()}, "callbacks": states}
+            usual = type(self).configure_optimizers is AnomalyModule.configure_optimizers
+            check_progress(checkpoint, self, own, usual)
         self.auxiliary, self.fit_seed = entry["auxiliary"], entry.get("seed")
         images = entry.get("images")
         self.fitted_images = None if images is None else images.tolist()
@@ -239,10 +233,16 @@ class AnomalyModule(LightningModule):
         frozen = {name: value for name, value in self.state_dict().items() if name.startswith(FROZEN)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **frozen}
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as torch does; if they do not fit, the first that differs is told in one line."""
+        if strict:
+            check_weights(state_dict, self)
+        return super().load_state_dict(state_dict, strict, assign)
+
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Build the model that a checkpoint tells, with its heads; one of version 0.1.0 loads too."""
-        return super().load_from_checkpoint(up_to_date(checkpoint_path), *args, **kwargs)
+        return super().load_from_checkpoint(up_to_date(checkpoint_path, cls, kwargs), *args, **kwargs)
 
     @property
     def _data(self) -> Any:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from kanoclip import __version__
-from kanoclip.registry import NAMES, expand
-from kanoclip.types import KanoclipError, MissingError
+from kanoclip.models.contents import FORMAT, CheckpointError, check_entry, check_trust, leaves
+from kanoclip.registry import NAMES, expand, load_class
+from kanoclip.types import MissingError
 
-FORMAT = 2
-"""Raised when what a checkpoint holds changes its meaning. 1 is that of version 0.1.0, which has no number."""
 FREE = ("score", "sigma")
 """Options of a model that no head depends on: a test may change them."""
 HEADS = ("backbone", "attention", "prompts", "interaction", "adapter", "temperature", "windows")
@@ -28,10 +27,6 @@ HEADS = ("backbone", "attention", "prompts", "interaction", "adapter", "temperat
 SIMPLE = (bool, int, float, str, type(None))
 
 Config = dict[str, Any]
-
-
-class CheckpointError(KanoclipError):
-    """A checkpoint that is damaged, or does not belong to this model or data."""
 
 
 def run_seed() -> int | None:
@@ -78,30 +73,27 @@ def read_checkpoint(path: str | Path) -> tuple[Config, Config]:
         MissingError: If there is no such file.
         CheckpointError: If it is damaged, no checkpoint of kanoclip, or one of a newer version.
     """
+    content = _read(path)
+    given = moved_options(content["hyper_parameters"])
+    given.pop("_instantiator", None)
+    class_path = given.pop("_class_path", None)
+    return content["kanoclip"], {"class_path": class_path, "init_args": given} if class_path else {}
+
+
+def _read(path: str | Path) -> Config:
+    """Return the content of a checkpoint; raises as ``read_checkpoint``."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise MissingError(f"No checkpoint at {file}. Give --ckpt_path a file such as runs/fit/.../last.ckpt.")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        entry, given = content["kanoclip"], moved_options(dict(content.get("hyper_parameters", {})))
     except Exception as error:  # torch raises many kinds, of what is in the file
         raise CheckpointError(
             f"{file} is damaged, or no checkpoint of kanoclip ({type(error).__name__}). Give --ckpt_path another one "
             f"from runs/fit, or fit anew."
         ) from error
-    check_format(entry, f"{file}")
-    given.pop("_instantiator", None)
-    class_path = given.pop("_class_path", None)
-    return entry, {"class_path": class_path, "init_args": given} if class_path else {}
-
-
-def check_format(entry: Config, where: str) -> None:
-    """Refuse a checkpoint of a later version."""
-    if entry.get("format", 1) > FORMAT:
-        raise CheckpointError(
-            f"{where} was written by kanoclip {entry['version']}, and this is {__version__}, which cannot read it. "
-            f"Install the newer one: pip install --upgrade kanoclip."
-        )
+    check_entry(content, f"{file}")
+    return {"hyper_parameters": {}, **content}
 
 
 def moved_options(given: Config) -> Config:
@@ -111,13 +103,28 @@ def moved_options(given: Config) -> Config:
     return dict(expand(given))
 
 
-def up_to_date(path: str | Path) -> str | Path | BytesIO:
-    """Return a checkpoint for Lightning to load: the path, or the content with moved import paths if it is older."""
-    entry, _ = read_checkpoint(path)
-    if entry.get("format", 1) == FORMAT:
+def up_to_date(path: str | Path, model: type, instead: Config) -> str | Path | BytesIO:
+    """Return a checkpoint for Lightning to load: the path, or the content with moved import paths if it is older.
+
+    Args:
+        path: The checkpoint.
+        model: Class that it should be of.
+        instead: Options that are given instead of its own.
+
+    Raises:
+        CheckpointError: If it is of another class, or names what is neither kanoclip's nor imported, see
+            ``check_trust``.
+    """
+    content = _read(path)
+    content["hyper_parameters"] = options = moved_options(content["hyper_parameters"])
+    typed = {one for _, one in leaves(instead, "", "") if isinstance(one, str)}
+    check_trust({**options, "_instantiator": "", **instead}, typed, f"{path}")
+    if "_class_path" in options and not issubclass(load_class(options["_class_path"]), model):
+        raise CheckpointError(
+            f"{path} is of {options['_class_path']}, which is no {model.__name__}. Load it by its own."
+        )
+    if content["kanoclip"].get("format", 1) == FORMAT:
         return path
-    content = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
-    content["hyper_parameters"] = moved_options(content.get("hyper_parameters", {}))
     buffer = BytesIO()
     torch.save(content, buffer)
     buffer.seek(0)

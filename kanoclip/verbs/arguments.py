@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
+from jsonargparse import ArgumentParser, set_dumper, set_loader
 
+from kanoclip.data.parsing import NAMED, UnreadableTextError, read_yaml
 from kanoclip.registry import NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
-from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.configs import find
+from kanoclip.verbs.words import Pair, UsageError, pairs_of, paths_as_folder
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 CONFIG = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "optimizer", "lr_scheduler", "config", "ckpt_path", "seed_everything",
             "print_config", "help")  # fmt: skip
 RARE = ("verbose", "weights_only", "return_predictions")  # options of Lightning that no message need mention
-Pair = tuple[str, "str | None"]
 Config = dict[str, Any]
-
-
-class UsageError(KanoclipError):
-    """A command line or config that does not parse."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +76,14 @@ def prepare(argv: Sequence[str]) -> CommandLine:
         UsageError: For a config that cannot be read, an option that surely does not exist or has no value, a stray
             word, or no data set.
     """
-    verb, pairs = argv[0], _pairs(expand_argv(_paths_as_folder(argv[1:])))
-    loader = get_loader("yaml")
-    set_loader("kanoclip", lambda text: expand(loader(text)))
+    verb, pairs = argv[0], pairs_of(expand_argv(paths_as_folder(argv[1:])))
+    set_loader("kanoclip", lambda text: expand(read_yaml(text, "it")), (UnreadableTextError,))
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
     asks = any(key in ("-h", "--help") or key.endswith(".help") for key, _ in pairs)
     for key, value in pairs:
         _check_option(key, value)
     pairs = [(key, find(value) if key in CONFIG and value else value) for key, value in pairs]
-    configs = {value: read_config(value) for key, value in pairs if key in CONFIG and value}
-    for path, config in configs.items():
-        _check_config(path, config)
+    configs = {path: _checked(path, read_config(path)) for key, path in pairs if key in CONFIG and path}
     typed = [(key.removesuffix(".class_path"), _expand_value(key, value)) for key, value in pairs]
     typed = [pair for pair in typed if pair != ("--model", "null")]  # none is asked for
     printed = next((_word(pair) for pair in typed if pair[0] == "--print_config"), None)
@@ -111,33 +102,6 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     checkpoints = [str(one) for one in _given("ckpt_path", configs, typed) if one not in (None, "null")]
     model = next((one for one in reversed(models) if one), None)
     return CommandLine(verb, options, configs, model, checkpoints[-1] if checkpoints else None, printed)
-
-
-def _paths_as_folder(words: Sequence[str]) -> list[str]:
-    """Turn a path where a data set is expected into ``folder``: ``predict photo.jpg``, ``test --data my_photos``.
-
-    Raises:
-        MissingError: If a word that can only be a path leads nowhere.
-        UsageError: If there are several paths.
-    """
-    if words and not words[0].startswith("-") and words[0] not in NAMES["data"]:
-        words = ["--data", *words]
-    told: list[str] = []
-    for at, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        before = words[at - 1] if at else ""
-        path = value if option == "--data" and equals else word if before == "--data" else ""
-        if not path or path in NAMES["data"] or path.lstrip().startswith("{"):
-            told.append(word)
-        elif Path(path).expanduser().exists():
-            if at + 1 < len(words) and not words[at + 1].startswith("-"):
-                raise UsageError(f"Give one path, a photo or a folder of photos; {words[at + 1]} is a second one.")
-            told += ["folder" if before == "--data" else "--data=folder", f"--data.root={path}"]
-        elif "/" in path or os.sep in path or (guess_type(path)[0] or "").startswith("image/"):
-            raise MissingError(f"There is no photo or folder at {path}, nor a data set of that name. Check the path.")
-        else:
-            told.append(word)
-    return told
 
 
 def _given(key: str, configs: Mapping[str, Config], typed: Sequence[Pair]) -> list[Any]:
@@ -161,13 +125,11 @@ def read_config(path: str, kind: str | None = None) -> Config:
         UsageError: If the file is missing, is not YAML or is no mapping.
     """
     try:
-        content = get_loader("yaml")(Path(path).read_text(encoding="utf-8")) or {}  # 1e-3 is a number, as when parsed
+        content = read_yaml(Path(path).read_bytes(), path) or {}
     except OSError as error:
         raise UsageError(f"No config at {path} ({error.strerror}). Those that ship: kanoclip list configs.") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
+    except UnreadableTextError as error:
+        raise UsageError(str(error)) from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} should hold keys such as data, model and trainer, got {str(content)[:40]!r}.")
     return dict(expand(content, f" in {path}", kind))
@@ -204,8 +166,20 @@ def explain(report: str, command: CommandLine) -> str:
     ):
         if match := re.search(pattern, text):
             group = match.groupdict().get("group") or option
+            if group in ("optimizer", "lr_scheduler") and not _chosen(group, command):
+                return (
+                    f"Options of {group} are given but not which. Put --{group} NAME before them; Adam's is --model.lr."
+                )
             return _unknown(group, match["name"], _accepted(group, command), command)
-    return f"--{option}: {text}" if option else text
+    return f"--{option}: {_shown(text, report)}" if option else text
+
+
+def _shown(text: str, report: str) -> str:
+    """Write the choices of an option as one list, and say what was given."""
+    if choices := re.findall(r"Expected a typing\.Literal\[(.*?)\]", text):
+        text = "Expected one of " + ", ".join(dict.fromkeys(", ".join(choices).replace("'", "").split(", ")))
+    given = re.search(r"(?:Got|Given) value: (?!NestedArg)(.*)", report)
+    return text if not given or "value: " in text or "import path" in text else f"{text}. Got value: {given[1]}"
 
 
 def _unknown(group: str, name: str, accepted: Sequence[str], command: CommandLine | None = None) -> str:
@@ -238,18 +212,20 @@ def _inside(config: Config, key: str) -> Any:
 
 def _accepted(group: str, command: CommandLine) -> list[str]:
     """Return the options of the class that was chosen for ``model``, ``data`` or one of their components."""
-    if group == "trainer":
-        path = "lightning.pytorch.Trainer"
-    else:
-        typed = [v for k, _, v in (word.partition("=") for word in command.options) if ".".join(_parts(k)) == group]
-        sections = [*(_inside(config, group) for config in command.configs.values()), *typed]
-        default = DEFAULT_MODEL if group == "model" else ""
-        path = next((found for one in reversed(sections) if (found := _class_path(one))), default)
+    path = "lightning.pytorch.Trainer" if group == "trainer" else _chosen(group, command)
     if "." not in path:  # none, or a bare class name, which the parser alone can find
         return [] if group else list(SECTIONS)
     parser = ArgumentParser()
     parser.add_class_arguments(load_class(path), fail_untyped=False)
     return list(parser.get_defaults(skip_validation=True).as_dict())
+
+
+def _chosen(group: str, command: CommandLine) -> str:
+    """Return which class was chosen for a group; "" for none."""
+    typed = [v for k, _, v in (word.partition("=") for word in command.options) if ".".join(_parts(k)) == group]
+    sections = [*(_inside(config, group) for config in command.configs.values()), *typed]
+    default = DEFAULT_MODEL if group == "model" else ""
+    return next((found for one in reversed(sections) if (found := _class_path(one))), default)
 
 
 def _check_option(key: str, value: str | None) -> None:
@@ -264,26 +240,13 @@ def _check_option(key: str, value: str | None) -> None:
         raise UsageError(f"{key} needs a value: {key} VALUE.")
 
 
-def _check_config(path: str, config: Config) -> None:
-    """Raise if a config has a section that does not exist."""
-    for key in config:
-        if key not in (*SECTIONS, *RARE):
-            said = _unknown("", str(key), SECTIONS).replace("option --", "key ").replace("--", "")
-            raise UsageError(f"{path}: {said}")
-
-
-def _pairs(arguments: Sequence[str]) -> list[Pair]:
-    """Split a command line into options and values; None for an option without a value or a stray word."""
-    pairs: list[Pair] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key.startswith("-") and equals:
-            pairs.append((key, value))
-        elif pairs and pairs[-1][0].startswith("-") and pairs[-1][1] is None and not re.match(r"--?[A-Za-z]", argument):
-            pairs[-1] = (pairs[-1][0], argument)
-        else:
-            pairs.append((argument, None))
-    return pairs
+def _checked(path: str, config: Config) -> Config:
+    """Return a config; raises if it has a section that does not exist, or a model that is none."""
+    if config.get("model", "") is None:
+        raise UsageError(f"{path}: model is null. Name one, such as kanoclip, or leave the key out.")
+    for key in set(map(str, config)) - {*SECTIONS, *RARE}:
+        raise UsageError(f"{path}: {_unknown('', key, SECTIONS).replace('option --', 'key ').replace('--', '')}")
+    return config
 
 
 def _word(pair: Pair) -> str:
@@ -306,13 +269,12 @@ def _rank(key: str) -> int:
 def _expand_value(key: str, value: str | None) -> str | None:
     """Expand names inside a component that is given as JSON or as the path of a file; read that of the trainer."""
     kind = _parts(key)[-1]
+    if value and kind in NAMED and value.lstrip().startswith("["):
+        return json.dumps(read_yaml(f"{kind}: {value}", key)[kind])
     if value is None or not key.startswith("--") or (kind not in NAMES and key != "--trainer"):
         return value
     if value.lstrip().startswith("{"):
-        try:
-            return json.dumps(expand(get_loader("yaml")(value), f" for {key}", kind if kind in NAMES else None))
-        except yaml.YAMLError as error:
-            raise UsageError(f"{key} is not JSON: {' '.join(str(error).split())}") from error
+        return json.dumps(expand(read_yaml(value, key), f" for {key}", kind if kind in NAMES else None))
     if key == "--trainer":
         return json.dumps(read_config(find(value, "trainer")))
     if key.endswith(".class_path") or not value.endswith((".yaml", ".yml", ".json")):

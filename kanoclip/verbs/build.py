@@ -9,10 +9,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
 
 from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.parsing import local_path, read_yaml
 from kanoclip.models.base import AnomalyModule, learns_nothing
+from kanoclip.models.contents import leaves
 from kanoclip.registry import NAMES, WHICH_DATA, load_class, name_of
 from kanoclip.types import KanoclipError
-from kanoclip.verbs.arguments import UsageError
+from kanoclip.verbs.arguments import CommandLine, UsageError
 
 
 class Parser(LightningArgumentParser):
@@ -43,10 +45,18 @@ def learns(model: Namespace) -> bool | None:
     return found
 
 
+def named(command: CommandLine) -> set[str]:
+    """Return all texts that the user has given as a value, typed or in a config: a checkpoint may name those too."""
+    values = [word.partition("=")[2] for word in command.options]
+    given = [*command.configs.values(), *(read_yaml(one, one) if one[:1] == "{" else one for one in values)]
+    return {one for _, one in leaves(given, "", "the command line") if isinstance(one, str)}
+
+
 def check_options(verb: str, chosen: Namespace) -> None:
     """Raise for what can be seen in the options and cannot be run."""
     if chosen.get("data") is None:
         raise UsageError(f"{verb} needs a data set: add --data NAME. {WHICH_DATA}")
+    local_path(str(chosen.trainer.default_root_dir or ""), "--trainer.default_root_dir")
     precision = str(chosen.trainer.precision or "")
     if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
         raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")

@@ -24,13 +24,14 @@ from torch.optim import Optimizer
 
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
+from kanoclip.models.contents import check_trust
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.outputs.progress import Bar
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
 from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
-from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, set_optimizer
+from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, named, set_optimizer
 from kanoclip.verbs.say import complain, mistake, note, quiet, unless_quick
 from kanoclip.verbs.table import VERBS
 
@@ -129,6 +130,7 @@ class KanoclipCLI(LightningCLI):
     def _take(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self.about, self.fitted = read_checkpoint(checkpoint)
+        check_trust(self.fitted, named(self.command), f"{checkpoint}")
 
     def _parse(self, *more: str) -> None:
         try:

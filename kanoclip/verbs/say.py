@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kanoclip.types import KanoclipError
+from kanoclip.types import KanoclipError, printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk, the user's share, a file; read-only
 DENIED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # the last two: a file where a folder should be
@@ -23,7 +23,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # the last tw
 
 def complain(message: str) -> int:
     """Print one line on what the caller should mend; returns the exit code."""
-    print(f"kanoclip: error: {message}", file=sys.stderr)
+    print(f"kanoclip: error: {printable(message)}", file=sys.stderr)
     return 2
 
 
@@ -32,7 +32,7 @@ def note(text: str) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     if not getattr(rank_zero_only, "rank", 0):
-        print(f"kanoclip: {text}", file=sys.stderr)
+        print(f"kanoclip: {printable(text)}", file=sys.stderr)
 
 
 def folded(start: str, text: str = "") -> str:

@@ -107,7 +107,7 @@ def read_spec(kind: str, given: Any, file: str) -> Spec:
     if not known or not isinstance(spec.get("init_args") or {}, dict):
         raise PlanError(
             f"{file}: a {kind} should be a name or have a class_path, and may have init_args and a label, "
-            f"got {given!r}."
+            f"got {given!r:.80}."
         )
     path = spec["class_path"]
     label = str(spec.get("label") or name_of(kind, path).rpartition(".")[2])

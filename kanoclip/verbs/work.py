@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.data.files import write_json, write_text
 from kanoclip.data.images import UnreadableImageError
-from kanoclip.models.checkpoint import CheckpointError
+from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of
 from kanoclip.outputs.tables import METRICS
 from kanoclip.verbs.arguments import prepare

@@ -16,7 +16,8 @@ from kanoclip.heads.interaction import NoInteraction
 from kanoclip.heads.prompts import LearnedPrompts
 from kanoclip.heads.scoring import MapMaxScore
 from kanoclip.models.ablations import CLIP
-from kanoclip.models.base import CheckpointError, NonFiniteLossError
+from kanoclip.models.base import NonFiniteLossError
+from kanoclip.models.contents import CheckpointError
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.types import Scores
 

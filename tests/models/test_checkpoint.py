@@ -16,6 +16,8 @@ from kanoclip.models.checkpoint import (
 )
 from kanoclip.models.kanoclip import KAnoCLIP
 
+LIGHTNING = {"state_dict": {}, "pytorch-lightning_version": "2.6.0"}
+
 
 def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*none\.ckpt\. Give --ckpt_path a file such as"):
@@ -24,17 +26,21 @@ def test_what_is_no_checkpoint_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"text\.ckpt is damaged, or no checkpoint of kanoclip \(\w+Error\)"):
         read_checkpoint(tmp_path / "text.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other\.ckpt is damaged, or no checkpoint of kanoclip \(KeyError\)"):
+    with pytest.raises(ValueError, match=r"other\.ckpt was not written by kanoclip\. Give one from runs/fit"):
         read_checkpoint(tmp_path / "other.ckpt")
+    (tmp_path / "empty.ckpt").touch()
+    with pytest.raises(CheckpointError, match=r"empty\.ckpt is damaged, or no checkpoint of kanoclip \(\w+Error\)"):
+        read_checkpoint(tmp_path / "empty.ckpt")
 
 
-def test_a_checkpoint_tells_its_model(tmp_path) -> None:
+def test_a_checkpoint_tells_its_model(tmp_path, entry) -> None:
     given = {"_class_path": "my.Model", "_instantiator": "x", "lr": 0.1}
-    torch.save({"kanoclip": {"model": "m"}, "hyper_parameters": given}, tmp_path / "a.ckpt")
+    torch.save({"kanoclip": entry, "hyper_parameters": given, **LIGHTNING}, tmp_path / "a.ckpt")
     stored = {"class_path": "my.Model", "init_args": {"lr": 0.1}}
-    assert read_checkpoint(tmp_path / "a.ckpt") == ({"model": "m"}, stored)
-    torch.save({"kanoclip": {"model": "m"}, "hyper_parameters": {"lr": 0.1}}, tmp_path / "python.ckpt")
-    assert read_checkpoint(tmp_path / "python.ckpt") == ({"model": "m"}, {})
+    told, model = read_checkpoint(tmp_path / "a.ckpt")
+    assert (told["model"], model) == ("kanoclip", stored)
+    torch.save({"kanoclip": entry, "hyper_parameters": {"lr": 0.1}, **LIGHTNING}, tmp_path / "python.ckpt")
+    assert read_checkpoint(tmp_path / "python.ckpt")[1] == {}
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused_in_one_line(tmp_path) -> None:
@@ -43,12 +49,14 @@ def test_a_checkpoint_of_a_newer_version_is_refused_in_one_line(tmp_path) -> Non
         read_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_the_classes_of_a_checkpoint_of_version_0_1_0_are_found_where_they_are_now(tmp_path) -> None:
+def test_the_classes_of_a_checkpoint_of_version_0_1_0_are_found_where_they_are_now(tmp_path, entry) -> None:
     given = {
         "_class_path": "kanoclip.models.rivals.WinCLIP",
         "prompts": {"class_path": "kanoclip.prompts.LearnedPrompts"},
     }
-    torch.save({"kanoclip": {"version": "0.1.0"}, "hyper_parameters": given}, tmp_path / "a.ckpt")
+    kept = ("model", "components", "auxiliary", "categories", "backbone", "random_state")
+    old = {"version": "0.1.0"} | {key: entry[key] for key in kept}
+    torch.save({"kanoclip": old, "hyper_parameters": given, **LIGHTNING}, tmp_path / "a.ckpt")
     stored = read_checkpoint(tmp_path / "a.ckpt")[1]
     assert stored["class_path"] == "kanoclip.models.rivals.winclip.WinCLIP"
     assert stored["init_args"] == {"prompts": {"class_path": "kanoclip.heads.prompts.LearnedPrompts"}}

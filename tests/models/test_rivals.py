@@ -15,7 +15,7 @@ from kanoclip.heads.losses import dice_loss, focal_loss
 from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
 from kanoclip.heads.scoring import GlobalScore, MapMaxScore, harmonic_mean, window_map
 from kanoclip.models.ablations import CLIP
-from kanoclip.models.base import CheckpointError
+from kanoclip.models.contents import CheckpointError
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN

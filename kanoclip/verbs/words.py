@@ -1,0 +1,59 @@
+"""The words of a command line, split into options and values; paths that stand for a data set."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from mimetypes import guess_type
+from pathlib import Path
+
+from kanoclip.registry import NAMES
+from kanoclip.types import KanoclipError, MissingError
+
+Pair = tuple[str, "str | None"]
+
+
+class UsageError(KanoclipError):
+    """A command line or config that does not parse."""
+
+
+def paths_as_folder(words: Sequence[str]) -> list[str]:
+    """Turn a path where a data set is expected into ``folder``: ``predict photo.jpg``, ``test --data my_photos``.
+
+    Raises:
+        MissingError: If a word that can only be a path leads nowhere.
+        UsageError: If there are several paths.
+    """
+    if words and not words[0].startswith("-") and words[0] not in NAMES["data"]:
+        words = ["--data", *words]
+    told: list[str] = []
+    for at, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        before = words[at - 1] if at else ""
+        path = value if option == "--data" and equals else word if before == "--data" else ""
+        if not path or path in NAMES["data"] or path.lstrip().startswith("{"):
+            told.append(word)
+        elif Path(path).expanduser().exists():
+            if at + 1 < len(words) and not words[at + 1].startswith("-"):
+                raise UsageError(f"Give one path, a photo or a folder of photos; {words[at + 1]} is a second one.")
+            told += ["folder" if before == "--data" else "--data=folder", f"--data.root={path}"]
+        elif "/" in path or os.sep in path or (guess_type(path)[0] or "").startswith("image/"):
+            raise MissingError(f"There is no photo or folder at {path}, nor a data set of that name. Check the path.")
+        else:
+            told.append(word)
+    return told
+
+
+def pairs_of(arguments: Sequence[str]) -> list[Pair]:
+    """Split a command line into options and values; None for an option without a value or a stray word."""
+    pairs: list[Pair] = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key.startswith("-") and equals:
+            pairs.append((key, os.path.expanduser(value)))  # as a shell does for a word alone
+        elif pairs and pairs[-1][0].startswith("-") and pairs[-1][1] is None and not re.match(r"--?[A-Za-z]", argument):
+            pairs[-1] = (pairs[-1][0], os.path.expanduser(argument))
+        else:
+            pairs.append((argument, None))
+    return pairs

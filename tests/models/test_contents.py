@@ -1,0 +1,161 @@
+"""A stranger's checkpoint runs nothing and fetches nothing, and a damaged one is told in one line."""
+
+import sys
+
+import pytest
+import torch
+
+from kanoclip.heads.interaction import NoInteraction
+from kanoclip.models.ablations import CLIP
+from kanoclip.models.base import AnomalyModule
+from kanoclip.models.contents import CheckpointError, check_trust
+from kanoclip.models.kanoclip import KAnoCLIP
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model(interaction=NoInteraction())
+
+
+@pytest.fixture
+def kept(model, make_trainer, make_data, tmp_path):
+    """Path of a checkpoint, and what stands in it."""
+    trainer = make_trainer()
+    trainer.fit(model, make_data(category="ring"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return tmp_path / "last.ckpt", torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module in the folder where the command runs, which tells that it was imported."""
+    (tmp_path / "evilmod.py").write_text(
+        "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\nclass X: pass"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "ran"
+    assert "evilmod" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("options", "option"),
+    [
+        ({"_class_path": "evilmod.X"}, "--model evilmod.X"),
+        ({"_class_path": "kanoclip.models.kanoclip.KAnoCLIP", "adapter": "evilmod.X"}, r"--model\.adapter evilmod\.X"),
+        ({"adapter": {"class_path": "evilmod.X"}}, r"--model\.adapter evilmod\.X"),
+        ({"adapter": "evil.yaml"}, r"--model\.adapter evil\.yaml"),
+        ({"alpha": [{"class_path": "evilmod.X"}]}, r"evilmod\.X"),
+        (
+            {"backbone": {"class_path": "clip", "init_args": {"name": "hf-hub:a/b"}}},
+            r"--model\.backbone\.name hf-hub:a/b",
+        ),
+    ],
+)
+def test_what_a_checkpoint_names_is_neither_imported_nor_fetched(kept, evil, options, option) -> None:
+    path, content = kept
+    instantiator = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    torch.save({**content, "hyper_parameters": options | instantiator}, path)
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt names the .*If you trust it, name it yourself: .*{option}"):
+        AnomalyModule.load_from_checkpoint(path)
+    assert not evil.exists()
+
+
+def test_what_the_user_names_too_is_trusted() -> None:
+    options = {"class_path": "my_lab.X", "init_args": {"backbone": {"init_args": {"name": "hf-hub:a/b"}}}}
+    with pytest.raises(CheckpointError, match=r"the class my_lab\.X"):
+        check_trust(options, {"hf-hub:a/b"}, "a.ckpt")
+    with pytest.raises(CheckpointError, match="the model hf-hub:a/b"):
+        check_trust(options, {"my_lab.X"}, "a.ckpt")
+    check_trust(options, {"my_lab.X", "hf-hub:a/b"}, "a.ckpt")
+    check_trust({"class_path": f"{__name__}.Own"}, (), "a.ckpt")  # its module is imported already
+
+
+class Own(KAnoCLIP):
+    """A model of one's own."""
+
+
+def test_a_function_that_is_imported_already_is_not_trusted() -> None:
+    with pytest.raises(CheckpointError, match=r"the class os\.system"):
+        check_trust({"adapter": {"class_path": "os.system"}}, (), "a.ckpt")
+
+
+def test_a_checkpoint_of_another_class_is_refused(kept, tiny_clip) -> None:
+    path, content = kept
+    given = {"_class_path": "kanoclip.models.rivals.winclip.WinCLIP"}
+    torch.save({**content, "hyper_parameters": given}, path)
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt is of kanoclip\.models\.rivals\.winclip\.WinCLIP, .* no CLIP"
+    ):
+        CLIP.load_from_checkpoint(path, backbone=tiny_clip)
+
+
+def changed(content, key, value):
+    """A copy of a checkpoint's content with another value under a dotted key; None: without it."""
+    head, _, rest = key.partition(".")
+    head = int(head) if head.isdigit() else head
+    copy = list(content) if isinstance(content, list) else dict(content)
+    if rest:
+        copy[head] = changed(content[head], rest, value)
+    elif value is None:
+        del copy[head]
+    else:
+        copy[head] = value
+    return copy
+
+
+DAMAGED = {
+    "kanoclip.model": None, "kanoclip.backbone": {}, "kanoclip.components": 3, "kanoclip.auxiliary": None,
+    "kanoclip.random_state": torch.zeros(3, dtype=torch.uint8), "kanoclip.settings": None, "kanoclip.data": [],
+    "kanoclip.images": torch.zeros(1, dtype=torch.int64).expand(10**12), "kanoclip.optimiser": "x",
+    "kanoclip.format": "2", "state_dict": None, "hyper_parameters": [1],
+    "pytorch-lightning_version": "0.5",
+}  # fmt: skip
+GOING_ON = {
+    "epoch": None, "global_step": "3", "loops": {}, "loops.fit_loop.epoch_progress": None, "lr_schedulers": None,
+    "loops.fit_loop.epoch_progress.total": 7, "optimizer_states": [], "optimizer_states.0.param_groups": None,
+    "optimizer_states.0.state": [], "optimizer_states.0.state.0.exp_avg": torch.zeros(2, 2, 2),
+    "optimizer_states.0.state.99": {}, "callbacks": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", DAMAGED)
+def test_a_checkpoint_with_a_part_missing_or_wrong_is_told_in_one_line(kept, tiny_clip, key) -> None:
+    path, content = kept
+    torch.save(changed(content, key, DAMAGED[key]), path)
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt is damaged: {key}.* is missing or not what it should be"):
+        KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip)
+
+
+@pytest.mark.parametrize("key", GOING_ON)
+def test_a_fit_does_not_go_on_with_half_a_checkpoint(kept, make_model, make_trainer, make_data, key) -> None:
+    path, content = kept
+    torch.save(changed(content, key, GOING_ON[key]), path)
+    shown = key.replace("states.0", "states").removesuffix(".exp_avg")
+    with pytest.raises(CheckpointError, match=rf"is damaged: {shown}.* is missing or not what it should be"):
+        make_trainer(max_epochs=2).fit(
+            make_model(interaction=NoInteraction()), make_data(category="ring"), ckpt_path=path
+        )
+
+
+def test_a_whole_checkpoint_loads_and_goes_on(kept, model, make_model, make_trainer, make_data, tiny_clip) -> None:
+    path, content = kept
+    loaded = KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
+    assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in content["state_dict"].items())
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(make_model(interaction=NoInteraction()), make_data(category="ring"), ckpt_path=path)
+    assert trainer.current_epoch == 2
+
+
+@pytest.mark.parametrize(("change", "told"), [(None, "nothing in it"), (torch.zeros(7, 7), r"\(7, 7\) in it")])
+def test_weights_that_do_not_fit_are_told_in_one_line(kept, tiny_clip, change, told) -> None:
+    path, content = kept
+    name = next(iter(content["state_dict"]))
+    state = dict(content["state_dict"])
+    if change is None:
+        del state[name]
+    else:
+        state[name] = change
+    torch.save({**content, "state_dict": state}, path)
+    with pytest.raises(CheckpointError, match=rf"does not fit the model: {name} is {told}, expected \(") as caught:
+        KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
+    assert "\n" not in str(caught.value)
