@@ -66,9 +66,9 @@ def decode(path: str, indices: bool = False) -> Pixels:
     except UnidentifiedImageError as error:
         if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return _tifffile(path, content)
-        if content[4:12] in (b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"mif1")):
-            raise UnreadableImageError(path, f"{HEIC}.") from error
-        why = undecodable(path) or "it is not an image. Replace the file or remove it"
+        is_heic = content[4:12] in (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftypmif1")
+        named = HEIC if is_heic and not HAS_HEIF else undecodable(path)
+        why = named or "it is not an image. Replace the file or remove it"
         raise UnreadableImageError(path, f"{why}.") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(path, f"{too_large()} Cut it into tiles or shrink it.") from error

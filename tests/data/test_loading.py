@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kanoclip.data import loading
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError, remark
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, RankSampler, Sample, collate, make_loader
 from kanoclip.data.transforms import Transform
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
@@ -136,3 +136,20 @@ def test_a_dataset_travels_to_workers():
     item: Item = copy[1, 3]
     assert torch.equal(item.image, data[1, 3].image)
     assert copy.samples == SAMPLES
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_how_files_were_understood_is_logged_once_for_a_data_set_also_from_workers(caplog, workers):
+    def remarking(sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
+        remark(sample.image, "it has several pages.")
+        if sample.image == "7.png":
+            remark(sample.image, "its mask is odd.")
+        return read(sample)
+
+    loader = make_loader(AnomalyDataset(SAMPLES, remarking, Transform(16)), 2, workers)
+    for _ in range(2):
+        assert len(list(loader)) == 5
+    assert [one.getMessage().partition(" It may")[0] for one in caplog.records] == [
+        "0.png: it has several pages.",
+        "7.png: its mask is odd.",
+    ]

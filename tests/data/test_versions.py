@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 def pixels_of_files() -> Arrays:
-    """A JPEG large enough to be shrunk while it is decoded, a grey PNG of 16 bits, a colour one with a soft mask."""
+    """A JPEG, a cut-out with a soft edge, a grey PNG of 16 bits, a colour one with a soft mask."""
     data = Folder(root=str(GOLDEN / "reading"), image_size=24, num_workers=0).dataset("test")
     items = [data[i] for i in range(len(data))]
     images = np.stack([(item.image * 255).round().byte().numpy() for item in items])

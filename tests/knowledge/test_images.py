@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
+from kanoclip.data.images import UnreadableImageError, read_pair
 from kanoclip.data.loading import Sample
 from kanoclip.data.sets.folder import Folder
 from kanoclip.heads.losses import MeanKD
@@ -18,6 +19,12 @@ from kanoclip.knowledge.images import image_hash, load_image_knowledge
 from kanoclip.models.kanoclip import KAnoCLIP
 
 TEXTS = ["a pale line across the upper left"]
+
+
+def test_an_image_with_a_name_that_is_too_long_is_told_and_no_crash():
+    sample = Sample("a" * 300 + ".png")
+    with pytest.raises(UnreadableImageError, match=r"File name too long"):
+        image_hash(sample, lambda one: read_pair(one.image, (), None, None))
 
 
 class Trained:
