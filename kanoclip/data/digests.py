@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import sha256
-from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.listing import remembered
 
 READING_VERSION = 2

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from kanoclip.data.digests import digest, file_hashes, is_ours, is_plain
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.loading import Sample
 
 

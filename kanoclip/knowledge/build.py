@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.loading import Read
 from kanoclip.knowledge.answers import parse, usable, without_common
 from kanoclip.knowledge.base import STATES

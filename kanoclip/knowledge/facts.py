@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.base import AnomalyDataModule
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.images import image_hash, load_image_knowledge
 from kanoclip.types import KanoclipError

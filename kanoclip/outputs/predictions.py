@@ -18,8 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
-from kanoclip.data.images import UnreadableImageError, read_image
+from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder

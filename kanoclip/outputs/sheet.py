@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kanoclip.data.base import Sample
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.loading import Read
 from kanoclip.outputs.overlay import overlay
 from kanoclip.types import ANOMALOUS

@@ -19,8 +19,8 @@ from rich.progress import track
 
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import write_image
-from kanoclip.data.images import UnreadableImageError
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table, word_table

@@ -19,8 +19,8 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import write_json, write_text
-from kanoclip.data.images import UnreadableImageError
 from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of
 from kanoclip.outputs.tables import METRICS

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kanoclip.data.base import AnomalyDataModule, Sample
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
 
 COUNTS = {("disc", NORMAL): 10, ("disc", ANOMALOUS): 30, ("ring", NORMAL): 7, ("ring", ANOMALOUS): 5}

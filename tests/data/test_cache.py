@@ -25,7 +25,7 @@ from kanoclip.data import digests
 from kanoclip.data.cache import CacheError
 from kanoclip.data.drawn import surfaces
 from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.sets.folder import Folder
 from kanoclip.heads.losses import NoKD
 from kanoclip.models.ablations import CLIPVV, CLIPVVKnPL

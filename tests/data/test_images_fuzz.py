@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from kanoclip.data.images import UnreadableImageError, read_image, read_mask
+from kanoclip.data.faults import UnreadableImageError
+from kanoclip.data.images import read_image, read_mask
 
 MODES = {
     "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),

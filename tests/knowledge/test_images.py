@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
-from kanoclip.data.images import UnreadableImageError, read_pair
+from kanoclip.data.faults import UnreadableImageError
+from kanoclip.data.images import read_pair
 from kanoclip.data.loading import Sample
 from kanoclip.data.sets.folder import Folder
 from kanoclip.heads.losses import MeanKD

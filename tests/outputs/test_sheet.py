@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 
 from kanoclip.data.base import Sample
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.outputs.sheet import COLUMNS, TILE, contact_sheet, varied
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from kanoclip.data.about import About, DamagedDataError
 from kanoclip.data.base import Sample
-from kanoclip.data.images import UnreadableImageError, read_image
+from kanoclip.data.faults import UnreadableImageError
+from kanoclip.data.images import read_image
 from kanoclip.data.sets.lists import read_lines, short
 from kanoclip.data.sets.tree import IMAGE, Tree
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kanoclip.data.about import DamagedDataError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.formats import IMAGE_SUFFIXES, undecodable
-from kanoclip.data.images import UnreadableImageError, read_image
+from kanoclip.data.images import read_image
 from kanoclip.data.listing import list_tree, remembered
 
 ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)

@@ -10,7 +10,7 @@ from layouts import HEIGHT, IMAGE, LAYOUTS, MASK, WIDTH, Layout, write
 
 from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule
-from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.registry import NAMES
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
 
