@@ -19,7 +19,7 @@ from rich.progress import track
 
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
-from kanoclip.data.faults import UnreadableImageError
+from kanoclip.data.faults import Remark, UnreadableImageError, hearing
 from kanoclip.data.files import write_image
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
@@ -121,7 +121,7 @@ def _bytes(path: Path) -> int:
 
 def _check(data: AnomalyDataModule) -> int:
     samples = data.index()
-    found = _open_all(data, samples)
+    found, remarks = _open_all(data, samples)
     counts = Counter((s.category, s.split, s.label) for s in samples)
     rows = [
         (category, split, *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)))
@@ -138,7 +138,12 @@ def _check(data: AnomalyDataModule) -> int:
             f"{counted(len(areas), 'mask')} with {min(areas):.2%} to {max(areas):.2%} of the image, median "
             f"{float(np.median(areas)):.2%}."
         )
-    for text in _notes(data, samples, found):
+    said = Counter(one.what for one in remarks)
+    such = {one.what: one.path for one in reversed(remarks)}
+    for text in (
+        *_notes(data, samples, found),
+        *(f"{counted(n, 'file')} such as {such[what]}: {what}" for what, n in said.items()),
+    ):
         print(f"note: {text}")
     faults = defaultdict[str, list[str]](list)
     for one in found:
@@ -151,17 +156,22 @@ def _check(data: AnomalyDataModule) -> int:
     return int(bool(faults))
 
 
-def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> list[Opened]:
+def _open_all(data: AnomalyDataModule, samples: Sequence[Sample]) -> tuple[list[Opened], list[Remark]]:
+    remarks: list[Remark] = []
+
     def opened(sample: Sample) -> Opened:
         try:
-            image, mask = data.read(sample)
+            with hearing() as heard:
+                image, mask = data.read(sample)
         except UnreadableImageError as error:
             return error
+        remarks.extend(heard)
         return image.shape[:2], None if mask is None else float(mask.mean())
 
     console = Console(stderr=True)
     with ThreadPoolExecutor() as pool:  # decoders let go of the interpreter's lock
-        return list(track(pool.map(opened, samples), "opening", len(samples), console=console, transient=True))
+        found = list(track(pool.map(opened, samples), "opening", len(samples), console=console, transient=True))
+    return found, remarks
 
 
 def _notes(data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[Opened]) -> list[str]:
