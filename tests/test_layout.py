@@ -1,6 +1,7 @@
 """The house: what a room may import, and how large a file may grow."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,10 @@ def test_folders_are_two_deep_where_stated_alone_and_nothing_is_called_utils() -
     deep = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES if len(path.relative_to(PACKAGE).parts) > 2}
     assert deep <= DEEP
     assert not [path for path in FILES if "util" in path.name]
+
+
+def test_the_wheel_has_every_package() -> None:
+    listed = re.search(r"^packages = (\[.*\])$", (PACKAGE.parent / "pyproject.toml").read_text(), re.M)
+    packages = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in FILES}
+    assert listed
+    assert set(ast.literal_eval(listed[1])) == packages | {"kanoclip.configs"}

@@ -67,8 +67,8 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with ``write_bytes``."""
-    write_bytes(path, text.encode("utf-8"))
+    r"""Write UTF-8 text with ``write_bytes``; of a file name that is no UTF-8, ``\\udcfc``, which JSON reads again."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def _state(path: Path) -> tuple[int, int, int, int]:
 
 
 def _file(purpose: str, root: Path) -> Path:
-    return cache_folder() / purpose / f"{hashlib.sha256(str(root).encode()).hexdigest()[:24]}.json"
+    return cache_folder() / purpose / f"{hashlib.sha256(os.fsencode(root)).hexdigest()[:24]}.json"
 
 
 def _read(purpose: str, root: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Comparison:
             table.add_row(section[0].data)
             models = [row.model for row in section]
             for row in section:
-                fitted = f" ({row.auxiliary})" * (models.count(row.model) > 1)  # or nothing would tell them apart
+                fitted = f" ({row.auxiliary})" * (models.count(row.model) > 1)  # to tell them apart
                 means = (metric.show(_mean(row.values[name])) for name, metric in METRICS.items())
                 cells = (mean + partly.replace(" ", "\n") for mean, partly in zip(means, _partly(row), strict=True))
                 table.add_row(Padding(row.model + fitted, (0, 0, 0, 2)), *cells)
@@ -261,9 +261,8 @@ def _published(tested: Sequence[Tested], family: str) -> tuple[list[Row], list[s
         values: Values = {metric: {None: one.values[metric]} if metric in one.values else {} for metric in METRICS}
         data, domain = shown[one.data].data, shown[one.data].domain
         auxiliary = one.auxiliary or "nothing"
-        rows.append(
-            Row(data, f"{one.method}, published [{number}]", auxiliary, values, domain=domain, source=one.source)
-        )
+        method = f"{one.method}, published [{number}]"
+        rows.append(Row(data, method, auxiliary, values, domain=domain, source=one.source))
     return rows, list(sources.values())
 
 
@@ -293,8 +292,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _direction() -> str:
-    lower = [f"{one.level} {one.heading}" for one in METRICS.values() if not one.higher_is_better]
-    return "higher is better" + f", but lower for {', '.join(lower)}" * bool(lower)
+    lower = ", ".join(f"{one.level} {one.heading}" for one in METRICS.values() if not one.higher_is_better)
+    return f"higher is better, but lower for {lower}" if lower else "higher is better"
 
 
 def _tex(text: str) -> str:

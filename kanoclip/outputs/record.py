@@ -42,7 +42,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 def folder_name(identity: str) -> str:
     """Turn a data set's identity into a folder's name: ``folder /home/me/photos`` -> ``folder-photos``."""
-    name, _, path = identity.partition(" ")
+    name, _, path = identity.encode("utf-8", "replace").decode().partition(" ")  # TensorBoard takes UTF-8 names alone
     return f"{name}-{Path(path).stem}" if path else name
 
 

@@ -128,6 +128,10 @@ def _run(argv: Any) -> int:
             before == "--data" or (name == "data" and before == options[0] and not word.startswith("-"))
         ):
             resolve("data", word)  # a mistyped name is answered before torch is imported
+    for word in options if verb.module in ("run", "benchmark") else ():  # which write it into configs and reports
+        if any("\udc80" <= letter <= "\udcff" for letter in word):
+            shown = word.encode("utf-8", "backslashreplace").decode()
+            return complain(f"{shown} is not a UTF-8 name. Rename it, or give a link to it: ln -s FOLDER photos.")
     if verb.module == "run":
         from kanoclip.verbs.arguments import prepare
 

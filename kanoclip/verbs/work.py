@@ -151,7 +151,7 @@ def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: 
     write_text(config, yaml.safe_dump(content, sort_keys=False))
     with ExitStack() as stack:
         if not watched:
-            log = stack.enter_context(open(folder / "log.txt", "a", encoding="utf-8"))
+            log = stack.enter_context(open(folder / "log.txt", "a", encoding="utf-8", errors="replace"))
             stack.enter_context(redirect_stdout(log))
         cli = KanoclipCLI(prepare([verb, f"--config={config}", *options]))
     return Path(str(cli.trainer.log_dir))

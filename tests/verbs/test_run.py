@@ -3,7 +3,9 @@
 import ast
 import inspect
 import json
+import os
 import signal
+import sys
 import typing
 from importlib import import_module
 from pathlib import Path
@@ -173,6 +175,22 @@ def test_a_users_model_with_a_name_of_its_own_is_tested_after_its_fit(folder, ti
 def test_a_precision_that_would_round_the_scores_is_refused(capsys) -> None:
     assert main(["test", *UNSEEN, "--trainer.precision", "bf16-true"]) == 2
     assert "precision bf16-true would round the scores too. Use bf16-mixed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take UTF-8 names alone")
+def test_a_folder_and_photos_whose_names_are_not_utf_8_are_tested_and_predicted_by_a_link(tmp_path, capsys) -> None:
+    odd = os.fsencode(tmp_path) + b"/t\xfcr"
+    for label in (b"normal", b"abnormal"):
+        os.makedirs(odd + b"/" + label)
+        with open(odd + b"/" + label + b"/n\xfcss.png", "wb") as file:
+            file.write(cv2.imencode(".png", np.random.default_rng(len(label)).integers(0, 255, (32, 32, 3)))[1])
+    (tmp_path / "photos").symlink_to(os.fsdecode(odd))
+    own = ["--data", "folder", "--data.root", str(tmp_path / "photos"), "--data.num_workers", "0"]
+    for verb in ("test", "predict"):
+        for _ in range(2):  # the second time with what the first one cached
+            assert main([verb, *own, "--model", "local_stats", "--model.image_size", "32"]) == 0
+    assert len(list(Path("runs").glob("*/local_stats/folder-t?r/version_1"))) == 2
+    assert "2 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [["precision", "64-true"], ["strategy", "ddp_spawn"]])

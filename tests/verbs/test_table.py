@@ -57,6 +57,15 @@ def test_an_option_without_a_verb_is_told_to_stand_behind_one(capsys) -> None:
     assert "Before --data comes what to do: kanoclip VERB --data ... Verbs: fit, validate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("typed", [["test", "--data.root"], ["predict", "--data.root"], ["benchmark", "--root"]])
+def test_a_folder_whose_name_is_not_utf_8_is_told_with_what_to_do(typed: list[str], capsys) -> None:
+    assert main([*typed, os.fsdecode(b"t\xfcr")]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "kanoclip: error: t\\udcfcr is not a UTF-8 name. Rename it, or give a link to it: ln -s FOLDER photos.\n"
+    )
+
+
 def test_benchmark_goes_to_its_own_room(monkeypatch) -> None:  # T6: no verb of our own on the Trainer
     seen = []
     monkeypatch.setattr(benchmark, "main", lambda argv: seen.append(argv) or 7)
