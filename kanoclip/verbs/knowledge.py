@@ -23,7 +23,6 @@ from kanoclip.knowledge.client import ChatClient, hide
 from kanoclip.outputs.tables import print_table
 from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
 from kanoclip.types import KanoclipError
-from kanoclip.verbs.say import complain, mistake
 
 if TYPE_CHECKING:
     from kanoclip.data.base import AnomalyDataModule
@@ -41,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
         argv: As typed, such as ``["knowledge", "build", "--data", "mvtec"]``.
 
     Returns:
-        0 done, 1 if something could not be answered, 2 for a mistake of the caller, 130 interrupted.
+        0 done, 1 if something could not be answered, 130 interrupted.
+
+    Raises:
+        KanoclipError: A mistake of the caller.
     """
     action, *options = argv[1:]
     try:
@@ -49,11 +51,6 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (KanoclipError, OSError) as error:
-        said = mistake(error)
-        if said is None:
-            raise
-        return complain(said.replace("--trainer.default_root_dir", "another --output"))
     except KeyboardInterrupt:
         print("kanoclip: interrupted; what is answered is kept, the same command goes on.", file=sys.stderr)
         return 130

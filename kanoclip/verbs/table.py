@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except Exception as error:
-        if (said := mistake(error)) is None:
+        if (said := mistake(error, "--output")) is None:  # fit, validate, test and predict answer for themselves
             raise  # a fault of ours keeps its traceback
         return complain(said)
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds
