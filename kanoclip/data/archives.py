@@ -10,6 +10,7 @@ import filecmp
 import functools
 import gzip
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -22,9 +23,11 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.types import KanoclipError
 
 WORK = ".download"  # below the data set's folder; hidden, so that no data set reads it
+UNFINISHED = f"{WORK}/unfinished"  # there from before the first file is placed until all of all archives are
 MAX_FILES = 2_000_000  # files and folders in one archive; Real-IAD, the largest set, has 0.3 million
 MAX_BYTES = 200_000_000_000  # that one archive may have, or unpack to; the free space of the disk is a limit too
 MAX_ABOUT = 1 << 20  # bytes that a tar may tell of one file before its content: its name, times, ...
@@ -40,6 +43,20 @@ class DownloadError(KanoclipError):
 
 class NoRoomError(DownloadError):
     """An archive that does not fit: a full disk, more in it than is allowed, or a file in its way. It is kept."""
+
+
+def check_placed(folder: Path, name: str) -> None:
+    """Refuse a data set of which a download has placed a part.
+
+    Raises:
+        DamagedDataError: Naming the command that goes on with it.
+    """
+    for home in (folder, *folder.parents):
+        if os.path.exists(home / UNFINISHED):
+            raise DamagedDataError(
+                f"{home} is a part of {name}: its download was stopped. To go on: kanoclip data download {name} --root "
+                f"{home.parent}. If you have completed it yourself, delete {home / UNFINISHED}."
+            )
 
 
 def unpack(path: Path, home: Path) -> list[str]:

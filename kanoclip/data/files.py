@@ -84,6 +84,12 @@ def sync(path: Path) -> None:
         _sync(path, os.O_RDWR)
 
 
+def sync_all() -> None:
+    """Have all that was written brought to the disk: for many files, where one after the other would take long."""
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()
+
+
 def _sync(path: Path, flags: int) -> None:
     handle = os.open(path, flags)
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kanoclip.data.about import About, DamagedDataError
+from kanoclip.data.archives import check_placed
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.listing import list_tree
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
@@ -91,12 +92,14 @@ class Tree(AnomalyDataModule):
 
         Raises:
             MissingError: No file of this layout.
+            DamagedDataError: Its download was stopped in between.
         """
         pattern = re.compile(self.images, re.IGNORECASE)
         for folder in self.places():
             if folder.is_dir():
                 files = list_tree(folder)
                 if any(map(pattern.fullmatch, files)):
+                    check_placed(folder, self.name)
                     return folder, files
         root = Path(self.root).expanduser()
         raise MissingError(
