@@ -159,7 +159,6 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
                 _transfer(client, archive.url, part, bar)
                 sync(part)
                 part.replace(path)
-                part.with_suffix(".json").unlink(missing_ok=True)
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 status = error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else 0
                 why = f"the server answered {status}" if status else _shown(error)
@@ -171,6 +170,7 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
                     remedy = f"look for a new link at {about.homepage}" if dead else remedy
                     raise DownloadError(f"Cannot download {archive.url}: {why}. Remedy: {remedy}.") from error
                 time.sleep(BACKOFF * 2 ** (failures - 1))
+    part.with_suffix(".json").unlink(missing_ok=True)
     digest = sha256(path)
     if archive.sha256 is None:
         print(f"{archive.url}: sha256 {digest}. None is published, so it could not be verified.", flush=True)
