@@ -67,7 +67,7 @@ def download(
             records = _recorded(name, about, home)
             missing = [archive for archive in about.archives if archive.url not in records]
             if not missing:
-                (home / UNFINISHED).unlink(missing_ok=True)
+                _tidy(home)
                 print(f"{about.title} is already in {home}.")
                 return home
             print(f"{about.title}\nLicence: {about.licence}\n{about.homepage}", flush=True)
@@ -83,7 +83,7 @@ def download(
                 write_json(home / WORK / "done.json", records)
                 path.unlink()
                 _place(home, archive.url, records)
-            (home / UNFINISHED).unlink()
+            _tidy(home)
     except OSError as error:
         why = f"{error.filename or home}: {error.strerror or error}"
         raise DownloadError(
@@ -231,6 +231,13 @@ def _place(home: Path, url: str, records: Records) -> None:
     shutil.rmtree(unpacking, ignore_errors=True)
     records[url]["placed"] = True
     write_json(home / WORK / "done.json", records)
+
+
+def _tidy(home: Path) -> None:
+    """Delete the mark of a part, and what calls that were killed have left; the note of what is here stays."""
+    for path in (home / WORK).iterdir():
+        if path.name not in ("done.json", "lock"):
+            path.unlink()
 
 
 def _shown(error: Exception) -> str:

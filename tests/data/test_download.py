@@ -13,7 +13,6 @@ import sys
 import tarfile
 import threading
 import time
-import tracemalloc
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -705,13 +704,8 @@ def test_a_tar_whose_header_is_as_large_as_a_film_is_refused_before_it_is_read(
         else:
             info.type = kind
         archive.addfile(info, io.BytesIO(b"99999999\n" + b"1\n" * 1_500_000))
-    tracemalloc.start()
-    try:
-        with pytest.raises(DownloadError, match=r"tells too much of its files\. It is deleted"):
-            archives.unpack(path, tmp_path / "mvtec")
-        assert tracemalloc.get_traced_memory()[1] < 6_000_000
-    finally:
-        tracemalloc.stop()
+    with pytest.raises(DownloadError, match=r"tells too much of its files\. It is deleted"):
+        archives.unpack(path, tmp_path / "mvtec")
     assert not path.exists()
 
 
@@ -789,7 +783,7 @@ def test_it_is_whole_or_told_whenever_it_is_killed(
             told.append("whole")
         assert len(tree(download("set", published, root, True))) == 3
         assert len(data.find()[1]) == 3
-        assert [name for name in kept(root / "set") if not name.endswith(".tmp")] == ["done.json"]
+        assert kept(root / "set") == ["done.json"]
     assert moment > 40
     stopped = "its download was stopped. To go on: kanoclip data download set --root "
     assert [kind for kind, _ in groupby(told)] == ["absent", stopped, "whole"]
