@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -69,12 +70,15 @@ class CachedDataset(AnomalyDataset):
             with safe_open(file, "pt") as content:  # mapped into memory
                 found = {name: content.get_tensor(name) for name in FIELDS}
                 if (content.metadata() or {}).get("checksum") != _checksum(found):
-                    raise OSError("its checksum is wrong")
+                    raise SafetensorError("its checksum is wrong")
         except (OSError, SafetensorError) as error:
             self.read(self.samples[index])  # tells if that is why
+            if isinstance(error, SafetensorError):
+                with suppress(OSError):
+                    file.unlink()  # after a power cut; all else would end here each time
             raise CacheError(
-                f"The cached features in {file} are damaged or gone ({error}). Delete that file, or all of "
-                f"{self.folder}, and run the command again: what is missing is made anew."
+                f"The cached features in {file} were damaged or are gone ({error}). Run the command again: what is "
+                f"missing is made anew."
             ) from error
         pixels = found["pixels"]
         height, width, rows, columns, has_mask = found["numbers"].tolist()
@@ -126,7 +130,7 @@ class CachedDataset(AnomalyDataset):
                     self._check_room(len(missing), len(content), trainer.global_rank == 0)
                 is_first = False
                 try:
-                    write_bytes(file, content)
+                    write_bytes(file, content, durable=False)  # its length and checksum tell
                 except OSError as error:
                     raise _unwritable(self.folder, error) from error
 

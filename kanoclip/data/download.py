@@ -6,7 +6,6 @@ raises when a connection ends before its body does; pooch has checksums but cann
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,8 +21,8 @@ from rich.progress import Progress
 
 from kanoclip import __version__
 from kanoclip.data.about import About, Archive
-from kanoclip.data.archives import WORK, DownloadError, NoRoomError, progress, size_of, unpack
-from kanoclip.data.files import CannotWriteError, sha256, write_json
+from kanoclip.data.archives import MAX_BYTES, UNFINISHED, WORK, DownloadError, NoRoomError, progress, size_of, unpack
+from kanoclip.data.files import read_json, sha256, sync, sync_all, write_bytes, write_json
 
 RETRIES, BACKOFF = 4, 1.0  # attempts after the first that bring nothing new; seconds before the first, then doubled
 FINAL = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects, httpx2.InvalidURL)  # another attempt would end the same
@@ -55,7 +54,9 @@ def download(
         DownloadError: No public link, licence not accepted, dead link, no connection, wrong checksum, a damaged or
             hostile archive, or files in the folder that this function did not put there.
         NoRoomError: Not enough free disk, a limit exceeded, or a file in the way; what was downloaded is kept.
-        CannotWriteError: The note of what was downloaded cannot be written.
+
+    Killed at any moment, it leaves a folder that counts as missing, or as damaged (``check_placed``), and the next call
+    completes it.
     """
     home = Path(root).expanduser() / name
     if not about.archives:
@@ -66,6 +67,7 @@ def download(
             records = _recorded(name, about, home)
             missing = [archive for archive in about.archives if archive.url not in records]
             if not missing:
+                _tidy(home)
                 print(f"{about.title} is already in {home}.")
                 return home
             print(f"{about.title}\nLicence: {about.licence}\n{about.homepage}", flush=True)
@@ -76,15 +78,17 @@ def download(
                 filename = re.sub(r"[^\w.-]", "_", re.split("[?#]", archive.url)[0].rpartition("/")[2])[-100:]
                 path = home / WORK / f"{about.archives.index(archive) + 1}-{filename or 'archive'}"
                 digest, entries = _fetch(archive, path, about), unpack(path, home)
+                sync_all()
                 records[archive.url] = {"sha256": digest, "entries": entries, "placed": False}
                 write_json(home / WORK / "done.json", records)
                 path.unlink()
                 _place(home, archive.url, records)
-    except CannotWriteError:
-        raise
+            _tidy(home)
     except OSError as error:
         why = f"{error.filename or home}: {error.strerror or error}"
-        raise DownloadError(f"Cannot use {why}. Mend that, then give the same command again.") from error
+        raise DownloadError(
+            f"Cannot use {why}. Mend that, or choose another --root, then give the same command again."
+        ) from error
     print(f"{about.title} is in {home}.")
     return home
 
@@ -120,7 +124,9 @@ def _recorded(name: str, about: About, home: Path) -> Records:
     Raises:
         DownloadError: Files are missing, of another edition, or not from this function.
     """
-    records: Records = _read_json(home / WORK / "done.json")
+    found = read_json(home / WORK / "done.json") or {}
+    kept = {"sha256", "entries", "placed"}
+    records: Records = {url: one for url, one in found.items() if isinstance(one, dict) and kept <= one.keys()}
     known = {archive.url: archive.sha256 for archive in about.archives}
     for url, record in list(records.items()):
         if not record["placed"]:
@@ -133,8 +139,8 @@ def _recorded(name: str, about: About, home: Path) -> Records:
         elif known.get(url, "") not in (None, record["sha256"]):
             raise DownloadError(f"{home} holds another edition, from {url}. Move it away to download this one.")
     ours = {entry.partition("/")[0] for record in records.values() for entry in record["entries"]}
-    found = {path.name for path in home.iterdir() if path.name[0] != "."} if home.is_dir() else set()
-    if others := sorted(found - ours):
+    there = {path.name for path in home.iterdir() if path.name[0] != "."} if home.is_dir() else set()
+    if others := sorted(there - ours):
         raise DownloadError(
             f"{home} already holds files that this command did not put there ({', '.join(others[:5])}). If they are "
             f"{about.title}, use them: kanoclip data check {name}. Else move them away, or choose another --root."
@@ -151,11 +157,11 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
         while not path.exists():
             try:
                 _transfer(client, archive.url, part, bar)
+                sync(part)
                 part.replace(path)
-                part.with_suffix(".json").unlink(missing_ok=True)
             except (httpx2.HTTPError, httpx2.InvalidURL) as error:
                 status = error.response.status_code if isinstance(error, httpx2.HTTPStatusError) else 0
-                why = f"the server answered {status}" if status else str(error) or type(error).__name__
+                why = f"the server answered {status}" if status else _shown(error)
                 kept = size_of(part)
                 most, failures = max(most, kept), failures + 1 if kept <= most else 1
                 dead = isinstance(error, FINAL) or (300 <= status < 500 and status not in (408, 429))
@@ -164,6 +170,7 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
                     remedy = f"look for a new link at {about.homepage}" if dead else remedy
                     raise DownloadError(f"Cannot download {archive.url}: {why}. Remedy: {remedy}.") from error
                 time.sleep(BACKOFF * 2 ** (failures - 1))
+    part.with_suffix(".json").unlink(missing_ok=True)
     digest = sha256(path)
     if archive.sha256 is None:
         print(f"{archive.url}: sha256 {digest}. None is published, so it could not be verified.", flush=True)
@@ -177,7 +184,7 @@ def _fetch(archive: Archive, path: Path, about: About) -> str:
 def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> None:
     """Resume a download; starts again if the server cannot resume, or has another file by now."""
     note = part.with_suffix(".json")
-    begun = _read_json(note)
+    begun = read_json(note, url=str, validator=str, size=(int, type(None))) or {}
     start = size_of(part) if begun.get("url") == url else 0
     if start and start == begun["size"]:
         return
@@ -202,25 +209,37 @@ def _transfer(client: httpx2.Client, url: str, part: Path, bar: Progress) -> Non
         if (needed := (begun["size"] or 0) - start) > free:
             raise NoRoomError(f"{url} needs {needed:,} bytes; {part.parent} has {free:,} free. Make room there.")
         bar.update(bar.task_ids[0], total=begun["size"], completed=start)
+        most = MAX_BYTES if begun["size"] is None else begun["size"]
         with part.open("ab") as file:
             for chunk in response.iter_raw():
+                start += len(chunk)
+                if start > min(most, MAX_BYTES):
+                    os.truncate(part, 0)
+                    raise DownloadError(f"{url} sends more than {most:,} bytes. Look for a new link.")
                 file.write(chunk)
                 bar.advance(bar.task_ids[0], len(chunk))
 
 
 def _place(home: Path, url: str, records: Records) -> None:
     """Move what was unpacked into place; if interrupted, the next call completes it."""
+    write_bytes(home / UNFINISHED, b"")
     unpacking = home / WORK / "unpacking"
     for new in list(unpacking.rglob("*")):  # a folder comes before what is in it
         old = home / new.relative_to(unpacking)
         old.mkdir(exist_ok=True) if new.is_dir() else new.replace(old)
+    sync_all()
     shutil.rmtree(unpacking, ignore_errors=True)
     records[url]["placed"] = True
     write_json(home / WORK / "done.json", records)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        return {}
+def _tidy(home: Path) -> None:
+    """Delete the mark of a part, and what calls that were killed have left; the note of what is here stays."""
+    for path in (home / WORK).iterdir():
+        if path.name not in ("done.json", "lock"):
+            path.unlink()
+
+
+def _shown(error: Exception) -> str:
+    """Return what an error says, cut, and without control characters: a server may have chosen the words."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))[:300] or type(error).__name__

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,31 +21,81 @@ from numpy.typing import NDArray
 
 from kanoclip.types import KanoclipError
 
+log = logging.getLogger(__name__)
+
 
 class CannotWriteError(KanoclipError, OSError):
-    """A file that cannot be written: the disk is full, or may not be written to."""
+    """A file that cannot be written: the disk is full, or may not be written to.
+
+    The message says which file, and why. Where to write instead is known to who calls: a verb adds its own option.
+
+    Args:
+        path: The file.
+        error: What the system said.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.errno, self.strerror, self.filename = error.errno, error.strerror or str(error), str(path)
+        super().__init__(f"Cannot write {path}: {self.strerror}.")
+
+    __str__ = BaseException.__str__  # not the system's way, "[Errno 28] ..."
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Write a file atomically; its folder is made, and an older file of that name replaced.
 
     Args:
         path: File to write.
         data: Its content.
+        durable: Whether it must be whole, the old or the new one, after a power cut too. That takes a millisecond on a
+            good disk, and much longer on others.
 
     Raises:
         CannotWriteError: If the file cannot be written (disk full, no permission); names it. The older one is kept.
     """
-    # Two writers of the same file, maybe on two machines, must not share the unfinished one.
-    unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex}.tmp")
+    # Two writers of the same file, maybe on two machines, must not share the unfinished one. Its name holds nothing of
+    # the file's, which may be as long as names can be.
+    unfinished = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(data)
+        if durable:
+            sync(unfinished)  # or a power cut may leave the new name without content
         os.replace(unfinished, path)
+        if durable:
+            sync(path.parent)
     except OSError as error:
-        raise _explained(path, error) from error
+        raise CannotWriteError(path, error) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # a file where a folder should be
+            unfinished.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, brought from memory to the disk.
+
+    Raises:
+        OSError: If the disk does not take a file's content.
+    """
+    if path.is_dir():
+        with suppress(OSError):  # Windows opens no folder, and some network drives do not know how
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)
+
+
+def sync_all() -> None:
+    """Have all that was written brought to the disk: for many files, where one after the other would take long."""
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -63,7 +116,7 @@ def append_text(path: Path, text: str) -> None:
                 file.truncate(before)
                 raise
     except OSError as error:
-        raise _explained(path, error) from error
+        raise CannotWriteError(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,7 +130,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_image(path: Path, image: NDArray[Any]) -> None:
-    """Write a picture with ``write_bytes``; the suffix names the format.
+    """Write a picture with ``write_bytes``, not durably; the suffix names the format.
 
     Args:
         path: File to write, ``.png`` or ``.jpg``.
@@ -86,12 +139,35 @@ def write_image(path: Path, image: NDArray[Any]) -> None:
     # Maps and overlays are many and large: level 3 is about as small as the usual 6-9 and much faster.
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    write_bytes(path, cv2.imencode(path.suffix, pixels, options)[1].tobytes())
+    write_bytes(path, cv2.imencode(path.suffix, pixels, options)[1].tobytes(), durable=False)
 
 
-def _explained(path: Path, error: OSError) -> CannotWriteError:
-    why = error.strerror or str(error)
-    return CannotWriteError(f"Cannot write {path}: {why}. Free the disk or choose --trainer.default_root_dir.")
+def read_json(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any] | None:
+    """Read an object that ``write_json`` wrote; one that is damaged counts as not there, which is said once.
+
+    Args:
+        path: File to read.
+        kinds: Keys that it must have, and of which kind their values must be.
+
+    Returns:
+        The object; None if there is no such file, or it is empty, no JSON, or lacks one of the keys.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):  # the second: brackets in brackets, some thousand times
+        content = None
+    if isinstance(content, dict) and all(k in content and isinstance(content[k], kind) for k, kind in kinds.items()):
+        return content
+    say_damaged(path)
+    return None
+
+
+@cache  # once, though many may ask
+def say_damaged(path: Path) -> None:
+    """Say that a file is as good as none."""
+    log.warning("%s is empty, damaged or of another version, so it counts as absent.", path)
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kanoclip.data.files import write_text
+from kanoclip.data.files import read_json, write_bytes
 
 WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
 Fact = TypeVar("Fact")
@@ -39,8 +39,10 @@ def list_tree(root: Path) -> list[str]:
     root = root.resolve()
     cached = _read("lists", root)
     match cached:
-        case {"folders": {**known}, "files": [*listed]} if known and all(
-            _changed(root / str(folder)) == when for folder, when in known.items()
+        case {"folders": {**known}, "files": [*listed]} if (
+            known
+            and all(isinstance(file, str) for file in listed)
+            and all(_changed(root / str(folder)) == when for folder, when in known.items())
         ):
             return listed
     started = time.time_ns()
@@ -70,7 +72,9 @@ def remembered(purpose: str, root: Path, paths: Iterable[str], compute: Callable
         for path, fact in zip(missing, pool.map(lambda path: compute(str(root / path)), missing), strict=True):
             known[path] = [*states[path], fact]
     if missing:
-        _write(purpose, root, {path: fact for path, fact in known.items() if path in states or (root / path).exists()})
+        _write(
+            purpose, root, {path: fact for path, fact in known.items() if path in states or os.path.exists(root / path)}
+        )
     return {path: known[path][-1] for path in states}
 
 
@@ -111,7 +115,7 @@ def _warn_left_out(folder: str) -> None:
 def _changed(folder: Path) -> int:
     try:
         return os.stat(folder).st_mtime_ns
-    except OSError:
+    except (OSError, ValueError):  # the second: no folder's name at all, in a cache that is damaged
         return -1
 
 
@@ -125,13 +129,11 @@ def _file(purpose: str, root: Path) -> Path:
 
 
 def _read(purpose: str, root: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_file(purpose, root).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None  # none yet, or damaged: made anew
-    return content if isinstance(content, dict) else {}
+    with suppress(OSError):
+        return read_json(_file(purpose, root)) or {}
+    return {}  # may not be read
 
 
 def _write(purpose: str, root: Path, content: Any) -> None:
     with suppress(OSError):  # a cache that cannot be written must not stop a run
-        write_text(_file(purpose, root), json.dumps(content))
+        write_bytes(_file(purpose, root), json.dumps(content).encode(), durable=False)  # what is cut is made anew

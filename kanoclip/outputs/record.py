@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -23,10 +22,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from kanoclip import __version__
 from kanoclip.backbone.embedded import FOLDER as EMBEDDED
 from kanoclip.data.digests import digest, file_hashes
-from kanoclip.data.files import write_bytes, write_json
+from kanoclip.data.files import CannotWriteError, read_json, say_damaged, write_bytes, write_json
 from kanoclip.knowledge.base import FOLDER as KNOWLEDGE
 from kanoclip.knowledge.base import SHIPPED
-from kanoclip.models.checkpoint import read_checkpoint, run_seed, zero_shot
+from kanoclip.models.checkpoint import CheckpointError, read_checkpoint, run_seed, zero_shot
 from kanoclip.outputs.progress import how_far
 from kanoclip.ranks import gather
 from kanoclip.registry import NAMES
@@ -87,17 +86,31 @@ def newest_fit(
         begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
         newest = sorted(begun, key=lambda path: path.stat().st_mtime, reverse=True)
         # sets of one name share a folder, wherever they are
-        return next((path for path in newest if read_checkpoint(path)[0]["auxiliary"] == auxiliary), None)
+        return next((path for path in newest if (read_about(path) or {}).get("auxiliary") == auxiliary), None)
     found: list[tuple[float, Path]] = []
     for record in (*(folder / "fit").glob("**/run.json"), *folder.glob("run.json")):  # the last: without a logger
-        content = json.loads(record.read_text(encoding="utf-8"))
-        path = record.parent / content["ckpt"]
-        if content["model"] == model and path.is_file():
+        content = read_record(record)
+        if content and content["model"] == model and (path := record.parent / content["ckpt"]).is_file():
             found.append((record.stat().st_mtime, path))
     for _, path in sorted(found, reverse=True):
-        if tested is None or zero_shot(read_checkpoint(path)[0].get("images"), tested) is not False:
+        about = read_about(path)
+        if about and (tested is None or zero_shot(about.get("images"), tested) is not False):
             return path
     return None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read run.json; None if there is none, or it is damaged."""
+    return read_json(path, model=str, ckpt=str)
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Read what a checkpoint says of itself; None, with a note, if it is damaged or of a newer version."""
+    try:
+        return read_checkpoint(path)[0]
+    except CheckpointError:
+        say_damaged(path)
+        return None
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -111,7 +124,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write the file; addresses such as ``s3://`` are left to Lightning.
 
         Raises:
-            OSError: If it cannot be written; names the file.
+            CannotWriteError: If it cannot be written; names the file.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -203,7 +216,7 @@ class FitNote(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the checkpoint of the epochs before, if there is one."""
-        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException, CannotWriteError))
         if trainer.state.fn == TrainerFn.FITTING and stopped:
             path = _last_checkpoint(trainer)
             done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
@@ -212,6 +225,8 @@ class FitNote(Callback):
 
 def _last_checkpoint(trainer: Trainer) -> str:
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if "://" not in path and not os.path.isfile(path):  # the first one could not be written
+        return ""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path
 
 

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from kanoclip.verbs.plan import read_plan
-    from kanoclip.verbs.work import end_with_parent, failure, work, work_in_processes
+    from kanoclip.verbs.work import end_with_parent, work, work_in_processes
 
     quiet()
     if options.worker:
@@ -67,10 +67,6 @@ def main(argv: Sequence[str]) -> int:
         else:
             work(jobs, options.worker or time.time(), tell=not options.worker)
         return 0 if options.worker else _report(plan, output)
-    except OSError as error:  # of the benchmark's own files; what goes wrong in a job is told in its error.txt
-        if (said := failure(error)) is None:
-            raise
-        return complain(said)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C and SIGTERM by leaving
         terminated = isinstance(end, SIGTERMException)
         if not terminated and not any(isinstance(one, KeyboardInterrupt) for one in (end, end.__context__)):
@@ -165,9 +161,8 @@ def _report(plan: Plan, output: Path) -> int:
     failures = [one.problem for one in plan.damaged]
     for job in plan.jobs:
         for data in job.available:
-            if job.done(data):
-                name, path = data.name if data.whole else "", job.report_path(data)
-                report = read_report(path)
+            name, path = data.name if data.whole else "", job.report_path(data)
+            if job.done(data) and (report := read_report(path)):
                 fitted_on = job.fitted_on if report["auxiliary"] else "nothing"
                 key = path, job.label, data.label
                 tested[key] = Tested(data.label, name, data.domain, job.label, fitted_on, report)

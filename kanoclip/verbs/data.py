@@ -17,6 +17,7 @@ from jsonargparse.typing import PositiveInt
 from rich.console import Console
 from rich.progress import track
 
+from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
 from kanoclip.data.faults import Remark, UnreadableImageError, hearing
@@ -108,6 +109,8 @@ def _where(data: Tree) -> str:
         folder, files = data.find()
     except MissingError:
         return f"{os.path.relpath(places[0], root)}: not its layout"
+    except DamagedDataError:
+        return f"{os.path.relpath(places[0], root)}: a part, its download was stopped"
     size = sum(_bytes(folder / file) for file in files)
     return f"{os.path.relpath(folder, root)} ({size / 1e9:.2f} GB)"
 
@@ -212,10 +215,10 @@ def _download(data: AnomalyDataModule, accept_license: bool) -> int:
         raise DownloadError(f"{data.name} is not a published data set: there is nothing to download.")
     try:
         folder, _ = data.find()
-    except MissingError:
+    except (MissingError, DamagedDataError):  # not there, or stopped in between
         pass
     else:
-        if not (folder / WORK).exists():  # somebody else's copy; our own may be half-done
+        if not (Path(data.root).expanduser() / data.name / WORK).exists():  # somebody else's copy
             print(f"{data.about.title} is here already: {folder}. To check it: kanoclip data check {data.name}")
             return 0
     download(data.name, data.about, data.root, accept_license, _ask)

@@ -6,7 +6,6 @@ depends on: what is done of unchanged files is never done again, and what is sta
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kanoclip.data.digests import file_hashes
-from kanoclip.data.files import plain
+from kanoclip.data.files import plain, read_json
 from kanoclip.models.checkpoint import FREE
-from kanoclip.outputs.record import files_of
+from kanoclip.outputs.record import files_of, read_about, read_record
 from kanoclip.outputs.results import RESULTS_VERSION
 from kanoclip.registry import name_of
 from kanoclip.types import ANOMALOUS, NORMAL
@@ -148,18 +147,23 @@ class Job:
         records = sorted(self.fit_folder.glob("fit/**/run.json"), key=lambda path: path.stat().st_mtime)
         if not records:
             return None
-        record = json.loads(records[-1].read_text(encoding="utf-8"))
+        record = read_record(records[-1])
+        if record is None:
+            return None
         path = records[-1].parent / record["ckpt"]
-        if not path.is_file() or record["files"] != files_of(list(record["files"])):
+        files = record.get("files")  # none in version 0.1.0
+        if not path.is_file() or not isinstance(files, dict) or files != files_of(list(files)):
             return None
         here = not self.auxiliary.problem
-        return path if not here or record["samples"] == self.auxiliary.content("fit", self.seed)[0] else None
+        return path if not here or record.get("samples") == self.auxiliary.content("fit", self.seed)[0] else None
 
     @property
     def unfinished(self) -> Path | None:
-        """Last checkpoint of a fit that was stopped, and is the newest; None if there is none."""
+        """Last checkpoint of a fit that was stopped, and is the newest; None if there is none, or it is damaged."""
         found = sorted(self.fit_folder.glob("fit/**/last.ckpt"), key=lambda path: path.stat().st_mtime)
-        return found[-1] if found and not (found[-1].parents[1] / "run.json").is_file() else None
+        if not found or read_record(found[-1].parents[1] / "run.json"):
+            return None
+        return found[-1] if read_about(found[-1]) else None
 
     @property
     def fitted(self) -> bool:
@@ -187,20 +191,17 @@ class Job:
 
     def done(self, data: Data) -> bool:
         """Whether a test is done, and all that its numbers depend on is as it was: code, pixels, weights, samples."""
-        path = self.report_path(data)
-        if not path.is_file():
-            return False
-        report = read_report(path)
-        if report["results_version"] != RESULTS_VERSION:
+        report = read_report(self.report_path(data))
+        if report is None or report["results_version"] != RESULTS_VERSION:
             return False
         if report["checkpoint"] is None:
             unchanged = report["files"] == files_of(list(report["files"]))
         else:
-            unchanged = report["checkpoint"]["sha256"] in file_hashes([str(self.checkpoint or "")]).values()
+            unchanged = report["checkpoint"].get("sha256") in file_hashes([str(self.checkpoint or "")]).values()
         if not unchanged:
             return False
         samples, pixels = data.content("test")
-        size = pixels["image_size"] or report["pixels"]["image_size"]  # null: the model's
+        size = pixels["image_size"] or report["pixels"].get("image_size")  # null: the model's
         return bool(report["samples"] == samples and report["pixels"] == {**pixels, "image_size": size})
 
     def _folder(self, model: Spec) -> Path:
@@ -214,10 +215,10 @@ class Job:
         return self.output / f"{name}-{digest(asked)}{seed}"
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """Read what a test has written."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def read_report(path: Path) -> dict[str, Any] | None:
+    """Read the report of a test as it is kept for a benchmark; None if there is none, or it is damaged."""
+    kinds = {"results": dict, "results_version": int, "files": dict, "pixels": dict}
+    return read_json(path, **kinds, checkpoint=(dict, type(None)), samples=(str, type(None)))
 
 
 def without(names: Collection[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from kanoclip.knowledge.client import ChatClient, hide
 from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
 from kanoclip.types import KanoclipError, counted
-from kanoclip.verbs.say import complain, mistake
 
 if TYPE_CHECKING:
     from kanoclip.data.base import AnomalyDataModule
@@ -39,16 +38,14 @@ def main(argv: Sequence[str]) -> int:
         argv: As typed, such as ``["knowledge", "build", "--data", "mvtec"]``.
 
     Returns:
-        0 done, 1 if something could not be answered, 2 for a mistake of the caller, 130 interrupted.
+        0 done, 1 if something could not be answered, 130 interrupted.
+
+    Raises:
+        KanoclipError: A mistake of the caller.
     """
     action, *options = argv[1:]
     try:
         return _show(options) if action == "show" else _parse_and_build([_spelled(option) for option in options])
-    except (KanoclipError, OSError) as error:
-        said = mistake(error)
-        if said is None:
-            raise
-        return complain(said.replace("--trainer.default_root_dir", "another --output"))
     except KeyboardInterrupt:
         print("kanoclip: interrupted; what is answered is kept, the same command goes on.", file=sys.stderr)
         return 130

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 
 from kanoclip.types import KanoclipError, printable
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of the disk, the user's share, a file; read-only
-DENIED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)  # the last two: a file where a folder should be
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the user's share, a file
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  # the last two: a file for a folder
 
 
 def complain(message: str) -> int:
@@ -56,21 +56,26 @@ def unless_quick(text: str, seconds: float = 2.0) -> Iterator[None]:
         timer.cancel()
 
 
-def mistake(error: BaseException) -> str | None:
+def mistake(error: BaseException, option: str = "--trainer.default_root_dir") -> str | None:
     """Return what the caller should mend, in one line; None for a fault of the program.
 
     A mistake is a ``KanoclipError``, or a disk that is full or may not be written to; also as the stated cause of
     another error.
+
+    Args:
+        error: What was raised.
+        option: That by which the verb is told where to write.
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, KanoclipError):
+        number = getattr(cause, "errno", None)
+        if isinstance(cause, KanoclipError) and number is None:
             return str(cause)
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            where = cause.filename or "into the folder of the run"
-            return f"Cannot write {where}: {cause.strerror}. Free the disk or choose --trainer.default_root_dir."
-        if isinstance(cause, OSError) and cause.errno in DENIED and cause.filename:
-            place = "Allow it, or choose another place; runs are written to --trainer.default_root_dir"
+        if isinstance(cause, OSError) and (number in FULL or isinstance(cause, KanoclipError)):
+            remedy = f"{'Choose' if number in DENIED else 'Free the disk or choose'} another place with {option}"
+            return f"Cannot write {cause.filename or 'into the folder of the run'}: {cause.strerror}. {remedy}."
+        if isinstance(cause, OSError) and number in DENIED and cause.filename:
+            place = f"Allow it, or choose another place; what is written goes to {option}"
             return f"Cannot use {cause.filename}: {cause.strerror}. {place}."
         cause = cause.__cause__
     return None

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(any(verb.module in ("run", "benchmark") for name, verb in VERBS.items() if name in argv[:1]))
     except Exception as error:
-        if (said := mistake(error)) is None:
+        if (said := mistake(error, "--output")) is None:  # fit, validate, test and predict answer for themselves
             raise  # a fault of ours keeps its traceback
         return complain(said)
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of
 from kanoclip.outputs.tables import METRICS
 from kanoclip.verbs.arguments import prepare
-from kanoclip.verbs.jobs import DATA_SEED, Data, Job, read_report
+from kanoclip.verbs.jobs import DATA_SEED, Data, Job
 from kanoclip.verbs.run import KanoclipCLI, NoFitError
 from kanoclip.verbs.say import mistake, note
 from kanoclip.verbs.specs import Spec
@@ -59,7 +60,8 @@ def _attempt(job: Job, since: float) -> bool:
     job.fit_folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.fit_folder / ".lock", timeout=0):
-            failed = job.error.is_file() and job.error.stat().st_mtime >= since
+            # A date in the future is some clock's mistake, and would hold for every call until then.
+            failed = job.error.is_file() and since <= job.error.stat().st_mtime <= time.time()
             if not failed and not job.finished:
                 _run(job)
     except Timeout:
@@ -88,7 +90,7 @@ def _run(job: Job) -> None:
                     "The fit has no checkpoint, or its files changed meanwhile. The same command fits anew."
                 )
         except Exception as error:
-            said = failure(error) or f"{type(error).__name__}: {error}"
+            said = mistake(error, "--output") or f"{type(error).__name__}: {error}"
             failures.setdefault(said, []).append(step)
             details.append(traceback.format_exc())
             if step != data.label:
@@ -103,12 +105,6 @@ def _run(job: Job) -> None:
         write_text(job.error, "\n".join([*lines, "", *details]))
 
 
-def failure(error: BaseException) -> str | None:
-    """Return what the caller should mend, as ``mistake``, with the option of a benchmark that names its folder."""
-    said = mistake(error)
-    return said and said.replace("--trainer.default_root_dir", "--output")
-
-
 def _test(job: Job, data: Data) -> dict[str, Any] | None:
     """Return the report of a test; None if the model learns, and has no fit of the samples and files as they are."""
     checkpoint = job.checkpoint
@@ -119,7 +115,12 @@ def _test(job: Job, data: Data) -> dict[str, Any] | None:
         folder = _verb("test", job, job.folder, job.model, data.seeded(DATA_SEED), *options)
     except NoFitError:
         return None
-    report = read_report(folder / "results.json")
+    except CheckpointError as error:
+        if checkpoint is None:
+            raise
+        note(f"{job.name} is fitted anew: {error}")
+        return None
+    report: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for path, why in report.get("unreadable", ()):
         raise UnreadableImageError(path, why)  # a row of a table is of all images
     return report | {"files": files_of(report["options"]["model"])}

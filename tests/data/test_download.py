@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
+import sys
 import tarfile
 import threading
 import time
@@ -16,6 +18,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ from filelock import FileLock
 
 from kanoclip.data import archives
 from kanoclip.data import download as module
-from kanoclip.data.about import About, Archive
+from kanoclip.data.about import About, Archive, DamagedDataError
 from kanoclip.data.download import DownloadError, NoRoomError, download
+from kanoclip.data.sets.tree import Tree
+from kanoclip.types import MissingError
 
 FILES = {"bottle/test/good/000.png": b"good" * 999, "bottle/test/hole/000.png": os.urandom(40_000), "license.txt": b"!"}
 Usage = namedtuple("Usage", "total used free")
@@ -66,6 +71,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(302, {"Location": self.path.removeprefix("/moved")}, b"")
         if self.path == "/ftp":
             return self.answer(302, {"Location": "ftp://127.0.0.1/mvtec.zip"}, b"")
+        if self.path == "/file":
+            return self.answer(302, {"Location": "file:///etc/passwd"}, b"")
+        if self.path == "/escape":
+            self.wfile.write(b"HTTP/1.1 302 \x1b[31m\r\nLocation: ftp\x1b[2J://a\r\n\r\n")
+            return None
+        if self.path == "/endless":
+            return self.answer(200, {"Content-Length": ""}, bytes(5_000_000))
         if self.path not in server.files:
             return self.answer(404, {}, b"<html>gone</html>")
         body = server.files[self.path]
@@ -256,7 +268,7 @@ def test_an_archive_never_overwrites_another_s_file(server: Server, tmp_path: Pa
     with pytest.raises(NoRoomError, match=re.escape(f"would overwrite {tmp_path / 'set' / '1.png'}. Move that away")):
         download("set", about(first, second), tmp_path, True)
     assert tree(tmp_path / "set") == {"1.png": b"1"}
-    assert kept(tmp_path / "set") == ["2-2", "done.json"]
+    assert kept(tmp_path / "set") == ["2-2", "done.json", "unfinished"]  # a part of the set
 
 
 def test_without_a_link_it_says_where_to_get_it_and_where_to_put_it(tmp_path: Path) -> None:
@@ -392,7 +404,8 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, no_waiting
 
 @pytest.mark.parametrize(
     ("url", "why"),
-    [("{}/gone.zip", "the server answered 404"), ("{}/ftp", "ftp://"), ("ftp://a/b.zip", "protocol"),
+    [("{}/gone.zip", "the server answered 404"), ("{}/ftp", "ftp://"), ("{}/file", "file://"),
+     ("ftp://a/b.zip", "protocol"),
      ("file:///etc/passwd", "protocol"), ("http://a:b/c.zip", "port")],
 )  # fmt: skip
 def test_a_dead_or_forbidden_link_is_told_at_once_and_leaves_nothing(
@@ -673,3 +686,129 @@ def test_a_folder_that_cannot_be_written_is_named(server: Server, tmp_path: Path
     (tmp_path / "root").write_text("a file")
     with pytest.raises(DownloadError, match=re.escape(f"Cannot use {tmp_path / 'root' / 'mvtec'}")):
         download("mvtec", about(serve(server, make_zip(FILES))), tmp_path / "root", True)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"sparse"]
+)
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_tar_whose_header_is_as_large_as_a_film_is_refused_before_it_is_read(
+    kind: bytes, mode: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mvtec.tar"
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        info = tarfile.TarInfo("x")
+        info.size = 3_000_000
+        if kind == b"sparse":  # a list of pieces without an end
+            info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        else:
+            info.type = kind
+        archive.addfile(info, io.BytesIO(b"99999999\n" + b"1\n" * 1_500_000))
+    with pytest.raises(DownloadError, match=r"tells too much of its files\. It is deleted"):
+        archives.unpack(path, tmp_path / "mvtec")
+    assert not path.exists()
+
+
+def test_a_zip_whose_list_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mvtec.zip"
+    path.write_bytes(make_zip({str(i): b"" for i in range(5_000)}))
+    monkeypatch.setattr(archives, "MAX_LIST", 200_000)
+    with pytest.raises(DownloadError, match="tells too much of its files"):
+        archives.unpack(path, tmp_path / "mvtec")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+@pytest.mark.parametrize(
+    ("files", "why"),
+    [
+        ({"a": b"1", "a/b": b"2"}, "a file in it is also a folder"),
+        ({"a/b": b"2", "a": b"1"}, "a file in it is also a folder"),
+        ({"x" * 256 + "/1.png": b"1"}, "name of more than 255 bytes"),
+        ({"\u5b57" * 86: b"1"}, "name of more than 255 bytes"),
+        ({"a/\x1b[31m.png": b"1"}, r"'a/\\x1b\[31m.png' is a name with control characters"),
+    ],
+)
+def test_names_that_no_disk_can_have_are_refused_and_the_archive_is_not_tried_again(
+    make: Callable[..., bytes], files: dict[str, bytes], why: str, server: Server, tmp_path: Path
+) -> None:
+    with pytest.raises(DownloadError, match=f"{why}.* It is deleted") as error:
+        download("mvtec", about(serve(server, make(files))), tmp_path, True)
+    assert len(str(error.value)) < 700
+    assert kept(tmp_path / "mvtec") == []
+
+
+def test_an_answer_without_an_end_is_given_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waiting: list[float]
+) -> None:
+    monkeypatch.setattr(module, "MAX_BYTES", 1_000_000)
+    with pytest.raises(DownloadError, match=r"/endless sends more than 1,000,000 bytes\. Look for a new link"):
+        download("mvtec", about(Archive(f"{server.url}/endless")), tmp_path, True)
+    assert all(path.stat().st_size < 10_000 for path in tmp_path.rglob("*"))
+
+
+def test_what_a_server_says_controls_no_terminal(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="Cannot download") as error:
+        download("mvtec", about(Archive(f"{server.url}/escape")), tmp_path, True)
+    assert "\x1b" not in str(error.value)
+
+
+def test_it_is_whole_or_told_whenever_it_is_killed(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = serve(server, make_zip({"mvtec/a/test/good/1.png": b"1", "mvtec/a/test/hole/1.png": b"2"}), "/1.zip")
+    second = serve(server, make_tar({"mvtec/a/ground_truth/hole/1_mask.png": b"3"}), "/2.tar")
+    published = about(first, second)
+
+    class Small(Tree):
+        about = published
+        name = "set"
+        folders = ("mvtec",)
+        images = r"(?P<category>\w+)/test/(?P<defect>\w+)/(?P<stem>\d+)\.png"
+
+    told = []
+    for moment in range(1, 1000):
+        root = tmp_path / str(moment)
+        root.mkdir()
+        if not killed_at(moment, root, lambda root=root: download("set", published, root, True)):
+            break
+        data = Small(root=root)
+        try:
+            assert len([path for path in data.find()[1] if path.endswith(".png")]) == 3
+        except MissingError:
+            told.append("absent")
+        except DamagedDataError as error:
+            told.append(str(error).partition(": ")[2].partition(str(root))[0])
+        else:
+            told.append("whole")
+        assert len(tree(download("set", published, root, True))) == 3
+        assert len(data.find()[1]) == 3
+        assert kept(root / "set") == ["done.json"]
+    assert moment > 40
+    stopped = "its download was stopped. To go on: kanoclip data download set --root "
+    assert [kind for kind, _ in groupby(told)] == ["absent", stopped, "whole"]
+
+
+def killed_at(moment: int, root: Path, act: Callable[[], object]) -> bool:
+    """Act in a process that is killed before its n-th change of what is below a folder; whether it was."""
+    child = os.fork()
+    if child == 0:
+        left = [moment]
+
+        def watch(event: str, args: tuple[Any, ...]) -> None:
+            changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+            writes = event == "open" and args[2] and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if (changes or writes) and str(root) in str(args[0]):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(watch)
+            act()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kanoclip.data.files import plain, sha256, unit_to_uint16, write_bytes, write_image, write_json
+from kanoclip.data.files import plain, read_json, sha256, unit_to_uint16, write_bytes, write_image, write_json
 
 
 def test_a_write_that_fails_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch):
@@ -69,3 +69,33 @@ def test_scores_fill_16_bits():
 def test_the_hash_is_the_one_of_sha256sum(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("name", ["\u5b57" * 80 + ".json", "\u5b57" * 83 + ".json", "x" * 251 + ".png"])
+def test_any_name_that_a_disk_can_have_can_be_written(tmp_path, name):
+    write_bytes(tmp_path / name, b"x")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_what_a_rerun_trusts_is_on_the_disk_before_it_has_its_name_and_a_picture_need_not_be(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_size) or sync(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("renamed") or rename(*names))
+    write_bytes(tmp_path / "x", b"12345")
+    assert done == [5, "renamed", tmp_path.stat().st_size]  # the content, then the folder
+    done.clear()
+    write_image(tmp_path / "x.png", np.zeros((2, 2), np.uint8))
+    assert done == ["renamed"]
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 9, '{"a": 1', "[" * 200_000, "[1]", "{}", '{"a": "1"}', "9" * 5000])
+def test_json_that_is_damaged_counts_as_absent_and_that_is_said_once(tmp_path, caplog, content):
+    file = tmp_path / "x.json"
+    assert read_json(file, a=int) is None
+    assert caplog.messages == []
+    file.write_text(content)
+    for _ in range(2):
+        assert read_json(file, a=int) is None
+    assert caplog.messages == [f"{file} is empty, damaged or of another version, so it counts as absent."]
+    write_json(file, {"a": 1})
+    assert read_json(file, a=int) == {"a": 1}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_a_folder_that_has_just_changed_is_not_trusted_yet(tree):
     assert cached(tree) == []
 
 
-@pytest.mark.parametrize("content", ['{"folders": {"', "[1]", '{"folders": 3}', '{"folders": {".": 0}, "files": 3}'])
+@pytest.mark.parametrize(
+    "content", ['{"folders": {"', "[1]", '{"folders": 3}', '{"folders": {".": 0}, "files": 3}', "[" * 200_000, ""]
+)
 def test_a_damaged_cache_is_made_anew(tree, content):
     list_tree(tree)
     (file,) = cached(tree)
@@ -65,6 +68,15 @@ def test_a_damaged_cache_is_made_anew(tree, content):
     (file,) = cached(tree)
     file.write_text(content.replace("folders", "b.txt"))
     assert remembered("facts", tree, ["b.txt"], os.path.getsize) == {"b.txt": 0}
+
+
+def test_a_list_of_other_things_than_files_is_made_anew(tree):
+    list_tree(tree)
+    (file,) = cached(tree)
+    good = json.loads(file.read_text())
+    for bad in (good | {"files": [1, None]}, good | {"folders": {"\0": 1}}):
+        file.write_text(json.dumps(bad))
+        assert list_tree(tree) == ["a/1.png", "a/2.png", "b.txt"]
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tree, monkeypatch):

@@ -84,7 +84,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     file, writer = tmp_path / "deep" / "last.ckpt", WholeCheckpoints()
     writer.save_checkpoint({"epoch": 1}, file)
     monkeypatch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match=r"Cannot write .*last.ckpt: No space left on device. Free the disk"):
+    with pytest.raises(OSError, match=r"Cannot write .*last.ckpt: No space left on device"):
         writer.save_checkpoint({"epoch": 2}, file)
     assert torch.load(file, weights_only=True) == {"epoch": 1}
     assert list(file.parent.iterdir()) == [file]
@@ -135,6 +135,19 @@ def test_a_fit_whose_checkpoint_was_deleted_is_passed_over(tmp_path):
     older = fitted(tmp_path, "version_0", age=2)
     fitted(tmp_path, "version_1", age=1).unlink()
     assert newest_fit(tmp_path, "kanoclip") == older
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("content", [b"", bytes(500), b"{}"])
+def test_a_fit_that_a_power_cut_has_emptied_is_passed_over_and_told(tmp_path, caplog, name, content):
+    older = fitted(tmp_path, "version_0", age=2)
+    damaged = fitted(tmp_path, "version_1", age=1).parents[1] / name
+    damaged.write_bytes(content)
+    assert newest_fit(tmp_path, "kanoclip") == older
+    assert newest_fit(tmp_path, "kanoclip", tested=[1]) == older
+    if name != "run.json":
+        assert newest_fit(tmp_path, "kanoclip", auxiliary="mvtec") == older
+    assert caplog.messages == [f"{damaged} is empty, damaged or of another version, so it counts as absent."]
 
 
 def test_a_folder_of_runs_is_named_after_the_data():

@@ -211,7 +211,10 @@ def test_a_full_disk_is_told_with_an_option_that_a_benchmark_has(monkeypatch, ca
 
     monkeypatch.setattr("kanoclip.verbs.work._verb", full)
     assert run() == 1
-    assert "Cannot write x.png: No space left on device. Free the disk or choose --output." in capsys.readouterr().err
+    assert (
+        "Cannot write x.png: No space left on device. Free the disk or choose another place with --output."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_metric_that_is_not_defined_is_a_dash_and_never_zero(capsys) -> None:

@@ -185,7 +185,7 @@ def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, op
     (line,) = [line for line in err[0].splitlines() if "error" in line]
     assert line.startswith("kanoclip: error: Cannot write ")
     assert what in line
-    assert line.endswith("Free the disk or choose --trainer.default_root_dir.")
+    assert line.endswith("Free the disk or choose another place with --trainer.default_root_dir.")
     assert "Traceback" not in err[0]
     assert not list(tmp_path.glob("runs/*/*/*/*"))  # a run that failed leaves no folder
 
@@ -217,7 +217,7 @@ def fill(file: Path) -> None:
     full_disk(105)
     for _ in range(9):
         append_text(file, "1234567890\n")
-    with pytest.raises(OSError, match=r"Cannot write .*x.csv: .*Free the disk"):
+    with pytest.raises(OSError, match=r"Cannot write .*x.csv: "):
         append_text(file, "1234567890\n")
 
 

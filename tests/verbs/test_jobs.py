@@ -1,6 +1,7 @@
 """Whether a fit or test is done: of what has changed since it is not, of all else it is."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,33 @@ def test_a_fit_that_was_stopped_before_its_images_changed_is_not_gone_on_with(ca
     assert main(BENCHMARK) == 0
     assert "kanoclip is fitted anew, not from its last epoch: The checkpoint was fitted on" in capsys.readouterr().err
     assert done() == {"fit", "test", "free"}
+
+
+@pytest.mark.parametrize("name", ["run.json", "folder-*.json", "last.ckpt"])
+@pytest.mark.parametrize("content", [b"", bytes(99), b"[]"])
+def test_what_a_power_cut_has_emptied_is_done_again(name, content, capsys) -> None:
+    for path in Path("out").glob(f"**/{name}"):
+        path.write_bytes(content)
+    assert main(BENCHMARK) == 0
+    assert done() == {"fit", "test", "free"}
+
+
+def test_a_fit_whose_last_epoch_was_emptied_is_begun_anew(capsys) -> None:
+    (record,) = Path("out").glob("**/run.json")
+    record.unlink()
+    next(Path("out").glob("**/last.ckpt")).write_bytes(b"")
+    assert main(BENCHMARK) == 0
+    assert done() == {"fit", "test", "free"}
+
+
+def test_a_failure_that_is_dated_in_the_future_is_tried_again() -> None:
+    learned, _ = read_plan("mine.yaml", Path("out")).jobs
+    learned.report_path(learned.data[0]).unlink()
+    learned.error.write_text("failed")
+    os.utime(learned.error, (4e9, 4e9))
+    assert main(BENCHMARK) == 0
+    assert done() == {"fit", "test", "free"}
+    assert not learned.error.exists()
 
 
 def test_files_are_those_that_options_name() -> None:

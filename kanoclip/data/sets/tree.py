@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kanoclip.data.about import About, DamagedDataError
+from kanoclip.data.archives import check_placed
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.formats import IMAGE_SUFFIXES
 from kanoclip.data.listing import list_tree
@@ -98,6 +99,7 @@ class Tree(AnomalyDataModule):
 
         Raises:
             MissingError: No file of this layout.
+            DamagedDataError: Its download was stopped in between.
         """
         pattern, mistaken = re.compile(self.images, re.IGNORECASE), ""
         for folder in self.places():
@@ -106,6 +108,7 @@ class Tree(AnomalyDataModule):
                 if any(map(pattern.fullmatch, files)):
                     mistaken = self._mistaken(folder)
                     if not mistaken:
+                        check_placed(folder, self.name)
                         return folder, files
         root = Path(self.root).expanduser()
         at = f"No {self.about.title} at {root / self.name}"
