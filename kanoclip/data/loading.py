@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from kanoclip.data.images import UnreadableImageError
+from kanoclip.data.processes import leave_signals_to_parent
 from kanoclip.ranks import rank_of
 from kanoclip.types import NORMAL, UNKNOWN, Batch, Features, KanoclipError
 
@@ -266,4 +267,5 @@ def make_loader(
 
 
 def _start_worker(worker: int) -> None:
+    leave_signals_to_parent()
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and the workers are the parallelism

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Mapping
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from kanoclip.outputs.names import csv_text
 
 UNDEFINED = "—"
 
@@ -126,12 +127,9 @@ def results_csv(results: Results) -> str:
     The last two rows are ``mean`` and ``mean_over``, the number of categories behind each mean.
     """
     *rows, mean = results_rows(results)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["category", "images", "normal", "anomalous", *METRICS], lineterminator="\n")
-    writer.writeheader()
-    over = mean.pop("over")
-    writer.writerows([*rows, mean, {"category": "mean_over"} | over])
-    return text.getvalue()
+    columns, over = ["category", "images", "normal", "anomalous", *METRICS], mean.pop("over")
+    shown = [*rows, mean, {"category": "mean_over"} | over]
+    return csv_text([columns, *([row.get(name) for name in columns] for row in shown)])
 
 
 def table_text(table: Table, colour: bool = False) -> str:

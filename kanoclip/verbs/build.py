@@ -47,6 +47,8 @@ def check_options(verb: str, chosen: Namespace) -> None:
     """Raise for what can be seen in the options and cannot be run."""
     if chosen.get("data") is None:
         raise UsageError(f"{verb} needs a data set: add --data NAME, one of {', '.join(NAMES['data'])}.")
+    if chosen.trainer.get("barebones"):
+        raise UsageError("--trainer.barebones switches off all that a run leaves behind. Leave it out.")
     precision = str(chosen.trainer.precision or "")
     if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
         raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")
