@@ -34,7 +34,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         CannotWriteError: If the file cannot be written (disk full, no permission); names it. The older one is kept.
     """
     # Two writers of the same file, maybe on two machines, must not share the unfinished one.
-    unfinished = path.with_name(f".{path.name[:100]}.{uuid4().hex}.tmp")
+    unfinished = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_bytes(data)

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from types import TracebackType
 from typing import Any, NoReturn
 
 PARENT = "KANOCLIP_PARENT"
@@ -40,7 +41,14 @@ def leave_signals_to_parent() -> None:
     """
     for told in (signal.SIGINT, signal.SIGTERM):
         signal.signal(told, signal.SIG_IGN)
+    sys.excepthook = _unless_left
     end_with(os.getppid())
+
+
+def _unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of a worker, unless its parent has left in the middle of a handover."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def end_when_told() -> None:

@@ -198,7 +198,7 @@ class FitNote(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""
         if trainer.is_global_zero:
-            none = "no epoch" if trainer.checkpoint_callback else "--trainer keeps none"
+            none = "no epoch" if trainer.checkpoint_callback else "--trainer.enable_checkpointing false"
             say(f"fitted: {_last_checkpoint(trainer) or f'{none}, so there is no checkpoint'}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
