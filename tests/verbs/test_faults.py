@@ -174,8 +174,8 @@ def test_a_checkpoint_that_was_cut_is_told_with_the_remedy(data, fitted, tmp_pat
     [
         ("fit", ["--trainer.logger=false"], 60_000, "last.ckpt:"),
         ("fit", [], 60_000, "into the folder of the run"),  # TensorBoard
-        ("test", [], 300, "results.csv:"),
-        ("predict", [], 300, "maps/0.png"),
+        ("test", [], 2_000, "results.json:"),
+        ("predict", [], 1_000, "maps/0.png"),
     ],
 )
 def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, options, size, what) -> None:
@@ -190,7 +190,7 @@ def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, op
     assert not list(tmp_path.glob("runs/*/*/*/*"))  # a run that failed leaves no folder
 
 
-@pytest.mark.parametrize(("verb", "size"), [("test", 6_000), ("predict", 6_000)])
+@pytest.mark.parametrize(("verb", "size"), [("test", 30_000), ("predict", 40_000)])
 def test_pictures_that_find_no_room_leave_the_numbers(fitted, tmp_path, verb, size) -> None:
     data = write_images(tmp_path / "in", {str(i): square(9, 90, 128) if i % 2 else None for i in range(4)}, 128)
     argv = [verb, *data, "--data.batch_size", "4", "--ckpt_path", str(fitted)]
