@@ -27,10 +27,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kanoclip.data.digests import READING_VERSION, code_of, digest, is_ours
+from kanoclip.data.faults import tell
 from kanoclip.data.files import write_bytes
 from kanoclip.data.identity import content_hashes
 from kanoclip.data.listing import cache_folder
-from kanoclip.data.loading import AnomalyDataset, Item, collate, start_worker, tell
+from kanoclip.data.loading import AnomalyDataset, Item, collate, start_worker
 from kanoclip.types import Features, KanoclipError, counted
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk

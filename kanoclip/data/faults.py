@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
 from kanoclip.types import KanoclipError
+
+log = logging.getLogger(__name__)
 
 
 class UnreadableImageError(KanoclipError):
@@ -57,3 +60,11 @@ def remark(path: str, what: str) -> None:
     """Say how a file was understood; see ``hearing``."""
     if (heard := _heard.get()) is not None:
         heard.append(Remark(path, what))
+
+
+def tell(remarks: Sequence[Remark], told: set[str]) -> None:
+    """Log each kind of remark once for a data set."""
+    for path, what in remarks:
+        if what not in told:
+            told.add(what)
+            log.warning("%s: %s It may not be the only one: kanoclip data check lists them.", path, what)

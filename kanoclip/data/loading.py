@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,11 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from kanoclip.data.faults import Remark, UnreadableImageError, hearing
+from kanoclip.data.faults import Remark, UnreadableImageError, hearing, tell
+from kanoclip.data.processes import leave_signals_to_parent
 from kanoclip.ranks import gather, rank_of
 from kanoclip.types import NORMAL, UNKNOWN, Batch, Features, KanoclipError
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -287,14 +285,7 @@ def make_loader(
     )
 
 
-def tell(remarks: Sequence[Remark], told: set[str]) -> None:
-    """Log each kind of remark once for a data set."""
-    for path, what in remarks:
-        if what not in told:
-            told.add(what)
-            log.warning("%s: %s It may not be the only one: kanoclip data check lists them.", path, what)
-
-
 def start_worker(worker: int) -> None:
     """Prepare a process that reads; ``worker_init_fn`` of a loader."""
+    leave_signals_to_parent()
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and the workers are the parallelism

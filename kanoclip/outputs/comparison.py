@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -13,15 +11,16 @@ from typing import Any, NamedTuple
 from rich.padding import Padding
 from rich.table import Table
 
+from kanoclip.outputs.names import csv_text, markdown
 from kanoclip.outputs.published import FLAGS, published
 from kanoclip.outputs.tables import METRICS, UNDEFINED, plain_table
 
 HEADINGS = ("data", "model", "fitted on", *(f"{one.level} {one.heading}" for one in METRICS.values()), "ms/image",
             "images", "seeds")  # fmt: skip
 PAGE = 50  # rows of a LaTeX table that fit on a page
-TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    sign: f"\\{sign}" for sign in "&%$#_{}"
-}
+TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+TEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 Values = dict[str, dict[int | None, float]]  # metric -> seed -> value
 
 
@@ -139,10 +138,9 @@ class Comparison:
     def markdown(self) -> str:
         """Return it as a Markdown table."""
         lines = [list(HEADINGS), ["---"] * 3 + ["--:"] * (len(HEADINGS) - 3)]
-        lines += [
-            [cell.replace("|", r"\|") for cell in cells] for section in self.sections for cells in _cells(section)
-        ]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n" + "\n\n".join(self.notes) + "\n"
+        lines += [list(map(markdown, cells)) for section in self.sections for cells in _cells(section)]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join([table, *map(markdown, self.notes)]) + "\n"
 
     def latex(self) -> str:
         """Return it as LaTeX for the package booktabs, and longtable if it is longer than a page."""
@@ -173,12 +171,10 @@ class Comparison:
 
     def csv(self) -> str:
         """Return it as csv with full digits; empty where undefined or not known."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         each = [f"{metric}{end}" for end in ("_std", "_sets") for metric in METRICS]
-        writer.writerow(
+        rows: list[list[Any]] = [
             ["data", "domain", "model", "auxiliary", *METRICS, *each, "ms_per_image", "images", "seeds", "source"]
-        )
+        ]
         for row in (row for section in self.sections for row in section):
             values = [row.values[metric] for metric in METRICS]
             means = [statistics.fmean(v) if v else "" for v in values]
@@ -186,8 +182,8 @@ class Comparison:
             sets = [row.sets.get(metric, "") for metric in METRICS]
             counts = ["" if v is None else v for v in (row.milliseconds, row.images, row.seeds)]
             about = [row.data, row.domain, row.model, row.auxiliary]
-            writer.writerow([*about, *means, *spreads, *sets, *counts, row.source or "measured here"])
-        return text.getvalue()
+            rows.append([*about, *means, *spreads, *sets, *counts, row.source or "measured here"])
+        return csv_text(rows)
 
 
 def _rows(tested: Sequence[Tested]) -> list[Row]:
@@ -297,4 +293,6 @@ def _direction() -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(sign, sign) for sign in text)
+    text = " ".join(text.split())
+    options = "{}" if text.startswith(("[", "*")) else ""  # of the line break above
+    return options + "".join(TEX.get(sign, sign) for sign in text)

@@ -26,6 +26,7 @@ from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
 LIKELIER = (0.5, 1.0)
 OUTLINE = (0, 255, 255)  # cyan: on no part of the heat map's path from violet over red to yellow
 OPACITY = 0.75
+STRIP = 1 << 20  # pixels that are coloured at once
 LONGEST = 2048  # longer side of a kept example, pixels: a strip enlarged to the model's size has millions of them
 
 # Inferno grows in lightness all the way, also for colour-blind eyes; its first third is nearly black, which would
@@ -68,13 +69,16 @@ def overlay(
             )
     if high < low:
         raise KanoclipError(f"The colour scale runs from low={low:g} to high={high:g}; give high >= low.")
-    scores = np.nan_to_num(anomaly_map.astype(np.float64)) - low
-    strength = np.clip(scores / max(high - low, 1e-12), 0, 1)
     result = image.copy()
-    hot = strength > 0
-    opacity = OPACITY * strength[hot][:, None]
-    colours = _COLOURS[np.rint(strength[hot] * 255).astype(np.uint8)]
-    result[hot] = np.rint((1 - opacity) * image[hot] + opacity * colours).astype(np.uint8)
+    rows = max(1, STRIP // image.shape[1])
+    for top in range(0, len(image), rows):  # a strip at a time: what is computed takes 100 bytes a pixel
+        strip = result[top : top + rows]
+        scores = np.nan_to_num(anomaly_map[top : top + rows].astype(np.float64)) - low
+        strength = np.clip(scores / max(high - low, 1e-12), 0, 1)
+        hot = strength > 0
+        opacity = OPACITY * strength[hot][:, None]
+        colours = _COLOURS[np.rint(strength[hot] * 255).astype(np.uint8)]
+        strip[hot] = np.rint((1 - opacity) * strip[hot] + opacity * colours).astype(np.uint8)
     if mask is not None and mask.any():
         outlines, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(result, outlines, -1, OUTLINE, max(1, round(min(mask.shape) / 400)))

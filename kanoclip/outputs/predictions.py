@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from io import BytesIO, StringIO
-from itertools import takewhile
+from datetime import datetime, timezone
+from io import BytesIO
+from itertools import chain, count, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,15 +18,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 
 from kanoclip.data.faults import UnreadableImageError
-from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
+from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image, write_json
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
+from kanoclip.outputs.names import csv_text, file_name, read_csv
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
+from kanoclip.outputs.results import about_run, tell_unwritten
 from kanoclip.ranks import gather
 from kanoclip.types import Batch, KanoclipError, Scores, counted
 
 COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay")
+AT_ONCE = 48_000_000
+"""Pixels of the pictures that are written at once, at most 4; a larger one is written alone. Each takes about 20 bytes
+a pixel: a gigabyte for all, and as much more as the largest picture needs that is above this."""
 
 
 class PredictionWriter(Callback):
@@ -36,15 +40,20 @@ class PredictionWriter(Callback):
     Below ``maps/`` and ``overlays/`` the folders of the input are kept, from the one that all images share. The
     overlay's colour begins at 0.5, where "anomalous" becomes likelier than "normal", and is full at 1. A batch is
     written while the next one is scored, and listed when all of it is on disk; an interruption waits for that, and so
-    loses nothing that was done. Of several processes each writes the files of its images and a csv of its own,
-    predictions-0.csv and so on, which become one at the end.
+    loses nothing that was done. An overlay that cannot be written is told and left out of its row. Of several processes
+    each writes the files of its images and a csv of its own, predictions-0.csv and so on, which become one at the end.
+    predictions.json, which comes last, says of what run the scores are.
 
     Args:
         map_format: "png" for 16 bit grey, 65535 = 1, or "npy" for float32.
         overlays: Whether to write overlays.
 
+    Attributes:
+        unwritten: Each overlay that could not be written, and why; of several processes the first one has all.
+
     Raises:
         KanoclipError: If ``map_format`` is neither, or a score is NaN or infinite.
+        CannotWriteError: If a map or the csv cannot be written; what was finished before is listed.
     """
 
     def __init__(self, map_format: str = "png", overlays: bool = True) -> None:
@@ -57,7 +66,8 @@ class PredictionWriter(Callback):
         self._names: dict[str, str] = {}  # in the order of the data
         self._taken: set[str] = set()
         self._count = self._coloured = 0  # images done, and those among them with some colour
-        self._writing: list[Future[tuple[Any, ...]]] = []  # the images of one batch
+        self._batch: Future[None] | None = None  # what is being written
+        self.unwritten: list[tuple[str, str]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder that all images share, name their files, and start the csv."""
@@ -67,13 +77,13 @@ class PredictionWriter(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
         self._root = _common([_place(path).parent for path in paths])
-        self._names, self._taken, self._writing = {}, set(), []
+        self._names, self._taken, self._batch, self.unwritten = {}, set(), None, []
         self._count = self._coloured = 0
-        self._pool = ThreadPoolExecutor(4)  # encoding releases Python's lock
+        self._pool = ThreadPoolExecutor(5)  # encoding releases Python's lock; the fifth lists what four have written
         for path in paths:
             self._name(path)
         self._file.unlink(missing_ok=True)
-        append_text(self._file, _csv([COLUMNS]))
+        append_text(self._file, csv_text([COLUMNS]))
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop when told to end (SIGTERM), which Lightning looks for in other stages only."""
@@ -91,18 +101,19 @@ class PredictionWriter(Callback):
     ) -> None:
         """Finish the batch before, and begin to write the files of this one."""
         self._finish()
-        scores: Scores = outputs
-        names = [self._name(path) for path in batch.path]
-        self._writing = [self._pool.submit(self._write, batch, scores, i, name) for i, name in enumerate(names)]
+        self._batch = self._pool.submit(self._write_batch, batch, outputs, [self._name(path) for path in batch.path])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish, bring together what several processes did, and say where everything is."""
         self._finish()
         self._pool.shutdown()
         self._count, self._coloured = (sum(gather(number)) for number in (self._count, self._coloured))
+        self.unwritten = tell_unwritten(self.unwritten, "the scores and maps are complete")
         if trainer.world_size > 1:
             self._join(trainer)
         if trainer.is_global_zero:
+            about = {"images": self._count, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+            write_json(self._folder / "predictions.json", about_run(trainer, pl_module) | about)
             folders = "maps/, overlays/" if self.overlays else "maps/"
             print(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
             if self.overlays and self._count and not self._coloured:
@@ -118,15 +129,27 @@ class PredictionWriter(Callback):
                 print(f"Stopped; {counted(self._count, 'image is', 'images are')} done: {self._file}")
 
     def _finish(self) -> None:
-        """Wait for the files of a batch, then write its rows."""
-        rows = [done.result() for done in self._writing if done.exception() is None]
-        writing, self._writing = self._writing, []
-        if rows:
-            append_text(self._file, _csv(rows))  # a full disk in the middle of a batch: what is written is also listed
+        """Wait until the batch is written and listed; raises what went wrong."""
+        if self._batch is not None:
+            self._batch.result()
+
+    def _write_batch(self, batch: Batch, scores: Scores, names: list[str]) -> None:
+        """Write the files of a batch, then its rows; in a thread, where no signal comes between file and row."""
+        rows: dict[int, tuple[Any, ...]] = {}
+        at_once = max(1, min(4, AT_ONCE // int(batch.size.prod(1).max())))
+
+        def write(first: int) -> None:
+            for i in range(first, len(names), at_once):
+                rows[i] = self._write(batch, scores, i, names[i])
+
+        writing = [self._pool.submit(write, first) for first in range(at_once)]
+        failures = [error for done in writing if (error := done.exception())]
+        if rows:  # a full disk in the middle of a batch: what is written is also listed
+            append_text(self._file, csv_text(rows[i] for i in sorted(rows)))
         self._count += len(rows)
-        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows)
-        for done in writing:
-            done.result()  # raises what went wrong
+        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows.values())
+        if failures:
+            raise failures[0]
 
     def _join(self, trainer: Trainer) -> None:
         """Make one csv, and one list of unreadable files, in the order of the data; both are the first process's."""
@@ -134,9 +157,9 @@ class PredictionWriter(Callback):
         gather_unreadable(getattr(getattr(trainer, "datamodule", None), "unreadable", []), self._names)
         files = gather(self._file)
         if trainer.is_global_zero:
-            rows = [row for file in files for row in _rows(file)[1:]]
+            rows = [list(row.values()) for file in files for row in read_csv(file)]
             rows.sort(key=lambda row: places.get(row[0], 0))
-            text = _csv([COLUMNS, *rows]).encode("utf-8", errors="surrogateescape")
+            text = csv_text([COLUMNS, *rows]).encode("utf-8", errors="surrogateescape")
             write_bytes(self._folder / "predictions.csv", text)
             for file in files:
                 file.unlink()
@@ -147,11 +170,13 @@ class PredictionWriter(Callback):
             return self._names[path]
         place = _place(path)
         relative = place.relative_to(self._root if place.is_relative_to(self._root) else place.anchor)
-        name = str(relative.with_suffix(""))
-        if name.casefold() in self._taken:  # a.jpg beside a.png; some file systems take A for a
-            name = str(relative.with_name(relative.name.replace(".", "_")))
-        while name.casefold() in self._taken:
-            name += "_"
+        # a.jpg beside a.png, and some file systems take A for a
+        more = (relative.name.replace(".", "_") + "_" * number for number in count())
+        for one in chain([relative.stem], more):
+            last = file_name(one, f".{self.map_format}").removesuffix(f".{self.map_format}")
+            name = str(relative.with_name(last))
+            if name.casefold() not in self._taken:
+                break
         self._taken.add(name.casefold())
         self._names[path] = name
         return name
@@ -165,27 +190,22 @@ class PredictionWriter(Callback):
                 f"32-true, or look for NaN in its weights."
             )
         heat = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
-        folder = self._folder
-        map_file, overlay_file = f"maps/{name}.{self.map_format}", f"overlays/{name}.png" if self.overlays else ""
+        map_file, overlay_file = f"maps/{name}.{self.map_format}", f"overlays/{name}.png"
         if self.map_format == "png":
-            write_image(folder / map_file, unit_to_uint16(heat))
+            write_image(self._folder / map_file, unit_to_uint16(heat))
         else:
-            write_bytes(folder / map_file, _npy(heat))
-        if self.overlays:
-            picture = _original(batch, i)
-            write_image(folder / overlay_file, overlay(picture, heat, None, *LIKELIER))
+            write_bytes(self._folder / map_file, _npy(heat))
+        if not (self.overlays and self._write_overlay(overlay_file, batch, i, heat)):
+            overlay_file = ""
         return batch.path[i], batch.category[i], f"{score:.6f}", f"{heat.max():.6f}", map_file, overlay_file
 
-
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
-    text = StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue()
-
-
-def _rows(file: Path) -> list[list[str]]:
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as source:
-        return list(csv.reader(source))
+    def _write_overlay(self, name: str, batch: Batch, i: int, heat: NDArray[np.float32]) -> bool:
+        try:
+            write_image(self._folder / name, overlay(_original(batch, i), heat, None, *LIKELIER))
+        except (OSError, cv2.error) as error:
+            self.unwritten.append((name, str(error)))
+            return False
+        return True
 
 
 def _place(path: str) -> PurePosixPath:

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip import __version__
 from kanoclip.backbone.embedded import FOLDER as EMBEDDED
@@ -26,6 +25,7 @@ from kanoclip.data.files import CannotWriteError, read_json, say_damaged, write_
 from kanoclip.knowledge.base import FOLDER as KNOWLEDGE
 from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.checkpoint import CheckpointError, read_checkpoint, run_seed, zero_shot
+from kanoclip.outputs.names import file_name
 from kanoclip.outputs.progress import how_far
 from kanoclip.ranks import gather
 from kanoclip.registry import NAMES
@@ -42,7 +42,7 @@ def run_folder(trainer: Trainer) -> Path:
 def folder_name(identity: str) -> str:
     """Turn a data set's identity into a folder's name: ``folder /home/me/photos`` -> ``folder-photos``."""
     name, _, path = identity.encode("utf-8", "replace").decode().partition(" ")  # TensorBoard takes UTF-8 names alone
-    return f"{name}-{Path(path).stem}" if path else name
+    return file_name(f"{name}-{Path(path).stem}" if path else name)
 
 
 def claim_version(folder: Path) -> Path:
@@ -207,20 +207,22 @@ class FitNote(Callback):
         """Say how far it is."""
         if trainer.is_global_zero and trainer.progress_bar_callback is None:
             loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
-            _say(f"{how_far(trainer)} done, loss {loss:.3g}")
+            say(f"{how_far(trainer)} done, loss {loss:.3g}")
+            say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""
         if trainer.is_global_zero:
-            _say(f"fitted: {_last_checkpoint(trainer) or 'no epoch, so there is no checkpoint'}.")
+            none = "no epoch" if trainer.checkpoint_callback else "--trainer.enable_checkpointing false"
+            say(f"fitted: {_last_checkpoint(trainer) or f'{none}, so there is no checkpoint'}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the checkpoint of the epochs before, if there is one."""
-        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException, CannotWriteError))
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit, CannotWriteError))  # SIGTERM raises the latter
         if trainer.state.fn == TrainerFn.FITTING and stopped:
             path = _last_checkpoint(trainer)
             done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
-            _say(f"interrupted. Finished epochs: {done}.")
+            say(f"interrupted. Finished epochs: {done}.")
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
@@ -230,5 +232,6 @@ def _last_checkpoint(trainer: Trainer) -> str:
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Tell a reader something beside the results."""
     print(f"kanoclip: {text}", file=sys.stderr)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 
 from kanoclip import __version__
 from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.data.loading import gather_unreadable
 from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings, zero_shot
+from kanoclip.outputs.names import file_name, plain_name
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
-from kanoclip.outputs.record import run_folder
+from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.sheet import choose
 from kanoclip.outputs.tables import print_results, results_csv, tell
 from kanoclip.ranks import gather
@@ -61,7 +63,11 @@ class ResultsWriter(Callback):
     Those of ``validate`` are printed alone; in a fit they are in its log.
 
     Args:
-        overlays: How many panels to write, spread over categories, labels and kinds of defect; 0 for none.
+        overlays: How many panels to write, spread over categories, labels and kinds of defect; 0 for none. They come
+            last, and one that cannot be written is told and left out.
+
+    Attributes:
+        unwritten: Each panel that could not be written, and why; of several processes the first one has all.
     """
 
     def __init__(self, overlays: int = 16) -> None:
@@ -73,10 +79,11 @@ class ResultsWriter(Callback):
         self._range = ScoreRange()
         self._chosen: dict[str, int] = {}
         self._examples: dict[int, Example] = {}
+        self.unwritten: list[tuple[str, str]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew: one trainer may test several sets. Choose the images to show, whatever they will score."""
-        self._images, self._examples, self._folder = 0, {}, run_folder(trainer)
+        self._images, self._examples, self._folder, self.unwritten = 0, {}, run_folder(trainer), []
         data: Any = getattr(trainer, "datamodule", None)
         samples = data.part("test") if hasattr(data, "part") else []
         batch_size = getattr(trainer.test_dataloaders, "batch_size", None) or 1
@@ -112,25 +119,22 @@ class ResultsWriter(Callback):
         self._seconds = time.monotonic() - self._start
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and write; each process writes the pictures of its own images."""
-        self._write_overlays(self._folder)
+        """Print and write the numbers, then the pictures, each process those of its own images."""
         self._images, self._seconds = sum(gather(self._images)), max(gather(self._seconds))
         shown = any(gather(bool(self._examples)))
         data: Any = getattr(trainer, "datamodule", None)
         paths = [sample.image for sample in data.part("test")] if hasattr(data, "part") else []
         unreadable = gather_unreadable(getattr(data, "unreadable", []), paths)
-        if not trainer.is_global_zero:
-            return
-        report, folder, results = (
-            self._report(trainer, pl_module, unreadable),
-            self._folder,
-            getattr(pl_module, "results", {}),
-        )
-        write_text(folder / "results.csv", results_csv(results))
-        write_json(folder / "results.json", report)  # last: where it is, the rest is too
-        tell(f"\n{headline(report)}")
-        print_results(results)
-        print(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}")
+        if trainer.is_global_zero:
+            report, folder = self._report(trainer, pl_module, unreadable), self._folder
+            results = getattr(pl_module, "results", {})
+            write_text(folder / "results.csv", results_csv(results))
+            write_json(folder / "results.json", report)  # last: where it is, all numbers are
+            tell(f"\n{headline(report)}")
+            print_results(results)
+            print(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}", flush=True)
+        self._write_overlays(self._folder)
+        self.unwritten = tell_unwritten(self.unwritten, "the numbers are complete")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the metrics of what is held out."""
@@ -142,33 +146,19 @@ class ResultsWriter(Callback):
     ) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
         model: Any = pl_module
-        checkpoint = os.fspath(trainer.ckpt_path) if trainer.ckpt_path else ""
         auxiliary, seen = getattr(model, "auxiliary", None), getattr(model, "fitted_images", None)
         digests = data.image_digests("test") if hasattr(data, "image_digests") else None
-        report = {
-            "model": getattr(model, "name", "") or type(model).__name__,
-            "data": getattr(data, "identity", "unnamed data"),
-            "auxiliary": auxiliary,
+        report = about_run(trainer, pl_module) | {
             "zero_shot": True if auxiliary is None else zero_shot(seen, digests),
-            "components": getattr(model, "describe_components", dict)(),
-            "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if os.path.isfile(checkpoint) else None,
-            "backbone": backbone_of(model)["fingerprint"],
-            "seed": getattr(model, "fit_seed", None),
-            "data_seed": getattr(data, "seed", None),
-            "precision": str(trainer.precision),
             "images": self._images,
             "unreadable": unreadable,
             "left_out": getattr(data, "left_out", []),
             "samples": data.samples_digest("test") if hasattr(data, "samples_digest") else None,
             "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
-            "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
             "results": getattr(model, "results", {}),
             "results_version": RESULTS_VERSION,
-            "options": plain({"model": _options(model), "data": _settings(data)}),
-            "versions": {"kanoclip": __version__, "python": platform.python_version()}
-            | {name: version(name) for name in LIBRARIES},
         }
         return report | {"identity": identity(report)}
 
@@ -178,11 +168,55 @@ class ResultsWriter(Callback):
 
         def write(turn: int) -> None:
             shown = self._examples[turn]
-            name = re.sub(r"[^\w.-]+", "_", f"{turn:02d}_{shown.category}_{shown.defect or 'unknown'}")
-            write_image(folder / "overlays" / f"{name}_{shown.score:.3f}.png", panel(shown, low, high))
+            name = plain_name(f"{turn:02d}_{shown.category}_{shown.defect or 'unknown'}")
+            path = folder / "overlays" / file_name(name, f"_{shown.score:.3f}.png")
+            try:
+                write_image(path, panel(shown, low, high))
+            except (OSError, cv2.error) as error:
+                self.unwritten.append((path.name, str(error)))
 
         with ThreadPoolExecutor(4) as pool:  # drawing and encoding release Python's lock
-            list(pool.map(write, sorted(self._examples)))  # the first error is raised
+            list(pool.map(write, sorted(self._examples)))  # the first other error is raised
+
+
+def about_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Say what a run's scores depend on: model, checkpoint, options, precision and versions."""
+    data: Any = getattr(trainer, "datamodule", None)
+    model: Any = pl_module
+    checkpoint = os.fspath(trainer.ckpt_path) if trainer.ckpt_path else ""
+    return {
+        "model": getattr(model, "name", "") or type(model).__name__,
+        "data": getattr(data, "identity", "unnamed data"),
+        "auxiliary": getattr(model, "auxiliary", None),
+        "components": getattr(model, "describe_components", dict)(),
+        "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if os.path.isfile(checkpoint) else None,
+        "backbone": backbone_of(model)["fingerprint"],
+        "seed": getattr(model, "fit_seed", None),
+        "data_seed": getattr(data, "seed", None),
+        "precision": str(trainer.precision),
+        "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
+        "options": plain({"model": _options(model), "data": _settings(data)}),
+        "versions": {"kanoclip": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+    }
+
+
+def tell_unwritten(mine: list[tuple[str, str]], rest: str) -> list[tuple[str, str]]:
+    """Say in one line how many pictures could not be written. Collective.
+
+    Args:
+        mine: Name and reason of those of this process.
+        rest: What is said of all else.
+
+    Returns:
+        Those of all processes in the first one, none in the others.
+    """
+    everything = [pair for theirs in gather(mine) for pair in theirs]
+    if getattr(rank_zero_only, "rank", 0):
+        return []
+    if everything:
+        say(f"{len(everything)} pictures could not be written; {rest}. The first: {everything[0][1]}")
+    return everything
 
 
 def headline(report: dict[str, Any]) -> str:

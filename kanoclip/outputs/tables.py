@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import shutil
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from kanoclip.outputs.names import csv_text
 
 UNDEFINED = "—"
 ENDLESS = 10_000  # characters a line, in a file or a pipe
@@ -127,12 +128,9 @@ def results_csv(results: Results) -> str:
     The last two rows are ``mean`` and ``mean_over``, the number of categories behind each mean.
     """
     *rows, mean = results_rows(results)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["category", "images", "normal", "anomalous", *METRICS], lineterminator="\n")
-    writer.writeheader()
-    over = mean.pop("over")
-    writer.writerows([*rows, mean, {"category": "mean_over"} | over])
-    return text.getvalue()
+    columns, over = ["category", "images", "normal", "anomalous", *METRICS], mean.pop("over")
+    shown = [*rows, mean, {"category": "mean_over"} | over]
+    return csv_text([columns, *([row.get(name) for name in columns] for row in shown)])
 
 
 def plain_table(gap: int = 3) -> Table:

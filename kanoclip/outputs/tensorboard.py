@@ -40,6 +40,11 @@ class ExampleMaps(Callback):
         """Start anew."""
         self._batch, self._held_out = None, {}
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log a fit of fewer steps than ``log_every_n_steps`` too, once, at its end."""
+        settings: Any = trainer
+        settings.log_every_n_steps = int(min(settings.log_every_n_steps, trainer.estimated_stepping_batches))
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:

@@ -57,6 +57,8 @@ def check_options(verb: str, chosen: Namespace) -> None:
     if chosen.get("data") is None:
         raise UsageError(f"{verb} needs a data set: add --data NAME. {WHICH_DATA}")
     local_path(str(chosen.trainer.default_root_dir or ""), "--trainer.default_root_dir")
+    if chosen.trainer.get("barebones"):
+        raise UsageError("--trainer.barebones switches off all that a run leaves behind. Leave it out.")
     precision = str(chosen.trainer.precision or "")
     if re.fullmatch(r"(bf)?16-true|transformer-engine.*", precision):
         raise UsageError(f"--trainer.precision {precision} would round the scores too. Use bf16-mixed or 16-mixed.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,11 @@ from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, named, set_optimizer
-from kanoclip.verbs.say import complain, mistake, note, quiet, unless_quick
+from kanoclip.verbs.ending import EndWhenTold, reason
+from kanoclip.verbs.say import complain, note, quiet, unless_quick
 from kanoclip.verbs.table import VERBS
 
 RUNS = "runs"
-LOST = r"DistBackendError|Connection (closed|reset) by peer"  # what NCCL and gloo raise when a process is gone
 
 
 class NoFitError(MissingError):
@@ -76,6 +75,8 @@ class KanoclipCLI(LightningCLI):
             if self.folder:
                 drop_if_empty(self.folder)
             raise
+        if self.folder and self.trainer.fast_dev_run:
+            drop_if_empty(self.folder)
 
     def _run(self) -> None:
         verb = self.command.verb
@@ -98,6 +99,7 @@ class KanoclipCLI(LightningCLI):
                     ResultsWriter(),
                     PredictionWriter(),
                     FitNote(),
+                    EndWhenTold(),
                 ],
             },
             seed_everything_default=111,
@@ -220,19 +222,23 @@ class KanoclipCLI(LightningCLI):
         trainer = self.config_init[self.command.verb].trainer
         folder = Path(trainer.default_root_dir or RUNS, self.command.verb, self.model.name or "model")
         data, logger = folder_name(self.datamodule.identity), trainer.logger
-        if logger in (None, True):
+        if logger in (None, True) and self.command.verb != "predict" and not trainer.fast_dev_run:
             self.folder = claim_version(folder / data)
             kwargs["logger"] = TensorBoardLogger(folder, data, version=int(self.folder.name[8:]))
-        elif getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None:
-            self.folder = claim_version(folder / data)  # no logger, or one with no folder to share
+        elif (
+            trainer.fast_dev_run or getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None
+        ):
+            self.folder = claim_version(folder / data)  # nothing to log, no logger, or one with no folder to share
             kwargs["default_root_dir"] = str(self.folder)
+            kwargs["logger"] = False if logger in (None, True) else logger
         callbacks = trainer.callbacks or []
         own = {type(one) for one in (callbacks if isinstance(callbacks, list) else [callbacks])} - {ModelCheckpoint}
+        own |= {ModelCheckpoint} if trainer.enable_checkpointing is False else set()
         usual = self.trainer_defaults["callbacks"]  # without those that were given: two would write the same files
         self.trainer_defaults["callbacks"] = [one for one in usual if type(one) not in own]
         try:
             built = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:  # about its options
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:  # about its options
             raise KanoclipError(f"--trainer: {' '.join(str(error).split())}") from error
         if type(bar := built.progress_bar_callback) is RichProgressBar:  # not one that was asked for
             built.callbacks[built.callbacks.index(bar)] = Bar()  # type: ignore[attr-defined]
@@ -258,24 +264,24 @@ def main(command: CommandLine) -> int:
     try:
         cli = KanoclipCLI(command)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
-        if isinstance(end, SIGTERMException):
+        if isinstance(end, SIGTERMException) or end.code == 143:
+            note("stopped by SIGTERM.")
             return 143
         if isinstance(end.__context__, KeyboardInterrupt):
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        said, rank = mistake(error), getattr(rank_zero_only, "rank", 0)
-        if re.search(LOST, f"{type(error).__name__}: {error}"):
-            said = "lost the connection to the other processes; one of them says why, or was killed."
+        said, rank = reason(error), getattr(rank_zero_only, "rank", 0)
         if said is None or os.environ.get("KANOCLIP_TRACEBACK"):
             raise
         return complain(f"process {rank}: {said}" if rank else said)
+    callbacks: Any = vars(cli.trainer)["callbacks"]
     unreadable = getattr(cli.datamodule, "unreadable", [])
     for path, why in unreadable:
         note(f"skipped {path}: {why}")
     if unreadable:
         note(f"{counted(len(unreadable), 'file')} could not be read; all others are done.")
-    return 1 if unreadable else 0
+    return 1 if unreadable or any(getattr(one, "unwritten", []) for one in callbacks) else 0
 
 
 def _about(verb: str) -> str:

@@ -98,6 +98,7 @@ def quiet() -> None:
     atexit.register(gc.freeze)  # or Python looks through all there is before it leaves, for a second or two
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # speaks only if it was asked for
     for message in (
         ".*does not have many workers.*",  # expected on 2 cores
         ".*Checkpoint directory.*",

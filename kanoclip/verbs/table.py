@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from kanoclip import __version__
+from kanoclip.data.processes import PARENT, end_when_told, end_with
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
 from kanoclip.verbs import configs
 from kanoclip.verbs.say import complain, folded, mistake
@@ -77,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done, 1 done in part, 2 a mistake of the caller, 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).
     """
-    if arguments is None and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
+    if arguments is None:
+        _begin()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _run(argv)
@@ -93,6 +94,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(said)
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds
         return 130
+    except SystemExit as end:
+        if end.code == 143 and os.environ.get("LOCAL_RANK", "0") == "0":
+            print("kanoclip: stopped by SIGTERM.", file=sys.stderr)
+        raise
+
+
+def _begin() -> None:
+    """Make this the process of a command of its own: its signals, its working folder, its parent."""
+    end_when_told()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where a user's own component is; a console script does not look there
+    if "LOCAL_RANK" in os.environ:  # one of several, started by the first one or by torchrun
+        end_with(int(os.environ.get(PARENT, os.getppid())))
+    else:
+        os.environ[PARENT] = str(os.getpid())
 
 
 def _run(argv: Any) -> int:

@@ -178,3 +178,8 @@ def test_a_metric_of_which_less_is_better_is_told(monkeypatch) -> None:
     assert "higher is better, but lower for pixel error;" in comparison.notes[0]
     assert r"\multicolumn{5}{c}{pixel}" in comparison.latex()
     assert rows(comparison)[0]["pixel_error"] == "0.125"
+
+
+def test_a_label_of_any_signs_is_shown_as_it_is_in_latex() -> None:
+    text = Comparison([outcome(data="[x] *", model="a & b_c <|>")]).latex()
+    assert "\n{}[x] * & a \\& b\\_c \\textless{}\\textbar{}\\textgreater{} & " in text

@@ -1,6 +1,9 @@
 import csv
+import json
 import os
+import re
 import signal
+import time
 
 import cv2
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from kanoclip.outputs import PredictionWriter
+from kanoclip.outputs.names import read_csv
 
 GREY = np.full((30, 40, 3), 90, np.uint8)
 
@@ -121,6 +125,72 @@ def test_names_that_differ_only_in_suffix_or_case_do_not_overwrite_each_other(ki
     predict(kit, kit.data(kit.samples(*(f"d/ring/good/{name}" for name in names))))
     assert len(rows(kit)) == len({row["map"].casefold() for row in rows(kit)}) == len(files(kit, "maps")) == 5
     assert [row["map"] for row in rows(kit)][:2] == ["maps/a.png", "maps/a_png.png"]
+
+
+def test_names_of_any_length_and_letters_are_written(kit):
+    names = ("缺" * 80 + "1.jpg", "缺" * 84 + "1.j", "缺" * 84 + "2.j", "x" * 253 + ".j", "x" * 253 + ".k")
+    predict(kit, kit.data(kit.samples(*(f"d/ring/good/{name}" for name in names))))
+    found = [row["map"].removeprefix("maps/") for row in rows(kit)]
+    assert len({name.casefold() for name in found}) == len(files(kit, "maps")) == len(files(kit, "overlays")) == 5
+    assert max(len(name.encode()) for name in found) <= 255
+
+
+def test_a_name_that_a_spreadsheet_would_run_is_harmless_and_comes_back(kit):
+    names = ["=cmd|' -C calc'!A0.jpg", "@SUM(1).jpg", "'quoted.jpg", "-1\tx.jpg", 'a\rb\nc,d".jpg', "\udcff.jpg"]
+    paths = [f"{name}/ring/good/{name}" for name in names]
+    predict(kit, kit.data(kit.samples(*paths)))
+    assert [row["path"] for row in read_csv(kit.folder / "predictions.csv")] == paths
+    raw = (kit.folder / "predictions.csv").read_bytes().decode("utf-8", "surrogateescape")
+    assert not re.search(r"(^|[\n,]\"?)[=@]", raw)
+
+
+def test_an_overlay_that_cannot_be_written_is_told_and_left_out_of_its_row(kit, monkeypatch, capsys):
+    from kanoclip.outputs import predictions
+
+    write = predictions.write_image
+
+    def full(path, image):
+        if path.parent.name == "overlays" and path.name == "2.png":
+            raise OSError("Cannot write 2.png: disk full")
+        write(path, image)
+
+    monkeypatch.setattr(predictions, "write_image", full)
+    writer = PredictionWriter()
+    predict(kit, kit.data(kit.samples(*(f"d/ring/good/{i}.png" for i in range(1, 4)))), writer)
+    assert [row["overlay"] for row in rows(kit)] == ["overlays/1.png", "", "overlays/3.png"]
+    assert [row["map"] for row in rows(kit)] == [f"maps/{i}.png" for i in range(1, 4)]
+    said = "kanoclip: 1 pictures could not be written; the scores and maps are complete. The first: Cannot write 2.png"
+    assert said in capsys.readouterr().err
+    assert [name for name, _ in writer.unwritten] == ["overlays/2.png"]
+
+
+def test_large_pictures_are_written_one_at_a_time(kit, photos, monkeypatch):
+    from kanoclip.outputs import predictions
+
+    monkeypatch.setattr(predictions, "AT_ONCE", 30 * 40 * 2)
+    running, most = [], []
+
+    def watched(*arguments):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.05)
+        running.pop()
+        return original(*arguments)
+
+    original = predictions.overlay
+    monkeypatch.setattr(predictions, "overlay", watched)
+    big = kit.data(photos.samples, size=(30, 81))
+    predict(kit, big)
+    assert max(most) == 1
+    assert len(rows(kit)) == 3
+
+
+def test_a_record_says_of_what_run_the_scores_are(kit, photos):
+    predict(kit, photos)
+    record = json.loads((kit.folder / "predictions.json").read_text())
+    assert (record["model"], record["images"], record["precision"]) == ("brightness", 3, "32-true")
+    assert record["options"]["data"]["size"] == [30, 40]
+    assert {"checkpoint", "components", "settings", "versions", "time"} <= set(record)
 
 
 def test_drawn_images_have_folders_too(kit):

@@ -51,6 +51,31 @@ def test_overlays_are_named_by_what_they_show(tested, kit):
     ]
 
 
+def test_a_picture_that_cannot_be_written_is_told_after_the_numbers(kit, monkeypatch, capsys):
+    from kanoclip.outputs import results
+
+    def full(path, image):
+        assert (kit.folder / "results.json").is_file()
+        raise OSError(f"Cannot write {path.name}: disk full")
+
+    monkeypatch.setattr(results, "write_image", full)
+    writer = ResultsWriter(overlays=4)
+    kit.trainer(writer).test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
+    said = capsys.readouterr()
+    assert "ring" in said.out
+    assert "4 pictures could not be written; the numbers are complete. The first: Cannot write 0" in said.err
+    assert len(writer.unwritten) == 4
+
+
+@pytest.mark.parametrize("category", ["x" * 300, "缺" * 200, "a/../b:*?<", "\ud800"])
+def test_a_category_of_any_letters_has_its_picture(kit, category):
+    samples = [Sample("d/1.png", (), 1, category, category), Sample("d/2.png", (), 0, category, "good")]
+    kit.trainer(ResultsWriter()).test(kit.model(), kit.data(samples), verbose=False)
+    names = [path.name for path in (kit.folder / "overlays").iterdir()]
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 255 and name.endswith("0.png") for name in names)
+
+
 def test_the_table_is_printed_below_the_protocol(tested, kit, capsys):
     kit.trainer(ResultsWriter(overlays=0)).test(kit.model(), kit.data(kit.samples(*PATHS)), verbose=False)
     printed = capsys.readouterr().out

@@ -109,14 +109,14 @@ def test_a_fit_that_is_killed_before_its_record_is_whole_does_not_count_as_finis
     assert "No finished fit of kanoclip" in err[0]
 
 
-@pytest.mark.parametrize("turn", [3, 8])
-def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitted, tmp_path, turn) -> None:
-    argv = ["test", *data, "--ckpt_path", str(fitted)]  # six overlays, results.csv, results.json
+@pytest.mark.parametrize(("turn", "done"), [(2, 0), (5, 1)])
+def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitted, tmp_path, turn, done) -> None:
+    argv = ["test", *data, "--ckpt_path", str(fitted)]  # results.csv, results.json, six overlays
     assert run(1, argv, tmp_path, fault=partial(kill_in_write, turn))[0] == [KILLED]
     assert whole(tmp_path)
-    assert not list(tmp_path.rglob("results.json"))
+    assert len(list(tmp_path.rglob("results.json"))) == done
     assert run(1, argv, tmp_path)[0] == [0]
-    (report,) = tmp_path.rglob("results.json")
+    report = sorted(tmp_path.rglob("results.json"))[-1]
     assert report.parent.name == "version_1"
     assert json.loads(report.read_text())["images"] == 6
 
@@ -174,8 +174,8 @@ def test_a_checkpoint_that_was_cut_is_told_with_the_remedy(data, fitted, tmp_pat
     [
         ("fit", ["--trainer.logger=false"], 60_000, "last.ckpt:"),
         ("fit", [], 60_000, "into the folder of the run"),  # TensorBoard
-        ("test", [], 2_000, "overlays/00_"),
-        ("predict", [], 2_000, "overlays/0.png"),
+        ("test", [], 2_000, "results.json:"),
+        ("predict", [], 1_000, "maps/0.png"),
     ],
 )
 def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, options, size, what) -> None:
@@ -188,6 +188,27 @@ def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, op
     assert line.endswith("Free the disk or choose another place with --trainer.default_root_dir.")
     assert "Traceback" not in err[0]
     assert not list(tmp_path.glob("runs/*/*/*/*"))  # a run that failed leaves no folder
+
+
+@pytest.mark.parametrize(("verb", "size"), [("test", 30_000), ("predict", 40_000)])
+def test_pictures_that_find_no_room_leave_the_numbers(fitted, tmp_path, verb, size) -> None:
+    data = write_images(tmp_path / "in", {str(i): square(9, 90, 128) if i % 2 else None for i in range(4)}, 128)
+    argv = [verb, *data, "--data.batch_size", "4", "--ckpt_path", str(fitted)]
+    codes, out, err = run(1, argv, tmp_path, fault=partial(full_disk, size))
+    assert codes == [1], err
+    (line,) = [line for line in err[0].splitlines() if "could not be written" in line]
+    assert line.startswith("kanoclip: 4 pictures could not be written; the ")
+    assert "complete. The first: Cannot write " in line
+    assert "Traceback" not in err[0]
+    (folder,) = tmp_path.glob(f"runs/{verb}/*/*/*")
+    if verb == "test":
+        assert json.loads((folder / "results.json").read_text())["images"] == 4
+        assert "image score" not in out[0]
+        assert "normal" in out[0]
+    else:
+        rows = list(csv.DictReader((folder / "predictions.csv").open(newline="")))
+        assert [(row["map"], row["overlay"]) for row in rows] == [(f"maps/{i}.png", "") for i in range(4)]
+        assert json.loads((folder / "predictions.json").read_text())["images"] == 4
 
 
 def test_a_benchmark_on_a_full_disk_ends_in_one_line(tmp_path) -> None:

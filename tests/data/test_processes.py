@@ -1,0 +1,83 @@
+"""Children end with their parent, and leave its signals to it."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kanoclip.data.processes import PARENT, end_when_told
+
+HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def start(code: str) -> tuple[subprocess.Popen, int, int]:
+    """Start a process that starts another one with ``code``, which prints when it is ready.
+
+    Returns the first, the id of the second, and a pipe that ends when both have.
+    """
+    end, held = os.pipe()
+    outer = (
+        "import os, subprocess, sys, time\n"
+        f"os.environ[{PARENT!r}] = str(os.getpid())\n"
+        f"command = [sys.executable, '-c', {code!r}]\n"
+        f"child = subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[{held}])\n"
+        "print(child.stdout.readline() and child.pid, flush=True)\n"
+        "time.sleep(100)\n"
+    )
+    command = [sys.executable, "-c", outer]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=HERE, pass_fds=[held])
+    os.close(held)
+    assert parent.stdout
+    return parent, int(parent.stdout.readline()), end
+
+
+def gone(end: int, seconds: float = 20) -> bool:
+    """Wait until both are gone."""
+    return bool(select.select([end], [], [], seconds)[0])
+
+
+ENDS = "import os, time\nfrom kanoclip.data.processes import end_with\nend_with(os.getppid())\nprint(1, flush=True)\n"
+
+
+@pytest.mark.parametrize("waits", ["time.sleep(100)", "os.read(os.pipe()[0], 1)"])
+def test_a_child_ends_with_a_parent_that_is_killed_whatever_it_waits_for(waits) -> None:
+    parent, _, end = start(ENDS + waits)
+    parent.kill()
+    parent.wait()
+    assert gone(end)
+
+
+def test_a_child_whose_parent_is_gone_before_it_looks_ends_too() -> None:
+    late = f"import os\nprint(1, flush=True)\nwhile os.getppid() == int(os.environ[{PARENT!r}]): pass\n"
+    late += f"import time\nfrom kanoclip.data.processes import end_with\nend_with(int(os.environ[{PARENT!r}]))\n"
+    parent, _, end = start(late + "time.sleep(100)")
+    parent.kill()
+    parent.wait()
+    assert gone(end)
+
+
+def test_a_worker_ignores_what_its_group_is_sent() -> None:
+    code = "import time\nfrom kanoclip.data.processes import leave_signals_to_parent\nleave_signals_to_parent()\n"
+    parent, pid, end = start(code + "print(1, flush=True)\ntime.sleep(100)")
+    for told in (signal.SIGTERM, signal.SIGINT):
+        os.kill(pid, told)
+    assert not gone(end, 0.5)
+    parent.kill()
+    parent.wait()
+    assert gone(end)
+
+
+def test_sigterm_raises_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        end_when_told()
+        with pytest.raises(SystemExit) as end:
+            signal.raise_signal(signal.SIGTERM)
+        assert end.value.code == 143
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
