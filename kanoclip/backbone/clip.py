@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.attention import Attention
-from kanoclip.backbone.loading import SCHEMES, load
+from kanoclip.backbone.loading import SCHEMES, load, set_activation
 from kanoclip.backbone.text import TextEncoder
 from kanoclip.data.digests import tensor_bytes
 from kanoclip.types import Features, KanoclipError
@@ -51,6 +51,8 @@ class CLIPBackbone(nn.Module):
         position: How the position embedding is resized if the image size is not that of the pretraining: bicubic with
             antialias, as in open_clip, or bilinear without, as in CLIP Surgery and AnomalyCLIP.
         cls_norm: Whether the global feature passes CLIP's last norm. AnomalyCLIP's code leaves it out: false.
+        activation: Of both towers. null: what the weights were trained with, by their tag. APRIL-GAN, AdaCLIP, AA-CLIP
+            and Bayes-PFL ran OpenAI's weights, trained with QuickGELU, with GELU: their heads need ``gelu``.
 
     Attributes:
         dim: Joint width D of images and texts.
@@ -83,9 +85,12 @@ class CLIPBackbone(nn.Module):
         levels: list[int] | None = None,
         position: Literal["bicubic", "bilinear"] = "bicubic",
         cls_norm: bool = True,
+        activation: Literal["gelu", "quick_gelu"] | None = None,
     ) -> None:
         super().__init__()
         model, tokenizer = load(name, pretrained)
+        if activation is not None:
+            set_activation(model, activation)
         self.visual = visual = model.visual
         self.dim: int = visual.output_dim
         self.depth = len(visual.transformer.resblocks)
@@ -130,12 +135,21 @@ class CLIPBackbone(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of all weights (names, types, shapes, values) and of activations other than GELU."""
+        """sha256, hexadecimal, of all weights (names, types, shapes, values) and of what else the blocks compute.
+
+        That is each activation other than GELU, each norm whose epsilon is not 1e-5, and the number of heads where
+        their width is not 64, or 32 in towers narrower than 256; what is usual adds nothing, and old caches stay valid.
+        """
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name, module in self.named_modules():
                 if name.endswith(".gelu") and repr(module) != repr(nn.GELU()):  # open_clip's name for any activation
                     digest.update(f"{name} {module!r}".encode())
+                heads, eps = getattr(module, "num_heads", None), getattr(module, "eps", 1e-5)
+                if heads is not None and module.embed_dim != heads * (64 if module.embed_dim >= 256 else 32):
+                    digest.update(f"{name} {heads} heads".encode())
+                if eps != 1e-5:
+                    digest.update(f"{name} {eps}".encode())
             for name, weight in sorted(self.named_parameters()):
                 digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
                 digest.update(tensor_bytes(weight))

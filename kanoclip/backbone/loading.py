@@ -16,8 +16,9 @@ from typing import Any
 import httpx2
 import huggingface_hub
 import open_clip
+from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from kanoclip.registry import did_you_mean
 from kanoclip.types import KanoclipError, MissingError
@@ -132,6 +133,21 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
                 "'clip.safetensors')\""
             )
         raise KanoclipError(f"{path} does not hold weights of {name} ({_first_line(error)}). {remedy}") from error
+
+
+def set_activation(model: nn.Module, activation: str) -> None:
+    """Let both towers of an open_clip model compute ``gelu`` or ``quick_gelu``.
+
+    Raises:
+        KanoclipError: For anything else.
+    """
+    kinds: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+    if activation not in kinds:
+        raise KanoclipError(
+            f"activation is {activation!r}, expected gelu or quick_gelu. Use --model.backbone.activation gelu."
+        )
+    for block in [module for module in model.modules() if hasattr(module, "gelu")]:  # open_clip's name for any of them
+        block.gelu = kinds[activation]()
 
 
 def _check_supported(name: str, config: dict[str, Any]) -> None:

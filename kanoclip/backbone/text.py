@@ -65,6 +65,16 @@ class TextEncoder(nn.Module):
         ids = self.tokenize(texts)
         return self.token_embedding(ids), self._end(ids)
 
+    def lengths(self, texts: list[str]) -> Tensor:
+        """Texts -> number of tokens ``(K,)`` of each before its padding."""
+        ids = self.tokenize(["", *texts])
+        number = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        return ((ids[1:] != ids[0, -1]) * number).amax(1)  # an empty text ends in padding
+
+    def moved(self, eot: Tensor, count: int) -> Tensor:
+        """Return where the token to read is once ``count`` tokens were put behind the first one."""
+        return eot if self.pooling in ("first", "last") else eot + count
+
     def encode(self, texts: list[str]) -> Tensor:
         """Texts -> ``(K, D)``, unit length."""
         chunks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]

@@ -161,7 +161,7 @@ class LearnedPrompts(Prompts):
         """Draw the learned vectors from N(0, 0.02), and embed the words that follow them."""
         words = [self.normal, self.anomalous]
         embeddings, eot = backbone.token_embeddings(words)  # (2, M, W), (2,)
-        longest = int(eot.max()) + 1 + self.context
+        longest = int(backbone.text.lengths(words).max()) + self.context
         if longest > backbone.context_length:
             raise KanoclipError(
                 f"A prompt of {self.context} learned vectors and the words {words} takes {longest} tokens, but "
@@ -170,7 +170,7 @@ class LearnedPrompts(Prompts):
         keep = backbone.context_length - self.context
         self.register_buffer("begin", embeddings[:, :1].clone(), persistent=False)
         self.register_buffer("end", embeddings[:, 1:keep].clone(), persistent=False)
-        self.register_buffer("eot", eot + self.context, persistent=False)
+        self.register_buffer("eot", backbone.text.moved(eot, self.context), persistent=False)
         width = backbone.text_width
         self.vectors = nn.Parameter(0.02 * torch.randn(2, self.context, width))  # none shared by the states
         depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0

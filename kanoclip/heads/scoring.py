@@ -12,6 +12,14 @@ from torch.nn import functional as F
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
 
+def dot(first: Tensor, second: Tensor) -> Tensor:
+    """Multiply vectors ``(..., D)`` -> ``(...)``, float32 whatever autocast and TF32 say.
+
+    Both round the factors of a matrix product to 7 or 10 bits, so that different images and pixels tie.
+    """
+    return (first.float() * second.float()).sum(-1)
+
+
 def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int, temperature: float) -> Tensor:
     """Compare each patch with the two states, and resize the result to pixels.
 
@@ -26,9 +34,7 @@ def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int
         Probability of anomalous ``(L, B, size, size)``, bilinear between patch centres.
     """
     difference = states[:, :, ANOMALOUS] - states[:, :, NORMAL]
-    with torch.autocast(patches.device.type, enabled=False):  # in half precision different pixels would tie
-        nearer = torch.einsum("lbnd,lbd->lbn", patches.float(), difference.float())
-    small = (nearer / temperature).sigmoid()  # the softmax over the two states
+    small = (dot(patches, difference[:, :, None]) / temperature).sigmoid()  # the softmax over the two states
     return F.interpolate(small.unflatten(-1, grid), size=(size, size), mode="bilinear", align_corners=False)
 
 
@@ -49,11 +55,20 @@ def window_map(probability: Tensor, grid: tuple[int, int], size: int) -> Tensor:
         ``(B, h, w)`` in [0, 1].
     """
     h, w = grid
-    inverse = (1 / probability.float().clamp_min(1e-12)).unflatten(1, (h - size + 1, w - size + 1))[:, None]
-    cover = inverse.new_ones(1, 1, size, size)
-    with torch.autocast(inverse.device.type, enabled=False):
-        count = F.conv_transpose2d(torch.ones_like(inverse[:1]), cover)  # (1, 1, h, w)
-        return (count / F.conv_transpose2d(inverse, cover))[:, 0]
+    inverse = (1 / probability.float().clamp_min(1e-12)).unflatten(
+        1, (h - size + 1, w - size + 1)
+    )  # (B, rows, columns)
+    return _cover(torch.ones_like(inverse[:1]), size) / _cover(inverse, size)
+
+
+def _cover(windows: Tensor, size: int) -> Tensor:
+    """Sum, for each patch, the windows that cover it: ``(B, h - size + 1, w - size + 1)`` -> ``(B, h, w)``."""
+    rows, columns = windows.shape[-2:]
+    summed = windows.new_zeros(len(windows), rows + size - 1, columns + size - 1)
+    for down in range(size):
+        for right in range(size):
+            summed[:, down : down + rows, right : right + columns] += windows
+    return summed
 
 
 def harmonic_mean(maps: Tensor) -> Tensor:
@@ -62,17 +77,38 @@ def harmonic_mean(maps: Tensor) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Blur maps ``(B, H, W)`` by a Gaussian of ``sigma`` pixels, cut at 4 sigma, borders mirrored; 0: no blur."""
-    radius = min(math.ceil(4 * sigma), min(maps.shape[-2:]) - 1)
+    """Blur maps ``(B, H, W)`` by a Gaussian of ``sigma`` pixels, cut at 4 sigma; 0: no blur.
+
+    Behind a border stands its mirror image, the edge twice, as in ``scipy.ndimage.gaussian_filter``, which AnomalyCLIP,
+    AdaCLIP and others use. The sum is taken shift by shift: a convolution may round to TF32, and maps near 1 would tie.
+    """
+    radius = int(4 * sigma + 0.5)  # as scipy
     if radius < 1:
         return maps
-    offset = torch.arange(-radius, radius + 1, device=maps.device, dtype=torch.float32)
-    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    blurred = F.pad(maps[:, None].float(), (radius,) * 4, mode="reflect")
-    with torch.autocast(maps.device.type, enabled=False):
-        blurred = F.conv2d(F.conv2d(blurred, kernel[None, None, None]), kernel[None, None, :, None])
-    return blurred[:, 0].clamp(0, 1)
+    weights = [math.exp(-(shift**2) / (2 * sigma**2)) for shift in range(radius + 1)]
+    total = weights[0] + 2 * math.fsum(weights[1:])
+    blurred = maps.float()
+    for axis in (-2, -1):
+        length = blurred.shape[axis]
+        place = torch.arange(-radius, length + radius, device=maps.device) % (2 * length)
+        padded = blurred.index_select(axis, torch.minimum(place, 2 * length - 1 - place))
+        blurred = padded.narrow(axis, radius, length) * (weights[0] / total)
+        for shift in range(1, radius + 1):
+            pair = padded.narrow(axis, radius - shift, length) + padded.narrow(axis, radius + shift, length)
+            blurred.add_(pair, alpha=weights[shift] / total)
+    return blurred.clamp(0, 1)
+
+
+def check_blur(sigma: float) -> None:
+    """Raise KanoclipError unless ``sigma`` is 0 or more."""
+    if not 0 <= sigma < math.inf:
+        raise KanoclipError(f"sigma is {sigma}, expected pixels, 0 or more. Use --model.sigma 4, or 0 for no blur.")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise KanoclipError unless ``temperature`` is above 0."""
+    if not 0 < temperature < math.inf:
+        raise KanoclipError(f"temperature is {temperature}, expected a number above 0. Use --model.temperature 0.07.")
 
 
 class Score(nn.Module, ABC):

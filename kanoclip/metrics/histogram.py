@@ -1,9 +1,9 @@
-"""Additive histograms of scores: the same counts for any order of the data and any number of ranks.
+"""Counts of scores by value: the same for any order of the data and any number of ranks.
 
-Fixed bins on [0, 1] fail where all scores lie within 1e-6 of each other, or crowd just below 1. So each float32 score
-becomes an integer key of the same order, as fine near 1 as near 0. A bin holds ``2**shift`` neighbouring keys, with the
-smallest shift at which all scores so far fit into ``BINS`` bins. When their range grows, bins merge in pairs, which
-loses no count: the histogram depends on the data alone. Ours.
+Each float32 score becomes an integer key of the same order, as fine near 1 as near 0. A bin holds ``2**shift``
+neighbouring keys, with the smallest shift at which no more than ``LIMIT`` bins hold any score; at shift 0 the counts
+are exact. A coarser shift joins bins and loses no count, and more scores never need a finer one: shift and counts
+follow from the scores alone. One score far from all others takes one bin, whatever lies between. Ours.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from torch import Tensor
 
 from kanoclip.types import KanoclipError
 
-BINS = 2**20
-ROWS = 3  # all, anomalous, region weight
+LIMIT = 2**17  # most bins that hold scores
+ROWS = 4  # all, anomalous, and the weight in two parts
+HALF = 19  # bits of the lower part of a weight
+HEAD = 12  # numbers at the start of a packed histogram: shift, first bin, and two of each of its five columns
+DENSE = 2**23  # bins from the lowest to the highest score, up to which an array over all of them is faster
 SCORES_AT_ONCE = 2**16  # scores counted at a time, so that their keys stay in the processor's cache
 
 Ints = NDArray[np.int64]
@@ -61,111 +64,146 @@ def bounds(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass
 class Histogram:
-    """Counts per bin, in one array that ranks can exchange.
+    """Counts of the bins that hold scores.
 
     Attributes:
-        packed: ``(3, 1 + bins)`` int64. The first column holds ``shift`` and ``first``, the others the counts.
+        shift: A bin holds ``2**shift`` neighbouring keys.
+        bins: ``(n,)``, rising: the keys of bin b are ``b << shift`` and up.
+        counts: ``(4, n)``: all scores, the anomalous ones, and their summed weights as ``weight >> HALF`` and the rest:
+            sums of 64 bits that ``2**44`` anomalous scores do not overflow.
     """
 
-    packed: Ints
+    shift: int
+    bins: Ints
+    counts: Ints
 
     @classmethod
-    def empty(cls, shift: int = 0, first: int = 0, bins: int = 0) -> Histogram:
+    def empty(cls) -> Histogram:
         """Create one without scores."""
-        packed = np.zeros((ROWS, 1 + bins), np.int64)
-        packed[:2, 0] = shift, first
-        return cls(packed)
+        return cls(0, np.zeros(0, np.int64), np.zeros((ROWS, 0), np.int64))
 
     @property
-    def shift(self) -> int:
-        """A bin holds ``2**shift`` neighbouring keys."""
-        return int(self.packed[0, 0])
-
-    @property
-    def first(self) -> int:
-        """Number of the first bin: the keys of bin i are ``(first + i) << shift`` and up."""
-        return int(self.packed[1, 0])
-
-    @property
-    def counts(self) -> Ints:
-        """``(3, bins)``: all scores, the anomalous ones, and their summed weights; the outer bins are never empty."""
-        return self.packed[:, 1:]
-
-    def covering(self, low: int, high: int, shift: int = 0) -> Histogram:
-        """Return the same counts with room for the bins ``low`` to ``high``, numbered at ``shift``."""
-        last = self.first + self.counts.shape[1] - 1
-        target = max(self.shift, shift)
-        while True:
-            ends = [(low >> (target - shift), high >> (target - shift))]
-            if self.counts.shape[1]:
-                ends.append((self.first >> (target - self.shift), last >> (target - self.shift)))
-            first, end = min(e[0] for e in ends), max(e[1] for e in ends)
-            if end - first < BINS:
-                break
-            target += 1
-        total = Histogram.empty(target, first, end - first + 1)
-        if target == self.shift:
-            start = self.first - first
-            total.counts[:, start : start + self.counts.shape[1]] = self.counts
-        elif self.counts.shape[1]:
-            bins = ((self.first + np.arange(self.counts.shape[1])) >> (target - self.shift)) - first
-            for row, mine in zip(total.counts, self.counts, strict=True):
-                np.add.at(row, bins, mine)
-        return total
+    def weights(self) -> NDArray[np.float64]:
+        """``(n,)``: the summed weights of the anomalous scores of each bin."""
+        return self.counts[2] * 2.0**HALF + self.counts[3]
 
     def add(self, scores: NDArray[np.float32], anomalous: NDArray[np.bool_], weights: Ints) -> Histogram:
-        """Count scores, in place where they fit into the bins there are.
+        """Return this one with more scores.
 
         Args:
             scores: ``(n,)``.
             anomalous: ``(n,)``.
-            weights: One of each anomalous score, in their order.
-
-        Returns:
-            The histogram to use from now on: this one or a larger one.
+            weights: One of each anomalous score, in their order, from 0 to ``2**38``.
 
         Raises:
             KanoclipError: If a score is NaN or infinite.
         """
         if not scores.size:
             return self
-        low, high = keys(bounds(scores)).tolist()
-        last = self.first + self.counts.shape[1] - 1
+        ends = keys(bounds(scores))
         grown = self
-        if not self.counts.shape[1] or (low >> self.shift) < self.first or (high >> self.shift) > last:
-            grown = self.covering(low, high)
-        total, defective, weight = grown.counts
+        if not self.bins.size and grown._span(ends) > DENSE:  # a part may show already that bins must be coarser
+            some = np.sort(scores[:: max(1, len(scores) // (2 * LIMIT))])
+            grown = _joined(self.shift, self.bins, self.counts, _excess(keys(some) >> self.shift))
+        if grown._span(ends) > DENSE:
+            return grown._add_far(scores, anomalous, weights)
+        shift, low = grown.shift, min([*(ends >> grown.shift), *grown.bins[:1]])
+        held = np.zeros(grown._span(ends), np.int64)  # first the count of each bin, then where it is among all
+        held[grown.bins - low] = grown.counts[0]
         for start in range(0, scores.size, SCORES_AT_ONCE):
-            np.add.at(total, grown._bins(scores[start : start + SCORES_AT_ONCE]), 1)
-        bins = grown._bins(scores[anomalous])
-        np.add.at(defective, bins, 1)
-        np.add.at(weight, bins, weights)
-        return grown
+            np.add.at(held, (keys(scores[start : start + SCORES_AT_ONCE]) >> shift) - low, 1)
+        bins = np.flatnonzero(held)
+        counts = np.zeros((ROWS, len(bins)), np.int64)
+        counts[0] = held[bins]
+        held[bins] = np.arange(len(bins))
+        counts[1:, held[grown.bins - low]] = grown.counts[1:]
+        _weigh(counts, held[(keys(scores[anomalous]) >> shift) - low], weights)
+        bins += low
+        return _joined(shift, bins, counts, _excess(bins))
 
-    def _bins(self, scores: NDArray[np.float32]) -> Ints:
-        bins = keys(scores)
-        bins >>= self.shift
-        bins -= self.first
-        return bins
+    def _add_far(self, scores: NDArray[np.float32], anomalous: NDArray[np.bool_], weights: Ints) -> Histogram:
+        """Do the same without an array over all bins between the lowest and the highest score: by searching."""
+        found = np.zeros(len(scores), np.int64)
+        for start in range(0, scores.size, SCORES_AT_ONCE):
+            part = slice(start, start + SCORES_AT_ONCE)
+            np.right_shift(keys(scores[part]), self.shift, out=found[part])
+        bins, place = self.bins, np.searchsorted(self.bins, found)
+        new = np.append(bins, 2**62)[place] != found
+        if new.any():
+            bins = np.union1d(bins, found[new])
+            place = np.searchsorted(bins, found)
+        counts = np.zeros((ROWS, len(bins)), np.int64)
+        counts[:, np.searchsorted(bins, self.bins)] = self.counts
+        counts[0] += np.bincount(place, minlength=len(bins))
+        _weigh(counts, place[anomalous], weights)
+        return _joined(self.shift, bins, counts, _excess(bins))
+
+    def _span(self, ends: Ints) -> int:
+        """Count the bins from the lowest to the highest, of keys ``ends`` and of those that are here."""
+        everything = [*(ends >> self.shift), *self.bins[:1], *self.bins[-1:]]
+        return int(max(everything) - min(everything)) + 1
 
     def merge(self, other: Histogram) -> Histogram:
         """Return the sum of two histograms."""
-        if not self.counts.shape[1] or not other.counts.shape[1]:
-            return self if self.counts.shape[1] else other
-        last = other.first + other.counts.shape[1] - 1
-        total = self.covering(other.first, last, other.shift)
-        theirs = other.covering(total.first, total.first + total.counts.shape[1] - 1, total.shift)
-        np.add(total.counts, theirs.counts, out=total.counts)
-        return total
+        if not self.bins.size or not other.bins.size:
+            return self if self.bins.size else other
+        shift = max(self.shift, other.shift)
+        bins = np.concatenate([one.bins >> (shift - one.shift) for one in (self, other)])
+        order = np.argsort(bins, kind="stable")  # of two sorted halves, which it merges
+        bins = bins[order]
+        return _joined(shift, bins, np.concatenate([self.counts, other.counts], 1)[:, order], _excess(bins))
 
     def pack(self) -> Tensor:
-        """Return a tensor ``(3, 1 + bins)`` that shares its memory."""
-        return torch.from_numpy(self.packed)
+        """Return all of it as bytes ``(n,)`` for ranks to exchange, in the narrowest types that hold its numbers."""
+        some = self.counts[1] > 0
+        columns = [np.diff(self.bins), *self.counts[:2], *self.counts[2:, some]]
+        narrow = [column.astype(np.min_scalar_type(column.max(initial=0))) for column in columns]
+        sizes = [number for column in narrow for number in (column.itemsize, column.nbytes)]
+        head = np.array([self.shift, self.bins[0] if len(self.bins) else 0, *sizes], np.int64)
+        return torch.frombuffer(bytearray(b"".join(part.tobytes() for part in (head, *narrow))), dtype=torch.uint8)
 
     @classmethod
     def unpack(cls, packed: Sequence[Tensor]) -> Histogram:
-        """Sum packed histograms; the sum of a single one shares its memory."""
+        """Sum packed histograms."""
         total = cls.empty()
-        for tensor in packed:
-            total = total.merge(cls(tensor.cpu().numpy()))
+        for content in (tensor.cpu().numpy().tobytes() for tensor in packed):
+            shift, first, *sizes = np.frombuffer(content, np.int64, HEAD).tolist()
+            columns, start = [], 8 * HEAD
+            for itemsize, nbytes in zip(sizes[::2], sizes[1::2], strict=True):
+                columns.append(np.frombuffer(content[start : start + nbytes], f"u{itemsize}").astype(np.int64))
+                start += nbytes
+            gaps, scored, anomalous, *weights = columns
+            counts = np.zeros((ROWS, len(scored)), np.int64)
+            counts[0], counts[1] = scored, anomalous
+            counts[2:, anomalous > 0] = weights
+            bins = np.cumsum(np.concatenate([[first], gaps]))[: len(scored)]
+            total = total.merge(cls(shift, bins, counts))
         return total
+
+
+def _weigh(counts: Ints, place: Ints, weights: Ints) -> None:
+    """Count anomalous scores where they are among the bins."""
+    for row, more in zip(counts[1:], (1, weights >> HALF, weights & (2**HALF - 1)), strict=True):
+        np.add.at(row, place, more)
+
+
+def _joined(shift: int, bins: Ints, counts: Ints, more: int) -> Histogram:
+    """Make bins, given in order, coarser by ``more``, and add up those that are equal then."""
+    bins = bins >> more
+    starts = _starts(bins)
+    if len(starts) < len(bins):
+        bins, counts = bins[starts], np.add.reduceat(counts, starts, axis=1)
+    return Histogram(shift + more, bins, counts)
+
+
+def _excess(bins: Ints) -> int:
+    """Return by how many bits to shift bins, given in order, so that no more than ``LIMIT`` different ones are left."""
+    more = 0
+    while len(bins) > LIMIT and len(bins := bins[_starts(bins)]) > LIMIT:
+        bins, more = bins >> 1, more + 1
+    return more
+
+
+def _starts(bins: Ints) -> NDArray[np.intp]:
+    """Return where each run of equal bins starts."""
+    return np.flatnonzero(np.concatenate([np.ones(min(1, len(bins)), np.bool_), bins[1:] != bins[:-1]]))

@@ -64,31 +64,17 @@ class RankingMetric(Metric):
     def _joined(self) -> Tensor:
         """What was seen, as one new tensor on the CPU."""
 
-    @property
-    @abstractmethod
-    def _mine(self) -> Histogram:
-        """What was seen, as a histogram."""
-
-    def _curves(self) -> tuple[Curve, Curve, Curve]:
-        """Cumulate counts from the highest score down: normal, anomalous and weights, each starting at 0."""
-        counts = self._mine.counts[:, ::-1]
-        # over a run of bins without anomalous scores the curves are straight: its ends suffice
-        corner = counts[1] > 0
-        corner[:-1] |= corner[1:]
-        corner[-1:] = True
-        sums = np.zeros((3, 1 + np.count_nonzero(corner)))
-        for row, mine in zip(sums, counts, strict=True):
-            row[1:] = np.cumsum(mine)[corner]
-        sums[0] -= sums[1]
-        self.counts = (int(sums[0, -1]), int(sums[1, -1]))
-        return sums[0], sums[1], sums[2]
+    def _curves(self, scored: NDArray[Any], anomalous: NDArray[Any]) -> tuple[Curve, Curve]:
+        """Cumulate counts, given from the lowest score up, from the highest down: normal and anomalous, from 0 on."""
+        everything, defective = cumulated(scored), cumulated(anomalous)
+        self.counts = (int(everything[-1] - defective[-1]), int(defective[-1]))
+        return everything - defective, defective
 
 
 class ImageMetrics(RankingMetric):
     """AUROC, AP and F1-max of image scores.
 
-    Scores are kept, at 8 bytes per image, and counted at the end in about a million bins over their range, see
-    ``metrics.histogram``. Undefined values (one class only) are NaN.
+    Scores are kept, at 8 bytes per image, and sorted at the end: exact. Undefined values (one class only) are NaN.
 
     Shapes:
         image_score ``(B,)``, any real numbers, and label ``(B,)`` in {0, 1}.
@@ -107,25 +93,25 @@ class ImageMetrics(RankingMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``auroc``, ``ap`` and ``f1_max`` in [0, 1]."""
-        normal, anomalous, _ = self._curves()
-        return _tensors(ranking(normal, anomalous))
+        scores, label = self._joined().numpy()
+        values, place = np.unique(scores, return_inverse=True)
+        counts = (np.bincount(place[chosen], minlength=len(values)) for chosen in (label >= 0, label > 0))
+        return _tensors(ranking(*self._curves(*counts)))
 
     def _joined(self) -> Tensor:
-        return torch.cat([torch.zeros(2, 0), *(part.cpu() for part in self.seen)], 1)  # scores and labels
-
-    @property
-    def _mine(self) -> Histogram:
-        scores, label = self._joined().numpy()
-        return Histogram.empty().add(scores, label > 0, np.zeros(np.count_nonzero(label > 0), np.int64))
+        none = torch.zeros(2, 0, dtype=torch.float32)
+        return torch.cat([none, *(part.cpu() for part in self.seen)], 1)  # scores and labels
 
 
 class PixelMetrics(RankingMetric):
     """AUROC, AP, F1-max and AUPRO of anomaly maps.
 
-    Pixels are counted in about a million bins over their range, see ``metrics.histogram``; no map is kept, and memory
-    stays within 26 MB for any number of images. AUPRO is the area under a weighted ROC curve: each anomalous pixel
-    weighs 1 / (area of its 8-connected region). Undefined values (no anomalous or no normal pixel) are NaN. Maps are
-    moved to the CPU.
+    Pixels are counted by their score, see ``metrics.histogram``; no map is kept. With no more than 131,072 different
+    scores the metrics are exact. With more, neighbouring scores tie, which moved no metric by more than 3e-5 for
+    probabilities, logits and scores over 30 decades; by 3e-3 where half of the scores lie within 1 % of each other and
+    the other half over 10 decades. AUPRO is the area under a weighted ROC curve: each anomalous pixel weighs
+    1 / (area of its 8-connected region), for up to ``2**44`` anomalous pixels. Undefined values (no anomalous or no
+    normal pixel) are NaN. Maps are moved to the CPU.
 
     Args:
         max_fpr: False positive rate up to which AUPRO integrates, in (0, 1].
@@ -161,15 +147,22 @@ class PixelMetrics(RankingMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``auroc``, ``ap``, ``f1_max`` and ``aupro`` in [0, 1]."""
-        normal, anomalous, weights = self._curves()
-        return _tensors({**ranking(normal, anomalous), "aupro": per_region_overlap(normal, weights, self.max_fpr)})
+        mine = self._mine
+        normal, anomalous = self._curves(mine.counts[0], mine.counts[1])
+        overlap = per_region_overlap(normal, cumulated(mine.weights), self.max_fpr)
+        return _tensors({**ranking(normal, anomalous), "aupro": overlap})
 
     def _joined(self) -> Tensor:
-        return self._mine.pack().clone()
+        return self._mine.pack()
 
     @property
     def _mine(self) -> Histogram:
         return Histogram.unpack(self.seen)
+
+
+def cumulated(counts: NDArray[Any]) -> Curve:
+    """Sum counts from the last one to the first: ``(n,)`` -> ``(1 + n,)``, from 0 on."""
+    return np.concatenate([[0.0], np.cumsum(counts[::-1], dtype=np.float64)])
 
 
 def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:

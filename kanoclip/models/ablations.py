@@ -33,7 +33,11 @@ class CLIPVV(CLIPVVKnPL):
 
 
 class CLIP(CLIPVV):
-    """CLIP as it is with hand-written prompts: the training-free baseline; learns nothing."""
+    """CLIP as it is with hand-written prompts: the training-free baseline; learns nothing.
+
+    Not the "CLIP" of published tables: it has prompts of our own words, the mean of global probability and map as image
+    score, and a blurred map.
+    """
 
     name = "clip"
     own_attention = QKV

@@ -15,7 +15,7 @@ from kanoclip.heads.adapter import Adapter, ConvAdapter
 from kanoclip.heads.interaction import BiCMCI, Interaction
 from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
 from kanoclip.heads.prompts import LearnedPrompts, Prompts
-from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, level_maps, smooth
+from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, check_temperature, dot, level_maps, smooth
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.models.base import AnomalyModule
@@ -87,6 +87,8 @@ class KAnoCLIP(AnomalyModule):
         self.save_hyperparameters(logger=False)
         if dice not in ("batch", "image"):
             raise KanoclipError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
+        check_blur(sigma)
+        check_temperature(temperature)
         self.backbone = backbone or CLIPBackbone()
         self.attention = attention or self.own_attention()
         self.prompts = prompts or self.own_prompts()
@@ -119,8 +121,7 @@ class KAnoCLIP(AnomalyModule):
         features = self.features(batch)  # patches (L, B, N, D), cls (B, D)
         states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
         cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
-        with torch.autocast(cls.device.type, enabled=False):  # it would round until images tie
-            logits = torch.einsum("bd,bsd->bs", cls.float(), states.float()) / self.temperature  # (B, 2)
+        logits = dot(cls[:, None], states) / self.temperature  # (B, 2)
         patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
         maps = level_maps(patches, level_states, features.grid, self.image_size, self.temperature)  # (L, B, H, W)
         heat = anomaly_map(maps)  # (B, H, W)

@@ -211,10 +211,30 @@ def test_the_fingerprint_is_of_the_weights_alone(tiny, tmp_path, make_clip, writ
     assert changed.fingerprint != one.fingerprint
 
 
+USUAL = {"vision": {"head_width": 32}, "text": {"width": 32, "heads": 1}}  # heads of small towers
+
+
+@pytest.mark.parametrize(
+    ("tower", "other"),
+    [("vision", {"head_width": 16}), ("text", {"heads": 4}), ("vision", {"norm_kwargs": {"eps": 1e-6}}),
+     ("text", {"norm_kwargs": {"eps": 1e-3}})],
+)  # fmt: skip
+def test_other_heads_or_norms_of_the_same_weights_are_another_fingerprint(
+    tower, other, tmp_path, make_clip, write_clip, images
+):
+    config, model = make_clip(**USUAL)
+    changed = config | {f"{tower}_cfg": config[f"{tower}_cfg"] | other}
+    names = [write_clip(tmp_path / str(i), one, model.state_dict()) for i, one in enumerate((config, config, changed))]
+    one, same, another = (CLIPBackbone(name, image_size=32) for name in names)
+    assert one.fingerprint == same.fingerprint != another.fingerprint
+    seen = [(b(images, VV()).cls, b.encode_text(["a tile"])) for b in (one, another)]
+    assert not torch.equal(seen[0][tower == "text"], seen[1][tower == "text"])  # or it would not matter
+
+
 def test_another_activation_is_another_fingerprint_and_gelu_that_of_the_weights(tmp_path, make_clip, write_clip):
     found = []
     for quick_gelu in (False, True):
-        config, model = make_clip(quick_gelu=quick_gelu)
+        config, model = make_clip(vision=USUAL["vision"], text=USUAL["text"], quick_gelu=quick_gelu)
         name = write_clip(tmp_path / str(quick_gelu), config, model.state_dict())
         found.append(CLIPBackbone(name, image_size=32))
     gelu, quick = found
@@ -272,3 +292,16 @@ def test_an_unknown_way_of_resizing_positions_is_refused(tiny):
 def test_images_of_another_size_are_refused(backbone):
     with pytest.raises(ValueError, match=r"40 x 32 pixels .* built for 32 x 32. Use --model.backbone.image_size 40"):
         backbone(torch.rand(1, 3, 32, 40), VV())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_activation_can_be_another_than_that_of_the_training(trained, tmp_path, make_clip, write_clip, images):
+    other = {True: "gelu", False: "quick_gelu"}[trained]
+    (config, model), (swapped, _) = make_clip(quick_gelu=trained), make_clip(quick_gelu=not trained)
+    one = CLIPBackbone(write_clip(tmp_path / "a", config, model.state_dict()), image_size=32, activation=other)
+    two = CLIPBackbone(write_clip(tmp_path / "b", swapped, model.state_dict()), image_size=32)
+    assert one.fingerprint == two.fingerprint
+    torch.testing.assert_close(one(images, VV()).patches, two(images, VV()).patches, atol=0, rtol=0)
+    torch.testing.assert_close(one.encode_text(["a tile"]), two.encode_text(["a tile"]), atol=0, rtol=0)
+    with pytest.raises(ValueError, match=r"activation is 'relu', expected gelu or quick_gelu"):
+        CLIPBackbone(write_clip(tmp_path / "c", config, model.state_dict()), image_size=32, activation="relu")

@@ -128,3 +128,34 @@ def test_the_deep_tokens_of_object_agnostic_prompts_each_count_and_learn(make_cl
         prompts.deep.data[block] = torch.randn(4, 24)
         assert (prompts(["nut"], backbone) - states).abs().max() > 1e-4
         prompts.deep.data = kept
+
+
+POOLING = {
+    "argmax": {},
+    "eos": {"pool_type": "eos", "eos_id": 519},
+    "first": {"no_causal_mask": True, "pool_type": "first"},
+    "last": {"no_causal_mask": True, "pool_type": "last"},
+}
+
+
+@pytest.mark.parametrize("pooling", POOLING)
+def test_learned_prompts_read_the_token_that_open_clip_reads(pooling, make_clip, write_clip, tmp_path) -> None:
+    config, model = make_clip(text=POOLING[pooling])
+    backbone = CLIPBackbone(write_clip(tmp_path, config, model.state_dict()), image_size=32)
+    prompts = LearnedPrompts(context=2, normal="tile", anomalous="scratch tile")
+    prompts.build(backbone)
+    words = backbone.token_embeddings(["a b tile", "c d scratch tile"])[0]
+    prompts.vectors.data = words[:, 1:3].clone()  # as if the learned vectors were these words
+    with torch.no_grad():
+        ids = backbone.text.tokenize(["a b tile", "c d scratch tile"])
+        expected = model.encode_text(ids, normalize=True)
+        torch.testing.assert_close(prompts(["nut"], backbone)[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", POOLING)
+def test_a_learned_prompt_may_be_as_long_as_the_text_encoder_reads(pooling, make_clip, write_clip, tmp_path) -> None:
+    config, model = make_clip(text=POOLING[pooling])
+    backbone = CLIPBackbone(write_clip(tmp_path, config, model.state_dict()), image_size=32)
+    LearnedPrompts(context=13, normal="a", anomalous="b").build(backbone)
+    with pytest.raises(ValueError, match=r"takes 17 tokens, but .* reads 16"):
+        LearnedPrompts(context=14, normal="a", anomalous="b").build(backbone)

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kanoclip.heads.scoring import (
     GlobalScore,
@@ -13,11 +15,15 @@ from kanoclip.heads.scoring import (
     MeanScore,
     TopKScore,
     anomaly_map,
+    check_blur,
+    check_temperature,
+    dot,
     harmonic_mean,
     level_maps,
     smooth,
     window_map,
 )
+from kanoclip.types import KanoclipError
 
 
 def test_a_level_map_is_the_softmax_of_cosine_over_temperature_in_its_place() -> None:
@@ -40,13 +46,96 @@ def test_swapping_the_states_flips_the_map() -> None:
     assert heat.max() <= 1
 
 
-@given(st.floats(0.3, 6), st.integers(8, 40), st.integers(8, 40))
-def test_smoothing_is_scipys_gaussian(sigma: float, height: int, width: int) -> None:
+@given(st.floats(0.1, 6), st.integers(1, 40), st.integers(1, 40))
+def test_smoothing_is_scipys_gaussian_at_the_borders_too(sigma: float, height: int, width: int) -> None:
     maps = torch.rand(2, height, width, generator=torch.Generator().manual_seed(height * width))
-    radius = min(math.ceil(4 * sigma), min(height, width) - 1)
-    expected = [gaussian_filter(m, sigma, mode="mirror", radius=radius) for m in maps.double().numpy()]
-    wanted = torch.stack([torch.from_numpy(e) for e in expected])
-    torch.testing.assert_close(smooth(maps, sigma).double(), wanted, atol=1e-5, rtol=0)
+    wanted = torch.stack([torch.from_numpy(gaussian_filter(m, sigma)) for m in maps.double().numpy()])
+    torch.testing.assert_close(smooth(maps, sigma).double(), wanted, atol=1e-6, rtol=0)
+
+
+class TF32(TorchDispatchMode):
+    """Round the factors of convolutions and matrix products to 10 bits, as cuDNN does unless it is told not to."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in ROUNDING:
+            args = [rounded(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
+        return func(*args, **(kwargs or {}))
+
+
+ROUNDING = [getattr(torch.ops.aten, name) for name in ("convolution", "mm", "bmm", "addmm", "baddbmm", "mv", "dot")]
+
+
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    return ((tensor.view(torch.int32) + 2**12) & ~(2**13 - 1)).view(torch.float32)
+
+
+def saturated() -> dict[str, Callable[[], torch.Tensor]]:
+    """What makes maps and scores of features and windows, where all are within 1e-3 of 1."""
+    generator = torch.Generator().manual_seed(1)
+    near = 1 - 1e-3 * torch.rand(2, 36, 36, generator=generator)
+    patches = F.normalize(torch.randn(3, 2, 16, 8, generator=generator), dim=-1)
+    states = F.normalize(torch.randn(3, 2, 2, 8, generator=generator), dim=-1)
+    return {
+        "smooth": lambda: smooth(near, 2),
+        "window_map": lambda: window_map(near.flatten(1), (38, 38), 3),
+        "harmonic_mean": lambda: harmonic_mean(near[:, None]),
+        "level_maps": lambda: level_maps(patches, states, (4, 4), 24, 0.01),
+        "dot": lambda: dot(patches, patches.flip(1)),
+    }
+
+
+@pytest.mark.parametrize("name", saturated())
+def test_nothing_that_makes_a_score_rounds_to_tf32(name) -> None:
+    make = saturated()[name]
+    plain = make()
+    with TF32():
+        torch.testing.assert_close(make(), plain, atol=0, rtol=0)
+
+
+def test_the_emulation_of_tf32_rounds_a_convolution() -> None:
+    near = 1 - 1e-3 * torch.rand(1, 1, 9, 9)
+    with TF32():
+        rough = F.conv2d(near, torch.full((1, 1, 3, 3), 1 / 9))
+    assert (rough - F.conv2d(near, torch.full((1, 1, 3, 3), 1 / 9))).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("name", saturated())
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_nothing_that_makes_a_score_rounds_under_autocast(name, kind) -> None:
+    make = saturated()[name]
+    plain = make()
+    with torch.autocast("cpu", kind):
+        found = make()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain, atol=0, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that has TF32")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_gpu_makes_the_scores_of_a_cpu(allowed, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+    near = 1 - 1e-3 * torch.rand(2, 36, 36)
+    patches, states = F.normalize(torch.randn(3, 2, 16, 8), dim=-1), F.normalize(torch.randn(3, 2, 2, 8), dim=-1)
+    for make in (
+        lambda place: smooth(near.to(place), 2),
+        lambda place: window_map(near.flatten(1).to(place), (38, 38), 3),
+        lambda place: level_maps(patches.to(place), states.to(place), (4, 4), 24, 0.01),
+    ):
+        torch.testing.assert_close(make("cuda").cpu(), make("cpu"), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("sigma", [-1, math.nan, math.inf])
+def test_a_blur_out_of_range_is_refused(sigma) -> None:
+    with pytest.raises(KanoclipError, match=r"sigma is .*expected pixels, 0 or more\. Use --model\.sigma 4"):
+        check_blur(sigma)
+    check_blur(0)
+
+
+@pytest.mark.parametrize("temperature", [0, -0.07, math.nan, math.inf])
+def test_a_temperature_out_of_range_is_refused(temperature) -> None:
+    with pytest.raises(KanoclipError, match=r"temperature is .*expected a number above 0\. Use --model\.temperature"):
+        check_temperature(temperature)
 
 
 def test_no_sigma_leaves_the_map() -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 from torchmetrics import MetricCollection
 
 from kanoclip.metrics import ImageMetrics, PixelMetrics
@@ -82,6 +82,80 @@ def test_they_equal_scikit_learn_where_a_model_saturates() -> None:
     found = values(metric)
     assert found["auroc"] == pytest.approx(roc_auc_score(mask.ravel(), scores.ravel()), abs=1e-4)
     assert found["ap"] == pytest.approx(average_precision_score(mask.ravel(), scores.ravel()), abs=1e-4)
+
+
+def spread(name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of a kind that fixed or evenly spaced bins get wrong, and a mask that they tell in part."""
+    x, mask = rng.normal(size=shape), np.zeros(shape, bool)
+    mask[:, 5:15, 5:15] = mask[:, 20:22, 20:21] = True
+    x += mask
+    kinds = {
+        "normal": x,
+        "30 decades": 10.0 ** (3.3 * x - 5),
+        "one far outlier": np.where(np.arange(x.size).reshape(shape) == 0, -1e30, 0.5 + 1e-5 * x),
+        "near 1": 1 / (1 + np.exp(-6 - 4 * x)),
+        "around 0": 1e-3 * x,
+    }
+    return kinds[name].astype(np.float32), mask
+
+
+@pytest.mark.parametrize(("images", "size", "error"), [(4, 40, 1e-9), (5, 200, 1e-4)])  # 200,000 are too many
+@pytest.mark.parametrize("name", ["normal", "30 decades", "one far outlier", "near 1", "around 0"])
+def test_they_equal_scikit_learn_wherever_the_scores_lie(name: str, images: int, size: int, error: float) -> None:
+    scores, mask = spread(name, np.random.default_rng(3), (images, size, size))
+    metric = PixelMetrics()
+    for part in range(images):
+        metric.update(torch.from_numpy(scores[part : part + 1]), torch.from_numpy(mask[part : part + 1]))
+    found = values(metric)
+    labels, flat_scores = mask.ravel(), scores.ravel()
+    weights = np.zeros(mask.shape)
+    weights[:, 5:15, 5:15], weights[:, 20:22, 20:21] = 1 / 100, 1 / 2
+    weights[~mask] = 1
+    rate, overlap, _ = roc_curve(labels, flat_scores, sample_weight=weights.ravel(), drop_intermediate=False)
+    rates = np.append(rate[rate <= 0.3], 0.3)
+    area = np.trapezoid(np.append(overlap[rate <= 0.3], np.interp(0.3, rate, overlap)), rates) / 0.3
+    precision, recall, _ = precision_recall_curve(labels, flat_scores)
+    assert found["auroc"] == pytest.approx(roc_auc_score(labels, flat_scores), abs=error)
+    assert found["ap"] == pytest.approx(average_precision_score(labels, flat_scores), abs=error)
+    assert found["f1_max"] == pytest.approx(np.max(2 * precision * recall / (precision + recall + 1e-30)), abs=error)
+    assert found["aupro"] == pytest.approx(area, abs=error)
+
+
+def test_image_scores_beside_one_far_outlier_do_not_tie() -> None:
+    rng = np.random.default_rng(0)
+    label = np.arange(200) % 2
+    score = (0.5 + 1e-5 * np.clip(rng.normal(size=200) + label, -3, 3) / 3).astype(np.float32)
+    score[0] = 0
+    metric = ImageMetrics()
+    metric.update(torch.from_numpy(score), torch.from_numpy(label))
+    found = values(metric)
+    assert found["auroc"] == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+    assert found["ap"] == pytest.approx(average_precision_score(label, score), abs=1e-12)
+
+
+def test_float64_as_the_default_type_changes_no_metric() -> None:
+    maps, mask = example(3)
+    found = []
+    for kind in (torch.float32, torch.float64):
+        torch.set_default_dtype(kind)
+        try:
+            pixel, image = PixelMetrics(), ImageMetrics()
+            pixel.update(maps.to(kind), mask)
+            image.update(maps[:, 0, 0].to(kind), LABEL)
+            found.append([values(pixel), values(image)])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found[0] == found[1]
+
+
+def test_aupro_stays_a_rate_with_more_regions_than_64_bits_can_weigh() -> None:
+    metric, (maps, mask) = PixelMetrics(), example(4)
+    metric.update(maps, mask)
+    expected, many = values(metric), metric._mine
+    for _ in range(24):
+        many = many.merge(many)
+    metric.seen, metric._computed = [many.pack()], None
+    assert values(metric) == pytest.approx(expected, abs=1e-12)
 
 
 def test_aupro_by_hand() -> None:
@@ -228,10 +302,10 @@ def test_no_map_is_kept() -> None:
     maps, mask = example(0)
     for _ in range(3):
         metric.update(maps, mask)
-        size = metric._mine.counts.nbytes
+        size = metric.seen[0].nbytes
     for _ in range(20):
         metric.update(maps, mask)
-    assert metric._mine.counts.nbytes == size
+    assert metric.seen[0].nbytes < 2 * size  # larger numbers of as many scores
 
 
 def _process(rank: int, folder: str) -> None:

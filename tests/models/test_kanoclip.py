@@ -179,3 +179,9 @@ def test_a_component_can_be_given_as_an_object(make_model, recwarn) -> None:
 def test_a_block_that_is_not_there_is_refused_when_the_model_is_built(make_model) -> None:
     with pytest.raises(ValueError, match=r"attention\.first is 9, but the backbone has 6 blocks"):
         make_model(attention=VV(first=9))
+
+
+@pytest.mark.parametrize(("option", "value"), [("sigma", -1.0), ("temperature", 0.0)])
+def test_a_blur_or_temperature_out_of_range_is_refused_before_anything_is_built(option, value) -> None:
+    with pytest.raises(ValueError, match=rf"{option} is {value}, expected"):
+        KAnoCLIP(**{option: value})

@@ -27,7 +27,8 @@ class AnomalyCLIP(KAnoCLIP):
         Q. Zhou et al., *AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly Detection*, ICLR 2024, and
         its code, whose published results use level 24 alone, positions resized bilinearly and a global feature that
         skips CLIP's last norm. Where we differ: maps are averaged over levels where it sums them, which ranks alike;
-        masks are resized to stay 0 or 1; the text encoder runs at the precision of the trainer, not at half.
+        masks are resized to stay 0 or 1; its learned tokens inside the text encoder are rounded to half precision, ours
+        have the trainer's.
     """
 
     name = "anomalyclip"

@@ -23,7 +23,8 @@ class AprilGAN(KAnoCLIP):
     A component left null is the model's own; every one can be replaced by name, class path or object.
 
     Args:
-        backbone: Frozen CLIP. null: ViT-L-14-336 with OpenAI's weights at 518 pixels, levels 6, 12, 18 and 24.
+        backbone: Frozen CLIP. null: ViT-L-14-336 with OpenAI's weights at 518 pixels, levels 6, 12, 18 and 24, with
+            GELU, as in its code, though the weights were trained with QuickGELU.
         prompts: Text features of the two states. null: hand-written, in APRIL-GAN's words.
         temperature: Divisor of the cosine, of global and local similarities alike.
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; the paper has none.
@@ -56,6 +57,7 @@ class AprilGAN(KAnoCLIP):
         **options: Any,
     ) -> None:
         prompts = prompts or EnsemblePrompts(wording="april_gan")
+        backbone = backbone or CLIPBackbone(activation="gelu")
         super().__init__(backbone, prompts=prompts, temperature=temperature, sigma=sigma, dice=dice, **options)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.windows import encode_windows
 from kanoclip.heads.prompts import EnsemblePrompts
-from kanoclip.heads.scoring import GlobalScore, Score, harmonic_mean, window_map
+from kanoclip.heads.scoring import GlobalScore, Score, check_temperature, dot, harmonic_mean, window_map
 from kanoclip.models.base import AnomalyModule
 from kanoclip.types import ANOMALOUS, Batch, KanoclipError, Scores
 
@@ -35,8 +35,10 @@ class WinCLIP(AnomalyModule):
 
     Reference:
         J. Jeong et al., *WinCLIP: Zero-/Few-Shot Anomaly Classification and Segmentation*, CVPR 2023. It has no public
-        code. Where we differ: the temperature is 0.07 as in anomalib, the map is enlarged bilinearly and then scored
-        without blur, and a picture that is not square is cut into tiles as for every model here. Zero-shot alone.
+        code. As in anomalib the temperature is 0.07, and the map is enlarged bilinearly and not blurred. A picture that
+        is not square is squeezed; ``--data.tile true`` cuts it into tiles instead. Where anomalib differs: it averages
+        the texts of a state before they have unit length, ours after; it names a category as its folder, ours in words;
+        one of its templates is there twice, ours are 22 different ones. Zero-shot alone.
     """
 
     name = "winclip"
@@ -50,6 +52,7 @@ class WinCLIP(AnomalyModule):
         temperature: float = 0.07,
     ) -> None:
         super().__init__()
+        check_temperature(temperature)
         self.save_hyperparameters(logger=False, ignore=["backbone", "prompts", "score"])
         self.backbone = backbone or CLIPBackbone("ViT-B-16-plus-240", "laion400m_e31", 240)
         self.prompts = prompts or EnsemblePrompts(wording="winclip")
@@ -70,8 +73,9 @@ class WinCLIP(AnomalyModule):
         sizes = (self.side, *self.windows)  # the image is the largest window
         states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
         windows = encode_windows(self.backbone, batch.image, sizes)  # (B, W, D) of each size
-        with torch.autocast(states.device.type, enabled=False):  # it would round until images tie
-            anomalous = [(one @ states.mT / self.temperature).softmax(-1)[..., ANOMALOUS] for one in windows]  # (B, W)
+        anomalous = [
+            (dot(one[:, :, None], states[:, None]) / self.temperature).softmax(-1)[..., ANOMALOUS] for one in windows
+        ]  # (B, W) of each size
         grid = (self.side, self.side)
         maps = [window_map(one, grid, size) for one, size in zip(anomalous, sizes, strict=True)]  # (B, h, w)
         heat = harmonic_mean(torch.stack(maps))
