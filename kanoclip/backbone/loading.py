@@ -56,7 +56,10 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
             with _remedies(name, None):
                 if name.startswith(HF_HUB) and not _cached(name.removeprefix(HF_HUB), ["open_clip_config.json"]):
                     _ask(huggingface_hub.constants.ENDPOINT)
-                config = open_clip.get_model_config(name)
+                try:
+                    config = open_clip.get_model_config(name)
+                except (AttributeError, RecursionError):  # valid JSON of another shape
+                    config = None
                 _check_supported(name, config)
                 return open_clip.create_model(name, require_pretrained=True), _tokenizer(name, config)
         name = name.replace("/", "-")
@@ -134,7 +137,7 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
         raise KanoclipError(f"{path} does not hold weights of {name} ({_first_line(error)}). {remedy}") from error
 
 
-def _check_supported(name: str, config: dict[str, Any]) -> None:
+def _check_supported(name: str, config: Any) -> None:
     """Refuse, before any download, a model that the second path or the learned prompts cannot use.
 
     Raises:

@@ -14,6 +14,7 @@ from jsonargparse.typing import PositiveInt
 from rich import box
 from rich.table import Table
 
+from kanoclip.data.parsing import local_path
 from kanoclip.verbs.arguments import UsageError
 from kanoclip.verbs.say import complain, note, quiet
 from kanoclip.verbs.specs import PlanError, read_protocols
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         KanoclipError: For a mistake in the options or the config.
     """
     options = _parse(argv)
-    output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
+    output = local_path(options.output or f"runs/benchmark/{Path(options.config).stem}", "--output")
     read_protocols(options.config)  # names are answered at once
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -97,7 +98,9 @@ def _parse(argv: Sequence[str]) -> Namespace:
     add("--dry_run", "--dry-run", type=bool, nargs="?", const=True, default=False, help="Print the plan and stop.")
     add("--worker", type=float, default=None, help=argparse.SUPPRESS)  # one of several processes that began then
     try:
-        return parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
+        options = parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
+        options.config = str(local_path(options.config, "--config"))
+        return options
     except argparse.ArgumentError as error:
         said = " ".join(str(error).split())
         raise UsageError(f"{said}. Type: kanoclip benchmark --config configs/benchmarks/quickstart.yaml") from error

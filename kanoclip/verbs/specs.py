@@ -61,10 +61,12 @@ def read_protocols(file: str) -> tuple[list[Protocol], dict[str, Any]]:
         raise PlanError(f"{file}: protocols should be a list of mappings, each with keys such as auxiliary and data.")
     protocols = []
     for part in ({**shared, **one} for one in given):
-        lists = all(isinstance(part.get(key), list) and part[key] for key in ("data", "models", "seeds"))
-        if set(part) - {"label"} != set(KEYS) or not lists or not isinstance(part["trainer"], dict):
+        no_list = [key for key in ("data", "models", "seeds") if not isinstance(part.get(key), list) or not part[key]]
+        if set(part) - {"label"} != set(KEYS) or no_list or not isinstance(part["trainer"], dict):
             unknown = [key for key in part if key not in (*KEYS, "label")]
             wrong = f" {unknown[0]!r} is unknown.{did_you_mean(unknown[0], KEYS)}" if unknown else ""
+            if not wrong and no_list and no_list[0] in part:
+                wrong = f" {no_list[0]} is {part[no_list[0]]!r:.80}, no list of at least one."
             raise PlanError(
                 f"{file} should have the keys {', '.join(KEYS)}, with lists of data, models and seeds and options of "
                 f"the trainer, and may have {', '.join(ONCE)}; got {', '.join(part)}.{wrong}"

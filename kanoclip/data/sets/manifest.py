@@ -125,7 +125,7 @@ def _json_rows(path: Path) -> list[Any]:
     if text.lstrip().startswith("["):
         return list(read_json(path))
     rows: list[Any] = []
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, text.split("\n")):  # no other break ends a line: U+2028 may stand in a string
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
