@@ -57,7 +57,10 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
             with _remedies(name, None):
                 if name.startswith(HF_HUB) and not _cached(name.removeprefix(HF_HUB), ["open_clip_config.json"]):
                     _ask(huggingface_hub.constants.ENDPOINT)
-                config = open_clip.get_model_config(name)
+                try:
+                    config = open_clip.get_model_config(name)
+                except (AttributeError, RecursionError):  # valid JSON of another shape
+                    config = None
                 _check_supported(name, config)
                 return open_clip.create_model(name, require_pretrained=True), _tokenizer(name, config)
         name = name.replace("/", "-")
@@ -150,7 +153,7 @@ def set_activation(model: nn.Module, activation: str) -> None:
         block.gelu = kinds[activation]()
 
 
-def _check_supported(name: str, config: dict[str, Any]) -> None:
+def _check_supported(name: str, config: Any) -> None:
     """Refuse, before any download, a model that the second path or the learned prompts cannot use.
 
     Raises:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 WORDS = range(3, 17)  # of one phrase
+BRACKETS = 100  # of an answer that may begin its list; nothing but brackets would take hours
 LETTERS = 0.9  # share of a phrase's characters that are plain letters or spaces
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
@@ -89,7 +91,7 @@ def _essence(phrase: str) -> str:
 def _json_list(text: str) -> list[str] | None:
     """Return the strings of the first JSON list in the text that is empty or has strings; None without one."""
     decoder = json.JSONDecoder()
-    for start in (match.start() for match in re.finditer(r"\[", text)):
+    for start in islice((match.start() for match in re.finditer(r"\[", text)), BRACKETS):
         try:
             found, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):

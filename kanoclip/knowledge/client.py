@@ -8,20 +8,21 @@ and that the key is shown nowhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
 
-from kanoclip.types import KanoclipError
+from kanoclip.types import KanoclipError, printable
 
 if TYPE_CHECKING:
     from openai import APIStatusError
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 OPENAI = "https://api.openai.com/v1"
+LONGEST = 16_000_000  # bytes of an answer, with all that is around it: phrases take some hundred
 
 
 class ChatError(KanoclipError):
@@ -52,11 +53,41 @@ class Answer(NamedTuple):
     tokens: tuple[int, int] | None
 
 
+class _AtMost(httpx2.SyncByteStream):
+    """The bytes of a response, if they are not too many; compressed ones, which could become any number, are refused.
+
+    Raises:
+        RefusedError: If it is longer than ``LONGEST``, or compressed.
+    """
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.inner: Any = response.stream
+        self.compressed = response.headers.get("content-encoding", "identity") != "identity"
+
+    def __iter__(self) -> Iterator[bytes]:
+        read = 0
+        for chunk in self.inner:
+            read += len(chunk)
+            if read > LONGEST or self.compressed:
+                what = "compressed" if self.compressed else f"longer than {LONGEST // 1_000_000} MB"
+                raise RefusedError(f"the server's answer is {what}, which is not read")
+            yield chunk
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.inner.close()
+
+
+def _bound(response: httpx2.Response) -> None:
+    response.stream = _AtMost(response)
+
+
 class _Http(httpx2.Client):
     """HTTP client for ``openai`` that ends its retries after ``stop``, and where no server has ever answered."""
 
     def __init__(self, host: str) -> None:
-        super().__init__(follow_redirects=True)
+        hooks: dict[str, list[Any]] = {"response": [_bound]}  # of redirections and errors too
+        super().__init__(follow_redirects=True, headers={"accept-encoding": "identity"}, event_hooks=hooks)
         self.host = host
         self.reached = False
         self.stopped = False
@@ -173,7 +204,13 @@ class ChatClient:
                         answer = _whole(ChatCompletion.construct(**response.json()))
                 except (openai.APIError, httpx2.HTTPError) as error:
                     raise _BrokenAnswerError(f"its answer broke off: {error}") from None
-                except (ValueError, LookupError, TypeError, AttributeError):  # all of what the server sent
+                except (
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    AttributeError,
+                    RecursionError,
+                ):  # all of what the server sent
                     raise _BrokenAnswerError("its answer is not one of the chat API") from None
         except openai.APIStatusError as error:
             raise self._meaning(model, error) from None
@@ -254,9 +291,10 @@ def _joined(chunks: Iterable[ChatCompletionChunk]) -> Answer:
 
 def _tokens(reply: ChatCompletion | ChatCompletionChunk) -> tuple[int, int] | None:
     asked, said = (getattr(reply.usage, f"{part}_tokens", None) for part in ("prompt", "completion"))
-    return (asked, said) if isinstance(asked, int) and isinstance(said, int) else None
+    counted = all(isinstance(number, int) and 0 <= number < 10**9 for number in (asked, said))
+    return (asked, said) if counted else None  # type: ignore[return-value]  # they are numbers
 
 
 def _one_line(said: object) -> str:
-    text = " ".join(str(said).split())
+    text = printable(" ".join(str(said)[:2000].split()))
     return text if len(text) <= 200 else text[:197] + "..."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kanoclip.data.files import append_text
+from kanoclip.data.parsing import read_json
 
 KEY = ("model", "version", "question", "subject")
 
@@ -45,7 +46,7 @@ class Ledger:
         self._start = "\n" if content and not content.endswith(b"\n") else ""  # ends the line that was cut off
         for line in content.splitlines():
             try:
-                entry = json.loads(line)
+                entry = read_json(line)
                 key = tuple(str(entry[name]) for name in KEY)
                 answer = KeptAnswer(str(entry["answer"]), str(entry["host"]), str(entry["date"]))
             except (ValueError, LookupError, TypeError):

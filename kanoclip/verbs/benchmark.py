@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
+from kanoclip.data.parsing import local_path
 from kanoclip.types import counted
 from kanoclip.verbs.arguments import UsageError
 from kanoclip.verbs.configs import find
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = _parse(argv)
     options.config = find(options.config, "benchmarks")
-    output = Path(options.output or f"runs/benchmark/{Path(options.config).stem}")
+    output = local_path(options.output or f"runs/benchmark/{Path(options.config).stem}", "--output")
     read_protocols(options.config)  # names are answered at once
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -98,7 +99,9 @@ def _parse(argv: Sequence[str]) -> Namespace:
     add("--dry_run", "--dry-run", type=bool, nargs="?", const=True, default=False, help="Print the plan and stop.")
     add("--worker", type=float, default=None, help=argparse.SUPPRESS)  # one of several processes that began then
     try:
-        return parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
+        options = parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
+        options.config = str(local_path(options.config, "--config"))
+        return options
     except argparse.ArgumentError as error:
         said = " ".join(str(error).split())
         raise UsageError(f"{said}. Type: kanoclip benchmark --config quickstart") from error

@@ -22,6 +22,7 @@ from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.download import WORK, DownloadError, download
 from kanoclip.data.faults import Remark, UnreadableImageError, hearing
 from kanoclip.data.files import write_image
+from kanoclip.data.parsing import local_path
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table, word_table
@@ -197,7 +198,7 @@ def _notes(data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[O
 
 
 def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
-    path = Path(output or f"runs/data/{data.name}.png")
+    path = local_path(output or f"runs/data/{data.name}.png", "--output")
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise KanoclipError(f"--output is {path}, expected a .png or .jpg file.")
     samples = data.index()

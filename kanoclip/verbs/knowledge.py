@@ -8,7 +8,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
@@ -20,7 +19,7 @@ from kanoclip.knowledge.base import STATES, KnowledgeBase, shipped
 from kanoclip.knowledge.client import ChatClient, hide
 from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
-from kanoclip.types import KanoclipError, counted
+from kanoclip.types import KanoclipError, counted, printable
 
 if TYPE_CHECKING:
     from kanoclip.data.base import AnomalyDataModule
@@ -82,11 +81,12 @@ def build(
         dry_run: Print the prompts and the number of calls, and ask nothing. A model need not be named.
     """
     from kanoclip.data.files import write_text
+    from kanoclip.data.parsing import local_path
     from kanoclip.knowledge.build import ask_all, general_yaml, image_jsonl, is_open
     from kanoclip.knowledge.ledger import Ledger
     from kanoclip.knowledge.questions import Template, general_questions, image_questions
 
-    path = Path(output or f"runs/knowledge/{data.name}.yaml").expanduser()
+    path = local_path(output or f"runs/knowledge/{data.name}.yaml", "--output")
     if dry_run and not (model or vqa_model):
         model, vqa_model = "MODEL", "VQA_MODEL"  # what any would be asked
     if not (model or vqa_model):
@@ -162,7 +162,7 @@ def _spelled(option: str) -> str:
     if not option.startswith("--"):
         return option
     name, equals, value = option[2:].partition("=")
-    return f"--{name.removeprefix('data.').replace('-', '_')}{equals}{value}"
+    return f"--{name.removeprefix('data.').replace('-', '_')}{equals}{os.path.expanduser(value)}"
 
 
 def _refusal(error: argparse.ArgumentError, options: Sequence[str], known: Sequence[str]) -> str:
@@ -192,7 +192,7 @@ def _print_outcome(outcome: Outcome, before: int) -> None:
         said = f"{said}, not told for {counted(uncounted, 'answer')}" if told else "not told"
     print(f"{counted(len(outcome.tokens), 'answer')}, {counted(before, 'question')} answered before. Tokens: {said}.")
     for text in outcome.failed[:SHOWN]:
-        print(f"kanoclip: no answer: {text}", file=sys.stderr)
+        print(f"kanoclip: no answer: {printable(text)}", file=sys.stderr)
     if len(outcome.failed) > SHOWN:
         print(f"kanoclip: and {len(outcome.failed) - SHOWN} more.", file=sys.stderr)
 
@@ -213,9 +213,9 @@ def _show(options: Sequence[str]) -> int:
         return _show_images(name)
     base = KnowledgeBase.for_data(name) if name in NAMES["data"] else KnowledgeBase.load(name)
     for key, value in ({"file": base.path, "data sets": ", ".join(base.data_sets) or "any"} | base.provenance).items():
-        print(f"{key}: {value}")
+        print(f"{printable(str(key))}: {printable(str(value))}")
     rows = [
-        (category if state == STATES[0] else "", state, "\n".join(entry[state]))
+        (printable(category) if state == STATES[0] else "", state, "\n".join(map(printable, entry[state])))
         for category, entry in {"generic": base.generic, **base.categories}.items()
         for state in STATES
     ]
@@ -232,8 +232,9 @@ def _show_images(name: str) -> int:
     headings, rows = ("image", "category", "state", "texts", "model", "date"), []
     for entry in entries:
         model = f"{entry.get('model', '?')} @ {entry.get('host', '?')}"
-        rows.append((entry["image"][:12], str(entry.get("category", "")), entry["state"], "\n".join(entry["answers"]),
-                     model, str(entry.get("date", ""))))  # fmt: skip
+        cells = entry["image"][:12], entry.get("category", ""), entry["state"], model, entry.get("date", "")
+        image, category, state, model, day = (printable(str(one)) for one in cells)
+        rows.append((image, category, state, "\n".join(map(printable, entry["answers"])), model, day))
     print_table(word_table(headings, rows), word_table(headings, rows, ("model", "date")))
     texts = sum(len(entry["answers"]) for entry in entries)
     print(f"{counted(len(entries), 'image')}, {counted(texts, 'text')}.")

@@ -91,7 +91,7 @@ def _check_keys(part: dict[str, Any], file: str) -> None:
         value = part.get(key)
         right = isinstance(value, types.get(key, list)) and (value or key == "trainer")
         if not right or (key == "seeds" and not all(type(one) is int for one in part[key])):
-            got = f"got {value!r}" if key in part else "it is missing"
+            got = f"got {value!r:.80}" if key in part else "it is missing"
             raise PlanError(f"{file}: {key} should be {expected}; {got}.")
 
 

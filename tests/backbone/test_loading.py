@@ -1,6 +1,10 @@
+import json
 import logging
+import shutil
 import socket
+import sys
 import time
+import types
 
 import huggingface_hub
 import open_clip
@@ -11,7 +15,8 @@ from safetensors.torch import save_file
 from kanoclip.backbone import loading
 from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.backbone.loading import BackboneUnavailableError
+from kanoclip.backbone.loading import BackboneUnavailableError, load
+from kanoclip.types import KanoclipError
 
 
 @pytest.fixture
@@ -231,3 +236,28 @@ def test_blocks_other_than_clips_are_refused(named, tower):
 def test_a_folder_that_is_not_there_is_named():
     with pytest.raises(BackboneUnavailableError, match="local-dir:/no/such"):
         CLIPBackbone("local-dir:/no/such")
+
+
+def test_a_tokenizer_never_runs_code_of_its_model(tiny, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny[1].removeprefix("local-dir:"), folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    asked = {}
+    fake = types.SimpleNamespace(from_pretrained=lambda name, **options: asked.update(options))
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(AutoTokenizer=fake))
+    load(f"local-dir:{folder}", None)
+    assert asked["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"model_cfg": {"vision_cfg": 1}}'])
+def test_a_folder_whose_config_is_none_is_told(tmp_path, content) -> None:
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(KanoclipError, match=r"local-dir:.*open_clip_config\.json"):
+        load(f"local-dir:{tmp_path}", None)
+
+
+def test_a_folder_given_as_weights_is_told(named, tmp_path) -> None:
+    with pytest.raises(KanoclipError, match=r"is a folder, .*given as --model\.backbone\.name local-dir:"):
+        load("tiny-clip", str(tmp_path))

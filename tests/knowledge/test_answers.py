@@ -86,3 +86,8 @@ def test_no_more_are_kept_than_asked_for() -> None:
 def test_what_is_said_of_both_states_is_dropped_from_both() -> None:
     normal, anomalous = ["a round rim of brass", "a nut on a table"], ["the nut on the table", "a crack in the rim"]
     assert without_common(normal, anomalous) == (["a round rim of brass"], ["a crack in the rim"])
+
+
+def test_an_answer_of_brackets_is_read_at_once() -> None:
+    text = "[" * 1_000_000 + '["a crack in the rim"]'
+    assert parse(text) == [text]

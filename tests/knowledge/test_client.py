@@ -1,5 +1,6 @@
 """The chat client against a server that streams, limits, fails and lies."""
 
+import gzip
 import socket
 import sys
 import time
@@ -214,3 +215,39 @@ def test_a_missing_package_names_the_extra(server, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(ChatError, match=r"pip install 'kanoclip\[knowledge\]'"):
         ChatClient(server.url)
+
+
+@pytest.mark.parametrize("status", [200, 404, 500])
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_an_answer_without_end_is_not_read_into_memory(server, monkeypatch, status, kind) -> None:
+    monkeypatch.setattr("kanoclip.knowledge.client.LONGEST", 100_000)
+    server.plan = lambda number, request: (status, {"Content-Type": kind}, b"[" * 1_000_000)
+    with pytest.raises(RefusedError, match="the server's answer is longer than 0 MB, which is not read"):
+        ChatClient(server.url, retries=0).ask("m", "what?")
+
+
+def test_a_compressed_answer_which_was_not_asked_for_is_not_unpacked(server) -> None:
+    status, headers, content = said("a crack")
+    server.plan = lambda number, request: (status, {**headers, "Content-Encoding": "gzip"}, gzip.compress(content))
+    with pytest.raises(RefusedError, match="the server's answer is compressed, which is not read"):
+        ChatClient(server.url).ask("m", "what?")
+
+
+@pytest.mark.parametrize("content", [b"[" * 200_000, b'{"choices": [{"message": {"content": ' + b"9" * 5000])
+def test_an_answer_made_to_do_harm_is_not_one_of_the_chat_api(server, content) -> None:
+    server.plan = lambda number, request: (200, {"Content-Type": "application/json"}, content)
+    with pytest.raises(QuestionError, match="its answer is not one of the chat API"):
+        ChatClient(server.url, retries=0).ask("m", "what?")
+
+
+def test_a_count_of_tokens_that_cannot_be_is_none(server) -> None:
+    server.plan = lambda number, request: said("a crack", (10**4000, 3))
+    assert ChatClient(server.url).ask("m", "what?") == Answer("a crack", None)
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+def test_what_a_server_says_cannot_steer_the_terminal(server, status) -> None:
+    server.plan = lambda number, request: failed(status, "no \x1b[2J\x9b1m\u202e way")
+    with pytest.raises((ChatError, QuestionError), match=r"no \\x1b\[2J\\x9b1m\\u202e way") as error:
+        ChatClient(server.url, retries=0).ask("m", "what?")
+    assert str(error.value).isprintable()

@@ -1,5 +1,6 @@
 """Raw answers survive stops, and are found again by their question alone."""
 
+import errno
 import json
 import threading
 
@@ -42,7 +43,7 @@ def test_a_cut_off_line_is_as_if_it_were_not_there_and_spoils_no_other(tmp_path,
     assert [told.text for told in Ledger(path).get(KEY)] == [*(told.text for told in whole), "third"]
 
 
-@pytest.mark.parametrize("line", ["", "null", "[]", "{}", "no json", '{"model": 1}', "\ufffd\x00"])
+@pytest.mark.parametrize("line", ["", "null", "[]", "{}", "no json", '{"model": 1}', "\ufffd\x00", "[" * 200_000])
 def test_lines_of_something_else_are_passed_over(tmp_path, line) -> None:
     path = tmp_path / "raw.jsonl"
     Ledger(path).add(KEY, TOLD, None)
@@ -68,3 +69,24 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(OSError, match=r"Cannot write .*taken/raw\.jsonl: "):
         Ledger(tmp_path / "taken/raw.jsonl").add(KEY, TOLD, None)
+
+
+def test_an_answer_with_a_line_separator_is_one_line(tmp_path) -> None:
+    path = tmp_path / "raw.jsonl"
+    entry = dict(zip(("model", "version", "question", "subject"), KEY, strict=True))
+    told = KeptAnswer("a crack\u2028in the\x85nut", "host", "2026-01-02")
+    path.write_text(json.dumps(entry | {"answer": told.text, "host": told.host, "date": told.date}, ensure_ascii=False))
+    assert Ledger(path).get(KEY) == [told]
+
+
+def test_an_answer_that_is_not_on_disk_is_not_known(tmp_path, monkeypatch) -> None:
+    ledger = Ledger(tmp_path / "raw.jsonl")
+    ledger.add(KEY, TOLD, None)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kanoclip.knowledge.ledger.append_text", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger.add(KEY, KeptAnswer("second", "host", "2026-01-03"), None)
+    assert ledger.get(KEY) == Ledger(tmp_path / "raw.jsonl").get(KEY) == [TOLD]

@@ -679,8 +679,8 @@ def test_a_fit_goes_on_with_a_folder_that_was_moved(folder, tiny_options) -> Non
 @pytest.mark.parametrize(
     ("options", "answer"),
     [
-        (["--model.adapter", "{bad"], "--model.adapter is not JSON"),
-        (["--trainer", "{max_epochs: 1"], "--trainer is not JSON"),
+        (["--model.adapter", "{bad"], "--model.adapter is not YAML"),
+        (["--trainer", "{max_epochs: 1"], "--trainer is not YAML"),
         (["--model.lr", "-1"], "lr is -1.0, expected 0 or more"),
         (["--optimizer", "SGD", "--optimizer.lr", "-1"], "--optimizer, --lr_scheduler: Invalid learning rate: -1"),
     ],
