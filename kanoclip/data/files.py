@@ -35,7 +35,8 @@ class CannotWriteError(KanoclipError, OSError):
     """
 
     def __init__(self, path: Path, error: OSError) -> None:
-        self.errno, self.strerror, self.filename = error.errno, error.strerror or str(error), str(path)
+        why = "A file is where its folder should be" if error.errno == errno.EEXIST else error.strerror or str(error)
+        self.errno, self.strerror, self.filename = error.errno, why, str(path)
         super().__init__(f"Cannot write {path}: {self.strerror}.")
 
     __str__ = BaseException.__str__  # not the system's way, "[Errno 28] ..."

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -224,6 +225,74 @@ def test_a_benchmark_on_a_full_disk_ends_in_one_line(tmp_path) -> None:
     assert codes == [2], err
     assert "kanoclip: error: Cannot write " in err[0]
     assert "Traceback" not in err[0]
+
+
+def test_a_fit_whose_disk_is_full_at_the_second_checkpoint_keeps_the_first_and_goes_on(
+    model, data, fitted, tmp_path
+) -> None:
+    argv = ["fit", *data, *model, "--trainer.max_epochs", "3"]
+    codes, _, err = run(1, argv, tmp_path, fault=partial(full_at, 2))
+    assert codes == [2]
+    assert "last.ckpt: No space left on device. Free the disk or choose another place with --trainer" in err[0]
+    assert "last.ckpt; to go on: the same command with --ckpt_path last" in err[0]
+    codes, _, err = run(1, [*argv, "--ckpt_path", "last"], tmp_path)
+    assert codes == [0], err
+    (second,) = tmp_path.glob("runs/fit/*/*/version_1/checkpoints/last.ckpt")
+    for name, weight in weights(fitted).items():
+        assert torch.equal(weights(second)[name], weight), name
+
+
+def full_at(turn: int) -> None:
+    """Let the n-th checkpoint find the disk full."""
+    from kanoclip.data import files
+
+    sync, left = files.sync, [2 * turn - 1]  # of each file its content, then its folder
+
+    def full(path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(28, "No space left on device")
+        sync(path)
+
+    files.sync = full
+
+
+def test_two_predictions_at_once_have_a_folder_and_a_list_each(data, fitted, tmp_path) -> None:
+    argv = ["predict", *data, "--ckpt_path", str(fitted), "--trainer.logger", "false"]
+    argv += ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(lambda name: run(1, argv, tmp_path / name), ("a", "b")))
+    assert [codes for codes, _, _ in ended] == [[0], [0]]
+    lists = [
+        list(csv.DictReader(path.open(newline=""))) for path in tmp_path.glob("runs/predict/*/*/*/predictions.csv")
+    ]
+    assert len(lists) == 2
+    assert all(len({tuple(row.values()) for row in rows}) == len(rows) == 6 for rows in lists)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "data show surfaces --count 2 --output file/x.png",
+        "data download visa --accept_license --root file/x",
+        "predict --data surfaces --data.images 2 --model local_stats --trainer.default_root_dir file/x",
+        "benchmark --config plan.yaml --output file/x",
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_told_with_the_option_that_names_it(
+    tmp_path, monkeypatch, capsys, typed
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    plan = {"auxiliary": "surfaces_auxiliary", "data": ["surfaces"], "models": ["local_stats"], "seeds": [1]}
+    plan["trainer"] = {"accelerator": "cpu"}
+    Path("plan.yaml").write_text(yaml.safe_dump(plan))
+    *_, option, _ = typed.split()
+    assert main(typed.split()) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "file/x" in line
+    assert "Not a directory" in line or "A file is where its folder should be" in line
+    assert option in line
 
 
 def test_a_csv_takes_all_of_a_batch_or_nothing_when_the_disk_is_full(tmp_path) -> None:
