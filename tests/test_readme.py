@@ -56,7 +56,8 @@ def own_component(monkeypatch, tmp_path) -> Path:
 
 def test_a_component_of_ones_own_is_fitted_and_tested_by_its_path(own_component, monkeypatch) -> None:
     monkeypatch.syspath_prepend(own_component)
-    fit, test = re.findall(r"^kanoclip (fit --config my\.yaml|test --data surfaces)$", README, re.MULTILINE)[-2:]
+    wanted = r"^kanoclip (fit --config my\.yaml|test --data surfaces --model\.adapter \S+)$"
+    fit, test = re.findall(wanted, README, re.MULTILINE)[-2:]
     small = ["--data.images", "2", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false"]
     assert main([*fit.split(), *small, "--data.category", "ring", "--trainer.max_epochs", "1"]) == 0
     (record,) = own_component.glob("runs/fit/kanoclip/surfaces_auxiliary/*/run.json")
