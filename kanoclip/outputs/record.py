@@ -81,18 +81,25 @@ def newest_fit(
         model: Registered name or class path.
         auxiliary: Only fits on this data set, finished or not; else only finished ones.
         tested: Digests of the images that are tested: not a fit that has seen one of them.
+
+    Returns:
+        None if there is none. One that a benchmark has made, below ``benchmark/``, is taken where no other serves.
     """
     if auxiliary is not None:
         begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
         newest = sorted(begun, key=lambda path: path.stat().st_mtime, reverse=True)
         # sets of one name share a folder, wherever they are
         return next((path for path in newest if (read_about(path) or {}).get("auxiliary") == auxiliary), None)
-    found: list[tuple[float, Path]] = []
-    for record in (*(folder / "fit").glob("**/run.json"), *folder.glob("run.json")):  # the last: without a logger
+    found: list[tuple[bool, float, Path]] = []
+    for record in (
+        *(folder / "fit").glob("**/run.json"),
+        *folder.glob("run.json"),  # without a logger
+        *(folder / "benchmark").glob("*/*/fit/**/run.json"),
+    ):
         content = read_record(record)
         if content and content["model"] == model and (path := record.parent / content["ckpt"]).is_file():
-            found.append((record.stat().st_mtime, path))
-    for _, path in sorted(found, reverse=True):
+            found.append((not record.is_relative_to(folder / "benchmark"), record.stat().st_mtime, path))
+    for *_, path in sorted(found, reverse=True):
         about = read_about(path)
         if about and (tested is None or zero_shot(about.get("images"), tested) is not False):
             return path
@@ -208,7 +215,6 @@ class FitNote(Callback):
         if trainer.is_global_zero and trainer.progress_bar_callback is None:
             loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
             say(f"{how_far(trainer)} done, loss {loss:.3g}")
-            say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs} done, loss {loss:.3g}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""

@@ -94,7 +94,16 @@ def fitted(root, version, age, model="kanoclip", auxiliary="mvtec", finished=Tru
     run = root / "fit" / model / folder_name(auxiliary) / version
     (run / "checkpoints").mkdir(parents=True)
     checkpoint = run / "checkpoints" / "last.ckpt"
-    torch.save({"kanoclip": {"auxiliary": auxiliary, "images": images}}, checkpoint)
+    entry = {
+        "version": "0.1.0",
+        "model": model,
+        "auxiliary": auxiliary,
+        "images": images,
+        "components": {},
+        "backbone": {"description": "small", "fingerprint": "f0"},
+        "random_state": torch.get_rng_state(),
+    }
+    torch.save({"kanoclip": entry, "state_dict": {}, "pytorch-lightning_version": "2.6.0"}, checkpoint)
     files = [checkpoint]
     if finished:
         files.append(run / "run.json")
@@ -117,6 +126,14 @@ def test_a_test_takes_the_newest_finished_fit_of_its_model_that_has_seen_none_of
     assert newest_fit(tmp_path, "kanoclip", auxiliary="mvtec") == unfinished  # to resume
     assert newest_fit(tmp_path, "kanoclip", auxiliary="surfaces") is None
     assert newest_fit(tmp_path / "empty", "kanoclip", tested=[4]) is None
+
+
+def test_a_fit_of_a_benchmark_is_taken_where_no_other_serves(tmp_path):
+    row = fitted(tmp_path / "benchmark" / "quickstart" / "kanoclip-0f-seed111", "version_0", age=0)
+    assert newest_fit(tmp_path, "kanoclip") == row
+    own = fitted(tmp_path, "version_0", age=9, images=torch.tensor([1]))
+    assert newest_fit(tmp_path, "kanoclip") == own
+    assert newest_fit(tmp_path, "kanoclip", tested=[1]) == row
 
 
 def test_a_fit_that_does_not_tell_its_images_is_no_worse_than_another(tmp_path):  # of version 0.1.0

@@ -289,7 +289,7 @@ def test_a_config_lends_no_mistake_to_what_is_chosen_instead(config) -> None:
 @pytest.mark.parametrize(
     ("code", "answer"),
     [
-        (errno.EACCES, "Cannot use /runs/fit: Permission denied. Allow it, or choose another place; runs are"),
+        (errno.EACCES, "Cannot use /runs/fit: Permission denied. Allow it, or choose another place; what is"),
         (errno.ENOTDIR, "Cannot use /runs/fit: Not a directory. Allow it"),
         (errno.ENOENT, None),  # that is a fault of the program
     ],
