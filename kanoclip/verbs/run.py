@@ -25,12 +25,13 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
+from kanoclip.ranks import rank_of
 from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, set_optimizer
 from kanoclip.verbs.ending import EndWhenTold, reason
-from kanoclip.verbs.say import complain, note, quiet
+from kanoclip.verbs.say import complain, note, quiet, stopped
 from kanoclip.verbs.table import VERBS
 
 RUNS = "runs"
@@ -257,7 +258,7 @@ def main(command: CommandLine) -> int:
         cli = KanoclipCLI(command)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
         if isinstance(end, SIGTERMException) or end.code == 143:
-            note("stopped by SIGTERM.")
+            stopped(joined=rank_of()[1] > 1)
             return 143
         if isinstance(end.__context__, KeyboardInterrupt):
             return 130

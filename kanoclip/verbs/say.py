@@ -7,8 +7,10 @@ import errno
 import gc
 import io
 import logging
+import os
 import sys
 import threading
+import time
 import warnings
 
 from kanoclip.types import KanoclipError
@@ -21,6 +23,19 @@ def complain(message: str) -> int:
     """Print one line on what the caller should mend; returns the exit code."""
     print(f"kanoclip: error: {message}", file=sys.stderr)
     return 2
+
+
+def stopped(joined: bool = False) -> None:
+    """Say that SIGTERM has ended this process; of several ones the first one speaks.
+
+    Args:
+        joined: Whether the others notice that it leaves. If not, it leaves after the first one has: Lightning would
+            kill that at once, without a word, for a process that is gone.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("kanoclip: stopped by SIGTERM.", file=sys.stderr)
+    elif not joined:
+        time.sleep(5)
 
 
 def note(text: str) -> None:

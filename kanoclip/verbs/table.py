@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from kanoclip import __version__
 from kanoclip.data.processes import PARENT, end_when_told, end_with
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
-from kanoclip.verbs.say import complain, mistake
+from kanoclip.verbs.say import complain, mistake, stopped
 
 
 class Verb(NamedTuple):
@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds
         return 130
     except SystemExit as end:
-        if end.code == 143 and os.environ.get("LOCAL_RANK", "0") == "0":
-            print("kanoclip: stopped by SIGTERM.", file=sys.stderr)
+        if end.code == 143:
+            stopped()
         raise
 
 
