@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 PARENT = "KANOCLIP_PARENT"
 """Environment variable: the process whose children, such as the other ranks, end with it."""
 
+_heard = threading.Event()
+
 
 def end_with(parent: int) -> None:
     """End this process within a second of its parent, however that came to its end.
@@ -52,12 +54,31 @@ def _unless_left(kind: type[BaseException], error: BaseException, trace: Traceba
 
 
 def end_when_told() -> None:
-    """Let SIGTERM raise in the main thread, as Ctrl-C does: what is begun is finished or undone, then the run ends."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _told_to_end)
+    """Let SIGTERM raise in the main thread, as Ctrl-C does: what is begun is finished or undone, then the run ends.
+
+    A main thread that cannot, as it waits for another process outside of Python, is ended after two seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    _heard.clear()
+    if signal.signal(signal.SIGTERM, _told_to_end) is not _told_to_end:
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        threading.Thread(target=_wait, args=(told,), daemon=True).start()
+
+
+def _wait(told: int) -> None:
+    while os.read(told, 1) != bytes([signal.SIGTERM]):
+        pass
+    if not _heard.wait(2):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            os.write(2, b"kanoclip: stopped by SIGTERM.\n")
+        os._exit(128 + signal.SIGTERM)
 
 
 def _told_to_end(*_: Any) -> NoReturn:
+    _heard.set()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and once more would cut short what is finished now
     module = sys.modules.get("lightning.pytorch.utilities.exceptions")
     raise getattr(module, "SIGTERMException", SystemExit)(128 + signal.SIGTERM)

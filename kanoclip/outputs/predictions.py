@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from datetime import datetime, timezone
 from io import BytesIO
 from itertools import chain, count, takewhile
 from pathlib import Path, PurePosixPath
@@ -112,8 +111,8 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             self._join(trainer)
         if trainer.is_global_zero:
-            about = {"images": self._count, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-            write_json(self._folder / "predictions.json", about_run(trainer, pl_module) | about)
+            about = about_run(trainer, pl_module) | {"images": self._count}
+            write_json(self._folder / "predictions.json", about)
             folders = "maps/, overlays/" if self.overlays else "maps/"
             print(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
             if self.overlays and self._count and not self._coloured:

@@ -27,12 +27,13 @@ from kanoclip.models.contents import check_trust
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.outputs.progress import Bar
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
+from kanoclip.ranks import rank_of
 from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, named, set_optimizer
 from kanoclip.verbs.ending import EndWhenTold, reason
-from kanoclip.verbs.say import complain, note, quiet, unless_quick
+from kanoclip.verbs.say import complain, note, quiet, stopped, unless_quick
 from kanoclip.verbs.table import VERBS
 
 RUNS = "runs"
@@ -265,7 +266,7 @@ def main(command: CommandLine) -> int:
         cli = KanoclipCLI(command)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
         if isinstance(end, SIGTERMException) or end.code == 143:
-            note("stopped by SIGTERM.")
+            stopped(joined=rank_of()[1] > 1)
             return 143
         if isinstance(end.__context__, KeyboardInterrupt):
             return 130

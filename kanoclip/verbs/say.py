@@ -7,10 +7,12 @@ import errno
 import gc
 import io
 import logging
+import os
 import shutil
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,19 @@ def complain(message: str) -> int:
     """Print one line on what the caller should mend; returns the exit code."""
     print(f"kanoclip: error: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def stopped(joined: bool = False) -> None:
+    """Say that SIGTERM has ended this process; of several ones the first one speaks.
+
+    Args:
+        joined: Whether the others notice that it leaves. If not, it leaves after the first one has: Lightning would
+            kill that at once, without a word, for a process that is gone.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print("kanoclip: stopped by SIGTERM.", file=sys.stderr)
+    elif not joined:
+        time.sleep(5)
 
 
 def note(text: str) -> None:

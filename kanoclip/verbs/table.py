@@ -16,7 +16,7 @@ from kanoclip import __version__
 from kanoclip.data.processes import PARENT, end_when_told, end_with
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
 from kanoclip.verbs import configs
-from kanoclip.verbs.say import complain, folded, mistake
+from kanoclip.verbs.say import complain, folded, mistake, stopped
 
 
 class Verb(NamedTuple):
@@ -95,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds
         return 130
     except SystemExit as end:
-        if end.code == 143 and os.environ.get("LOCAL_RANK", "0") == "0":
-            print("kanoclip: stopped by SIGTERM.", file=sys.stderr)
+        if end.code == 143:
+            stopped()
         raise
 
 

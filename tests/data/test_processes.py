@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,21 @@ def test_sigterm_raises_once() -> None:
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_main_thread_that_cannot_hear_sigterm_is_ended() -> None:
+    code = (
+        "import ctypes\nfrom kanoclip.data.processes import end_when_told\nend_when_told()\n"
+        "lock = ctypes.create_string_buffer(256)\nlibc = ctypes.CDLL(None)\nlibc.pthread_mutex_init(lock, None)\n"
+        "print(1, flush=True)\n"
+        "libc.pthread_mutex_lock(lock)\n"
+        "libc.pthread_mutex_lock(lock)\n"  # a second time: waits for good, and no signal ends that
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=HERE)
+    assert child.stdout
+    child.stdout.readline()
+    time.sleep(0.5)  # until it waits
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(20) == 143
+    assert child.stderr
+    assert child.stderr.read() == b"kanoclip: stopped by SIGTERM.\n"

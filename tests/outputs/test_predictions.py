@@ -190,7 +190,7 @@ def test_a_record_says_of_what_run_the_scores_are(kit, photos):
     record = json.loads((kit.folder / "predictions.json").read_text())
     assert (record["model"], record["images"], record["precision"]) == ("brightness", 3, "32-true")
     assert record["options"]["data"]["size"] == [30, 40]
-    assert {"checkpoint", "components", "settings", "versions", "time"} <= set(record)
+    assert {"checkpoint", "components", "settings", "versions"} <= set(record)
 
 
 def test_drawn_images_have_folders_too(kit):
