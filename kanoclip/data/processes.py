@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from functools import cache
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -61,17 +62,24 @@ def end_when_told() -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     _heard.clear()
-    if signal.signal(signal.SIGTERM, _told_to_end) is not _told_to_end:
-        told, tell = os.pipe()
-        os.set_blocking(tell, False)
-        signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
-        threading.Thread(target=_wait, args=(told,), daemon=True).start()
+    signal.signal(signal.SIGTERM, _told_to_end)
+    _listen()
+
+
+@cache
+def _listen() -> None:
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    threading.Thread(target=_wait, args=(told,), daemon=True).start()
 
 
 def _wait(told: int) -> None:
-    while os.read(told, 1) != bytes([signal.SIGTERM]):
-        pass
-    if not _heard.wait(2):
+    while True:
+        if os.read(told, 1) != bytes([signal.SIGTERM]) or _heard.wait(2):
+            continue
+        if signal.getsignal(signal.SIGTERM) is not _told_to_end:
+            continue  # it was another's to hear
         if os.environ.get("LOCAL_RANK", "0") == "0":
             os.write(2, b"kanoclip: stopped by SIGTERM.\n")
         os._exit(128 + signal.SIGTERM)
