@@ -193,7 +193,7 @@ class PredictionWriter(Callback):
         if self.map_format == "png":
             write_image(self._folder / map_file, unit_to_uint16(heat))
         else:
-            write_bytes(self._folder / map_file, _npy(heat))
+            write_bytes(self._folder / map_file, _npy(heat), durable=False)
         if not (self.overlays and self._write_overlay(overlay_file, batch, i, heat)):
             overlay_file = ""
         return batch.path[i], batch.category[i], f"{score:.6f}", f"{heat.max():.6f}", map_file, overlay_file

@@ -17,6 +17,7 @@ from kanoclip.data.processes import PARENT, end_when_told, end_with
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
 from kanoclip.verbs import configs
 from kanoclip.verbs.say import complain, folded, mistake, stopped
+from kanoclip.verbs.words import paths_as_folder
 
 
 class Verb(NamedTuple):
@@ -139,6 +140,9 @@ def _run(argv: Any) -> int:
     which = options[-1] if options and options[-1].endswith(".help") else ""
     if (kind := which.removesuffix(".help").rpartition(".")[2].removeprefix("--")) in NAMES:
         return list_components([kind], [f"For the options of one of these: {which} NAME"])
+    if options[:1] in (["check"], ["show"]) and name == "data" and options[1:] and not options[1].startswith("-"):
+        _, *options[1:] = paths_as_folder(["--data", *options[1:]], "--root")
+        argv = [name, *options]
     for before, word in pairwise(options):
         if verb.actions and (
             before == "--data" or (name == "data" and before == options[0] and not word.startswith("-"))

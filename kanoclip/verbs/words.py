@@ -18,8 +18,12 @@ class UsageError(KanoclipError):
     """A command line or config that does not parse."""
 
 
-def paths_as_folder(words: Sequence[str]) -> list[str]:
+def paths_as_folder(words: Sequence[str], root: str = "--data.root") -> list[str]:
     """Turn a path where a data set is expected into ``folder``: ``predict photo.jpg``, ``test --data my_photos``.
+
+    Args:
+        words: What follows the verb.
+        root: Option that names the folder.
 
     Raises:
         MissingError: If a word that can only be a path leads nowhere.
@@ -37,7 +41,7 @@ def paths_as_folder(words: Sequence[str]) -> list[str]:
         elif Path(path).expanduser().exists():
             if at + 1 < len(words) and not words[at + 1].startswith("-"):
                 raise UsageError(f"Give one path, a photo or a folder of photos; {words[at + 1]} is a second one.")
-            told += ["folder" if before == "--data" else "--data=folder", f"--data.root={path}"]
+            told += ["folder" if before == "--data" else "--data=folder", f"{root}={path}"]
         elif "/" in path or os.sep in path or (guess_type(path)[0] or "").startswith("image/"):
             raise MissingError(f"There is no photo or folder at {path}, nor a data set of that name. Check the path.")
         else:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from layouts import IMAGE, LAYOUTS, MASK, write
+from PIL import Image
 
 from kanoclip.data.about import About, Archive
 from kanoclip.data.sets.mvtec import MPDD
@@ -150,3 +151,12 @@ def test_a_set_without_a_direct_link_is_not_promised_to_be_downloaded(tmp_path, 
     for name, where in (("kvasir", "https://datasets.simula.no/kvasir-seg"), ("btad", "kanoclip data download btad")):
         assert main(["data", "check", name, "--root", str(tmp_path)]) == 2
         assert f"or get it: {where}\n" in capsys.readouterr().err
+
+
+def test_a_path_in_place_of_a_name_is_a_folder_of_photos(tmp_path, capsys) -> None:
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "1.png")
+    for typed in (tmp_path, tmp_path / "1.png"):
+        assert main(["data", "check", str(typed)]) == 0
+        assert "1 image, 50 to 50 wide, 40 to 40 high." in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path / "none")]) == 2
+    assert "There is no photo or folder at" in capsys.readouterr().err
