@@ -215,7 +215,7 @@ def tell_unwritten(mine: list[tuple[str, str]], rest: str) -> list[tuple[str, st
     if getattr(rank_zero_only, "rank", 0):
         return []
     if everything:
-        say(f"{len(everything)} pictures could not be written; {rest}. The first: {everything[0][1]}")
+        say(f"{counted(len(everything), 'picture')} could not be written; {rest}. The first: {everything[0][1]}")
     return everything
 
 
