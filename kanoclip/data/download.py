@@ -23,6 +23,7 @@ from kanoclip import __version__
 from kanoclip.data.about import About, Archive
 from kanoclip.data.archives import MAX_BYTES, UNFINISHED, WORK, DownloadError, NoRoomError, progress, size_of, unpack
 from kanoclip.data.files import read_json, sha256, sync, sync_all, write_bytes, write_json
+from kanoclip.data.parsing import local_path
 
 RETRIES, BACKOFF = 4, 1.0  # attempts after the first that bring nothing new; seconds before the first, then doubled
 FINAL = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects, httpx2.InvalidURL)  # another attempt would end the same
@@ -58,7 +59,7 @@ def download(
     Killed at any moment, it leaves a folder that counts as missing, or as damaged (``check_placed``), and the next call
     completes it.
     """
-    home = Path(root).expanduser() / name
+    home = local_path(str(root), "--root") / name
     if not about.archives:
         remedy = f"Get it from {about.homepage} and unpack it to {home}. {about.note}".rstrip()
         raise DownloadError(f"{about.title} has no direct public link. {remedy}")

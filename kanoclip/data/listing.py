@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Folder of what is kept between runs: ``$KANOCLIP_CACHE``, or ``kanoclip`` in the user's cache folder."""
     own = os.environ.get("KANOCLIP_CACHE")
-    return Path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/kanoclip").expanduser()
+    return Path(os.path.expanduser(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/kanoclip"))
 
 
 def list_tree(root: Path) -> list[str]:

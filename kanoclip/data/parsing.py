@@ -89,11 +89,16 @@ def local_path(given: str, option: str) -> Path:
         option: Of what, for the message.
 
     Raises:
-        KanoclipError: If it is an address such as ``s3://bucket``: files are read and replaced on a disk.
+        KanoclipError: If it is an address such as ``s3://bucket``, as files are read and replaced on a disk, or in the
+            home folder of somebody who is not known here.
     """
     if "://" in given:
         raise KanoclipError(f"{option} {given} is an address. Give a folder or file of this machine, or mount it.")
-    return Path(given).expanduser()
+    path = os.path.expanduser(given)
+    if path.startswith("~"):
+        user = Path(path).parts[0]
+        raise KanoclipError(f"{option} {given}: there is no user {user[1:]} here. For a folder of that name: ./{user}.")
+    return Path(path)
 
 
 def _too_much(where: str, why: str) -> UnreadableTextError:

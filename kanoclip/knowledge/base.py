@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class KnowledgeBase:
             MissingError: If there is no such file.
             KanoclipError: If the file does not have the expected shape; names file and key.
         """
-        path = FOLDER / f"{name}.yaml" if name in shipped() else Path(name).expanduser()
+        path = FOLDER / f"{name}.yaml" if name in shipped() else Path(os.path.expanduser(name))
         if not path.is_file():
             raise MissingError(
                 f"No knowledge base {name!r}: expected the path of a YAML file or one of {', '.join(shipped())}."

@@ -49,7 +49,7 @@ def load_image_entries(path: str | Path) -> list[dict[str, Any]]:
         MissingError: If there is no such file.
         KanoclipError: If a line does not have the expected shape; names file and line.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise MissingError(f"No image knowledge {file}. Make it: kanoclip knowledge build --vqa_model MODEL")
     entries = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Template:
             MissingError: If there is no such file.
             KanoclipError: If a key is missing or of the wrong kind; names file and key.
         """
-        file = Path(path).expanduser() if path else FOLDER / f"{QUESTIONS}.yaml"
+        file = Path(os.path.expanduser(path)) if path else FOLDER / f"{QUESTIONS}.yaml"
         if not file.is_file():
             raise MissingError(f"No file of questions {file}. Leave --questions out for the one that ships.")
         content = read_mapping(file, "version, count, answer, generic, general and image")

@@ -89,7 +89,6 @@ class ImageMetrics(RankingMetric):
         if batch.numel():
             bounds(batch[0].numpy())  # raises now for NaN, not at the end
         self.seen = [*self.seen, batch]
-        self.seen = [self._joined()]
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``auroc``, ``ap`` and ``f1_max`` in [0, 1]."""

@@ -18,12 +18,9 @@ def how_far(trainer: Trainer) -> str:
 class Bar(RichProgressBar):
     """Lightning's bar, which counts epochs from 0, shows the version of the logger, and may stop at 6 of 7 batches."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count epochs from 1."""
-        super().on_train_epoch_start(trainer, pl_module)
-        if self.progress is not None and self.train_progress_bar_id is not None:
-            text = f"epoch {trainer.current_epoch + 1}" if trainer.max_steps > 0 else how_far(trainer)
-            self.progress.update(self.train_progress_bar_id, description=text.capitalize())
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = f"epoch {current_epoch + 1}"
+        return (text if self.trainer.max_steps > 0 else f"{text} of {self.trainer.max_epochs}").capitalize()
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return what is shown behind the bar: the loss."""

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -59,6 +60,8 @@ def claim_version(folder: Path) -> Path:
             (folder / f"version_{number}").mkdir(parents=True)
         except FileExistsError:
             number += 1
+        except OSError as error:
+            raise CannotWriteError(folder, error) from error
         else:
             return folder / f"version_{number}"
 
@@ -69,6 +72,8 @@ def drop_if_empty(folder: Path) -> None:
     done = any(folder.rglob("*.ckpt")) or (folder / "results.json").exists() or any(t.count("\n") > 1 for t in lists)
     if not done and not getattr(rank_zero_only, "rank", 0):
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # others have runs there
+            folder.parent.rmdir()
 
 
 def newest_fit(

@@ -65,7 +65,8 @@ def check_options(verb: str, chosen: Namespace) -> None:
     if precision.startswith("64"):
         raise UsageError(f"--trainer.precision {precision}: features and scores are float32. Use 32-true.")
     if "spawn" in str(chosen.trainer.strategy):
-        raise UsageError(f"--trainer.strategy {chosen.trainer.strategy} starts without what was typed. Use ddp.")
+        known = "starts processes that do not know what was typed"
+        raise UsageError(f"--trainer.strategy {chosen.trainer.strategy} {known}. Use ddp.")
     for kind, base in (("data", AnomalyDataModule), ("model", AnomalyModule)):
         if not issubclass(load_class(chosen[kind].class_path), base):
             expected = f"expected a subclass of {base.__module__}.{base.__name__}, or one of"

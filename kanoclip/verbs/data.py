@@ -90,9 +90,9 @@ def _list(root: str) -> int:
         rows.append((name, cls.domain, counts, masks, paper, about.licence, _where(cls(root=root))))
     print_table(word_table(headings, rows), word_table(headings, rows, ("domain", "masks", "paper")))
     legend = (
-        "normal / anomalous: published numbers of test images, ~ not confirmed by us. paper: named by KAnoCLIP's "
-        "public pages. Your own images: --data folder, manifest or meta_json. Without files: surfaces, "
-        "surfaces_auxiliary, surfaces_defects."
+        "normal / anomalous: published numbers of test images, ~ not confirmed by us. In a wide terminal, paper: "
+        "named by KAnoCLIP's public pages. Your own images: --data folder, manifest or meta_json. Without files: "
+        "surfaces, surfaces_auxiliary, surfaces_defects."
     )
     print(folded(legend))
     return 0

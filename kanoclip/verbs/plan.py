@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,7 +158,7 @@ def _data(spec: Spec, root: str | None, file: str) -> Data:
 
 
 def _is_below(folder: Path, root: str) -> bool:
-    above = Path(root).expanduser().resolve()
+    above = Path(os.path.expanduser(root)).resolve()
     return folder.resolve() != above and folder.resolve().is_relative_to(above)
 
 

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from torch.optim import Optimizer
 
 from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.parsing import local_path
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
@@ -125,7 +126,7 @@ class KanoclipCLI(LightningCLI):
         """Parse what was typed over the model of the checkpoint that was typed, if there is one."""
         self.fitted: dict[str, Any] = {}
         if self.command.checkpoint not in (None, "last"):
-            self._take(Path(str(self.command.checkpoint)).expanduser())
+            self._take(local_path(str(self.command.checkpoint), "--ckpt_path"))
         self._parse()
         if self.checkpoint or (self.command.verb == "fit" and self.command.checkpoint is None):
             self._print_config()  # nothing has to be looked for

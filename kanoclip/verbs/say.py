@@ -87,7 +87,7 @@ def mistake(error: BaseException, option: str = "--trainer.default_root_dir") ->
         if isinstance(cause, KanoclipError) and number is None:
             return str(cause)
         if isinstance(cause, OSError) and (number in FULL or isinstance(cause, KanoclipError)):
-            remedy = f"{'Choose' if number in DENIED else 'Free the disk or choose'} another place with {option}"
+            remedy = f"{'Free the disk or choose' if number in FULL else 'Choose'} another place with {option}"
             return f"Cannot write {cause.filename or 'into the folder of the run'}: {cause.strerror}. {remedy}."
         if isinstance(cause, OSError) and number in DENIED and cause.filename:
             place = f"Allow it, or choose another place; what is written goes to {option}"

@@ -6,9 +6,8 @@ import os
 import re
 from collections.abc import Sequence
 from mimetypes import guess_type
-from pathlib import Path
 
-from kanoclip.registry import NAMES
+from kanoclip.registry import NAMES, WHICH_DATA, UnknownNameError, did_you_mean
 from kanoclip.types import KanoclipError, MissingError
 
 Pair = tuple[str, "str | None"]
@@ -27,6 +26,7 @@ def paths_as_folder(words: Sequence[str], root: str = "--data.root") -> list[str
 
     Raises:
         MissingError: If a word that can only be a path leads nowhere.
+        UnknownNameError: If a word is neither.
         UsageError: If there are several paths.
     """
     if words and not words[0].startswith("-") and words[0] not in NAMES["data"]:
@@ -38,12 +38,16 @@ def paths_as_folder(words: Sequence[str], root: str = "--data.root") -> list[str
         path = value if option == "--data" and equals else word if before == "--data" else ""
         if not path or path in NAMES["data"] or path.lstrip().startswith("{"):
             told.append(word)
-        elif Path(path).expanduser().exists():
+        elif os.path.exists(os.path.expanduser(path)):
             if at + 1 < len(words) and not words[at + 1].startswith("-"):
                 raise UsageError(f"Give one path, a photo or a folder of photos; {words[at + 1]} is a second one.")
             told += ["folder" if before == "--data" else "--data=folder", f"{root}={path}"]
         elif "/" in path or os.sep in path or (guess_type(path)[0] or "").startswith("image/"):
             raise MissingError(f"There is no photo or folder at {path}, nor a data set of that name. Check the path.")
+        elif path.isidentifier() and path.islower() and path != "null":
+            hint = did_you_mean(path, NAMES["data"])
+            nor = "There is no photo or folder of that name either."
+            raise UnknownNameError(f"Unknown data {path!r}.{hint} {nor} {WHICH_DATA}")
         else:
             told.append(word)
     return told
