@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shutil import get_terminal_size
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +22,11 @@ class Bar(RichProgressBar):
     def _get_train_description(self, current_epoch: int) -> str:
         text = f"epoch {current_epoch + 1}"
         return (text if self.trainer.max_steps > 0 else f"{text} of {self.trainer.max_epochs}").capitalize()
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Leave out the speed where the terminal has no room for it; the time left stays."""
+        columns = super().configure_columns(trainer)
+        return columns if get_terminal_size().columns >= 100 else columns[:-1]
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return what is shown behind the bar: the loss."""

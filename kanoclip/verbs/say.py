@@ -25,7 +25,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)  
 
 def complain(message: str) -> int:
     """Print one line on what the caller should mend; returns the exit code."""
-    print(f"kanoclip: error: {printable(message)}", file=sys.stderr)
+    _say(f"kanoclip: error: {printable(message)}")
     return 2
 
 
@@ -47,7 +47,11 @@ def note(text: str) -> None:
     from lightning.pytorch.utilities import rank_zero_only
 
     if not getattr(rank_zero_only, "rank", 0):
-        print(f"kanoclip: {printable(text)}", file=sys.stderr)
+        _say(f"kanoclip: {printable(text)}")
+
+
+def _say(text: str) -> None:
+    print(folded(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def folded(start: str, text: str = "") -> str:
@@ -55,8 +59,9 @@ def folded(start: str, text: str = "") -> str:
     width = shutil.get_terminal_size((10_000, 24)).columns - 1
     *above, first = start.split("\n")
     indent = " " * len(first) if text else ""
-    lines = textwrap.wrap(first + text, max(width, 40), subsequent_indent=indent, break_long_words=False)
-    return "\n".join([*above, *lines])
+    fold = textwrap.TextWrapper(max(width, 40), subsequent_indent=indent)
+    fold.break_long_words = fold.break_on_hyphens = False  # options and paths stay whole
+    return "\n".join([*above, *fold.wrap(first + text)])
 
 
 @contextmanager
