@@ -112,7 +112,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
                 f"Set --data.cache false or --data.{other} false."
             )
         check_option("category", category, category != [], "a name, a list of at least one, or null")
-        check_option("root", root, "://" not in root, "a folder of this machine, no address")
+        check_option("root", root, "://" not in str(root), "a folder of this machine, no address")
         self.root = root
         self.category = category
         self.image_size = image_size

@@ -24,6 +24,7 @@ from kanoclip.outputs.names import csv_text, file_name, read_csv
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
 from kanoclip.outputs.results import about_run, tell_unwritten
+from kanoclip.outputs.tables import tell
 from kanoclip.ranks import gather
 from kanoclip.types import Batch, KanoclipError, Scores, counted
 
@@ -114,10 +115,10 @@ class PredictionWriter(Callback):
             about = about_run(trainer, pl_module) | {"images": self._count}
             write_json(self._folder / "predictions.json", about)
             folders = "maps/, overlays/" if self.overlays else "maps/"
-            print(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
+            tell(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
             if self.overlays and self._count and not self._coloured:
                 begin = f"colour begins at {LIKELIER[0]:g}"
-                print(f"No overlay is coloured: {begin} and no map reaches it. The values are in maps/ and in the csv.")
+                tell(f"No overlay is coloured: {begin} and no map reaches it. The values are in maps/ and in the csv.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish, and say what is there, when the run stops early."""
@@ -125,7 +126,7 @@ class PredictionWriter(Callback):
             with suppress(Exception):  # the first error is the one to tell
                 self._finish()
             if self._count:
-                print(f"Stopped; {counted(self._count, 'image is', 'images are')} done: {self._file}")
+                tell(f"Stopped; {counted(self._count, 'image is', 'images are')} done: {self._file}")
 
     def _finish(self) -> None:
         """Wait until the batch is written and listed; raises what went wrong."""

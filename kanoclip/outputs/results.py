@@ -132,7 +132,7 @@ class ResultsWriter(Callback):
             write_json(folder / "results.json", report)  # last: where it is, all numbers are
             tell(f"\n{headline(report)}")
             print_results(results)
-            print(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}", flush=True)
+            tell(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}")
         self._write_overlays(self._folder)
         self.unwritten = tell_unwritten(self.unwritten, "the numbers are complete")
 

@@ -202,7 +202,7 @@ def test_a_damaged_file_is_an_error_that_names_it_not_a_wrong_score(backbone, pl
     file.write_bytes(content)
     with pytest.raises(CacheError, match=rf"features in {file} were damaged .*Run the command again"):
         check(backbone, data)
-    file.unlink()
+    assert not file.exists()
     assert check(backbone, data).results == before
     assert file.read_bytes() == whole
 

@@ -332,7 +332,7 @@ def test_a_refused_command_line_does_not_repeat_the_key(cats, capsys, options) -
         (["--modle", "m"], "Unknown option --modle. Did you mean '--model'? Options: kanoclip"),
         (["--model", "m", "n"], "A word stands without an option. Options: kanoclip"),
         (["--model", "m", "--timeout", "soon"], "could not convert string to float: 'soon'"),
-        (["--model", "m", "--output", "/dev/null/out.yaml"], "choose another --output"),
+        (["--model", "m", "--output", "/dev/null/out.yaml"], "Choose another place with --output"),
     ],
 )
 def test_a_mistake_is_one_line(cats, capsys, options, message) -> None:
