@@ -4,6 +4,8 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kanoclip.heads.interaction import NoInteraction
 from kanoclip.models.ablations import CLIP
@@ -159,3 +161,21 @@ def test_weights_that_do_not_fit_are_told_in_one_line(kept, tiny_clip, change, t
     with pytest.raises(CheckpointError, match=rf"does not fit the model: {name} is {told}, expected \(") as caught:
         KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
     assert "\n" not in str(caught.value)
+
+
+def test_no_path_of_a_checkpoint_is_taken_over_by_a_fit(kept, make_model, make_data, tmp_path) -> None:
+    path, content = kept
+    (tmp_path / "victim").mkdir()
+    folder = tmp_path / "kept"
+    victim = f"{folder}/../victim"
+    keeper = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    state = keeper.state_dict() | {
+        "best_model_path": victim, "last_model_path": victim, "kth_best_model_path": victim, "dirpath": f"{folder}",
+        "best_k_models": {victim: torch.tensor(0.0)},
+    }  # fmt: skip
+    torch.save({**content, "callbacks": {keeper.state_key: state}}, path)
+    trainer = Trainer(max_epochs=2, logger=False, accelerator="cpu", enable_progress_bar=False,
+                      enable_model_summary=False, callbacks=keeper)  # fmt: skip
+    trainer.fit(make_model(interaction=NoInteraction()), make_data(category="ring"), ckpt_path=path)
+    assert (tmp_path / "victim").is_dir()
+    assert keeper.best_model_path == f"{folder}/last.ckpt"
