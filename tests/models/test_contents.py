@@ -148,7 +148,15 @@ def test_a_whole_checkpoint_loads_and_goes_on(kept, model, make_model, make_trai
     assert trainer.current_epoch == 2
 
 
-@pytest.mark.parametrize(("change", "told"), [(None, "nothing in it"), (torch.zeros(7, 7), r"\(7, 7\) in it")])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (None, "nothing in it"),
+        (lambda w: torch.zeros(7, 7), r"\(7, 7\) in it"),
+        (lambda w: w.long(), r"\(.*\) of torch\.int64 in it"),
+        (lambda w: w.cfloat(), r"\(.*\) of torch\.complex64 in it"),
+    ],
+)
 def test_weights_that_do_not_fit_are_told_in_one_line(kept, tiny_clip, change, told) -> None:
     path, content = kept
     name = next(iter(content["state_dict"]))
@@ -156,7 +164,7 @@ def test_weights_that_do_not_fit_are_told_in_one_line(kept, tiny_clip, change, t
     if change is None:
         del state[name]
     else:
-        state[name] = change
+        state[name] = change(state[name])
     torch.save({**content, "state_dict": state}, path)
     with pytest.raises(CheckpointError, match=rf"does not fit the model: {name} is {told}, expected \(") as caught:
         KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
@@ -179,3 +187,32 @@ def test_no_path_of_a_checkpoint_is_taken_over_by_a_fit(kept, make_model, make_d
     trainer.fit(make_model(interaction=NoInteraction()), make_data(category="ring"), ckpt_path=path)
     assert (tmp_path / "victim").is_dir()
     assert keeper.best_model_path == f"{folder}/last.ckpt"
+
+
+@pytest.mark.parametrize("part", ["state_dict", "kanoclip"])
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda w: w.to("meta"), lambda w: 3], ids=str)
+def test_a_tensor_that_is_none_in_truth_is_told_in_one_line(kept, tiny_clip, part, change) -> None:
+    path, content = kept
+    name = "random_state" if part == "kanoclip" else next(iter(content[part]))
+    torch.save({**content, part: content[part] | {name: change(content[part][name])}}, path)
+    with pytest.raises(CheckpointError, match=rf"is damaged: {part}\.{name} is missing or not what it should be"):
+        KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_in_one_line(kept, tiny_clip, value) -> None:
+    path, content = kept
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name].view(-1)[0] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"The checkpoint holds NaN or infinite weights: {name}\\."):
+        KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
+
+
+@pytest.mark.parametrize("changes", [{"loops": {}}, {"callbacks": 1}])
+def test_a_test_needs_nothing_of_what_a_fit_goes_on_with(kept, make_model, make_trainer, make_data, changes) -> None:
+    path, content = kept
+    torch.save(content | changes, path)
+    model = make_model(interaction=NoInteraction())
+    make_trainer().test(model, make_data(category="ring"), ckpt_path=path)
+    assert model.results
