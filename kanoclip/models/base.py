@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -226,6 +227,13 @@ class AnomalyModule(LightningModule):
             own = {"loops": {"fit_loop": self.trainer.fit_loop.state_dict()}, "callbacks": states}
             usual = type(self).configure_optimizers is AnomalyModule.configure_optimizers
             check_progress(checkpoint, self, own, usual)
+            # Lightning restores callbacks after this. It would take over the paths of checkpoints, and delete them.
+            for one in callbacks:
+                if isinstance(one, Checkpoint):
+                    checkpoint["callbacks"].pop(one.state_key, None)
+        else:  # what only a fit goes on with
+            for name in ("loops", "callbacks", "MixedPrecision", "native_amp_scaling_state"):
+                checkpoint.pop(name, None)
         self.auxiliary, self.fit_seed = entry["auxiliary"], entry.get("seed")
         images = entry.get("images")
         self.fitted_images = None if images is None else images.tolist()

@@ -22,6 +22,7 @@ from kanoclip.types import KanoclipError
 FORMAT = 2
 """Raised when what a checkpoint holds changes its meaning. 1 is that of version 0.1.0, which has no number."""
 LEVELS = 20  # of options inside options
+SHOWN = 200  # characters of a text of a checkpoint that a message shows
 ENTRY: dict[str, Any] = {"version": str, "model": str, "backbone": dict, "components": dict, "random_state": Tensor}
 """What every checkpoint tells in its entry ``kanoclip``."""
 ENTRY_2: dict[str, Any] = {"settings": dict, "data": dict, "optimiser": dict}
@@ -64,15 +65,20 @@ def check_entry(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     backbone, state, images = entry["backbone"], entry["random_state"], entry.get("images")
     if not all(isinstance(backbone.get(name), str) for name in ("description", "fingerprint")):
         raise _damaged(where, "kanoclip.backbone")
-    if (state.dtype, state.shape) != (torch.uint8, torch.get_rng_state().shape):
+    if not _dense(state) or (state.dtype, state.shape) != (torch.uint8, torch.get_rng_state().shape):
         raise _damaged(where, "kanoclip.random_state")
-    if images is not None and not (images.dtype == torch.int64 and images.ndim == 1 and images.is_contiguous()):
-        raise _damaged(where, "kanoclip.images")  # a list repeated without end would fill the memory
+    if images is not None and not (
+        _dense(images) and images.dtype == torch.int64 and images.ndim == 1 and images.is_contiguous()
+    ):  # a list repeated without end would fill the memory
+        raise _damaged(where, "kanoclip.images")
     if not re.match(r"[2-9]\.", str(content.get("pytorch-lightning_version"))):  # or Lightning would convert it
         raise _damaged(where, "pytorch-lightning_version")
     weights = content.get("state_dict")
-    if not isinstance(weights, dict) or not all(isinstance(weight, Tensor) for weight in weights.values()):
+    if not isinstance(weights, dict):
         raise _damaged(where, "state_dict")
+    for name, weight in weights.items():
+        if not isinstance(name, str) or not _dense(weight):
+            raise _damaged(where, f"state_dict.{name}")
     options = content.get("hyper_parameters", {})
     if not isinstance(options, dict) or not isinstance(options.get("_class_path", ""), str):
         raise _damaged(where, "hyper_parameters")
@@ -135,19 +141,34 @@ def _is_known(path: str) -> bool:
 
 
 def check_weights(given: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse weights that are not those of a model by their names and shapes.
+    """Refuse weights that are not those of a model by their names, shapes and kinds of numbers, or are not finite.
 
     Raises:
         CheckpointError: Naming the first weight that differs.
     """
     own = model.state_dict()
     for name in (*own, *given):
-        theirs, mine = (tuple(one[name].shape) if name in one else "nothing" for one in (given, own))
+        theirs, mine = (_kind(one[name]) if name in one else "nothing" for one in (given, own))
         if theirs != mine:
             raise CheckpointError(
-                f"The checkpoint does not fit the model: {name} is {theirs} in it, expected {mine}. Give --ckpt_path "
-                f"another one from runs/fit, or fit anew."
+                f"The checkpoint does not fit the model: {name[:SHOWN]} is {theirs} in it, expected {mine}. Give "
+                f"--ckpt_path another one from runs/fit, or fit anew."
             )
+        if given[name].data_ptr() != own[name].data_ptr() and not given[name].isfinite().all():  # not a frozen one
+            raise CheckpointError(
+                f"The checkpoint holds NaN or infinite weights: {name}. Give --ckpt_path another one from runs/fit, or "
+                f"fit anew with a lower --model.lr."
+            )
+
+
+def _dense(value: Any) -> bool:
+    """Whether it is a plain tensor: neither sparse, quantised nor without content."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+
+
+def _kind(weight: Tensor) -> str:
+    """Return the shape, and what its numbers are unless they are of any floating precision."""
+    return f"{tuple(weight.shape)}" + ("" if weight.is_floating_point() else f" of {weight.dtype}")
 
 
 def check_progress(content: Mapping[str, Any], model: nn.Module, own: Mapping[str, Any], optimiser: bool) -> None:
@@ -186,7 +207,8 @@ def _check_optimiser(given: list[Any], model: nn.Module, where: str) -> None:
         raise _damaged(where, "optimizer_states.state")
     for number, state in states.items():
         head = heads[number].shape if number in range(len(heads)) else None
-        if head is None or any(getattr(state[name], "shape", None) != head for name in MOMENTS if name in state):
+        moments = [state[name] for name in MOMENTS if name in state]
+        if head is None or not all(_dense(moment) and moment.shape == head for moment in moments):
             raise _damaged(where, f"optimizer_states.state.{number}")
 
 
@@ -206,6 +228,6 @@ def _unlike(given: Any, own: Any, key: str) -> str | None:
 
 def _damaged(where: str, key: str) -> CheckpointError:
     return CheckpointError(
-        f"{where} is damaged: {key} is missing or not what it should be. Give --ckpt_path another one from runs/fit, "
-        f"or fit anew."
+        f"{where} is damaged: {key[:SHOWN]} is missing or not what it should be. Give --ckpt_path another one from "
+        f"runs/fit, or fit anew."
     )

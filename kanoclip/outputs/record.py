@@ -190,6 +190,7 @@ class RunRecord(Callback):
         """Write the record, once the last checkpoint is on disk."""
         checkpoint: Any = trainer.checkpoint_callback
         path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+        path = path or (trainer.ckpt_path if checkpoint else "")  # nothing was left to fit
         if not trainer.is_global_zero or trainer.interrupted or not path:
             return
         folder = self._folder
@@ -224,8 +225,12 @@ class FitNote(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""
         if trainer.is_global_zero:
+            path = _last_checkpoint(trainer)
+            if path and not getattr(trainer.checkpoint_callback, "best_model_path", ""):
+                say(f"nothing was left to fit: {path} has had all its epochs.")
+                return
             none = "no epoch" if trainer.checkpoint_callback else "--trainer.enable_checkpointing false"
-            say(f"fitted: {_last_checkpoint(trainer) or f'{none}, so there is no checkpoint'}.")
+            say(f"fitted: {path or f'{none}, so there is no checkpoint'}.")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Name the checkpoint of the epochs before, if there is one."""
@@ -237,7 +242,9 @@ class FitNote(Callback):
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
+    """Return the last one that this fit has written, else the one it goes on with."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    path = path or str((trainer.checkpoint_callback and trainer.ckpt_path) or "")
     if "://" not in path and not os.path.isfile(path):  # the first one could not be written
         return ""
     return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) and path else path

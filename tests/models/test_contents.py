@@ -4,6 +4,8 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kanoclip.heads.interaction import NoInteraction
 from kanoclip.models.ablations import CLIP
@@ -146,7 +148,15 @@ def test_a_whole_checkpoint_loads_and_goes_on(kept, model, make_model, make_trai
     assert trainer.current_epoch == 2
 
 
-@pytest.mark.parametrize(("change", "told"), [(None, "nothing in it"), (torch.zeros(7, 7), r"\(7, 7\) in it")])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (None, "nothing in it"),
+        (lambda w: torch.zeros(7, 7), r"\(7, 7\) in it"),
+        (lambda w: w.long(), r"\(.*\) of torch\.int64 in it"),
+        (lambda w: w.cfloat(), r"\(.*\) of torch\.complex64 in it"),
+    ],
+)
 def test_weights_that_do_not_fit_are_told_in_one_line(kept, tiny_clip, change, told) -> None:
     path, content = kept
     name = next(iter(content["state_dict"]))
@@ -154,8 +164,55 @@ def test_weights_that_do_not_fit_are_told_in_one_line(kept, tiny_clip, change, t
     if change is None:
         del state[name]
     else:
-        state[name] = change
+        state[name] = change(state[name])
     torch.save({**content, "state_dict": state}, path)
     with pytest.raises(CheckpointError, match=rf"does not fit the model: {name} is {told}, expected \(") as caught:
         KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
     assert "\n" not in str(caught.value)
+
+
+def test_no_path_of_a_checkpoint_is_taken_over_by_a_fit(kept, make_model, make_data, tmp_path) -> None:
+    path, content = kept
+    (tmp_path / "victim").mkdir()
+    folder = tmp_path / "kept"
+    victim = f"{folder}/../victim"
+    keeper = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    state = keeper.state_dict() | {
+        "best_model_path": victim, "last_model_path": victim, "kth_best_model_path": victim, "dirpath": f"{folder}",
+        "best_k_models": {victim: torch.tensor(0.0)},
+    }  # fmt: skip
+    torch.save({**content, "callbacks": {keeper.state_key: state}}, path)
+    trainer = Trainer(max_epochs=2, logger=False, accelerator="cpu", enable_progress_bar=False,
+                      enable_model_summary=False, callbacks=keeper)  # fmt: skip
+    trainer.fit(make_model(interaction=NoInteraction()), make_data(category="ring"), ckpt_path=path)
+    assert (tmp_path / "victim").is_dir()
+    assert keeper.best_model_path == f"{folder}/last.ckpt"
+
+
+@pytest.mark.parametrize("part", ["state_dict", "kanoclip"])
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda w: w.to("meta"), lambda w: 3], ids=str)
+def test_a_tensor_that_is_none_in_truth_is_told_in_one_line(kept, tiny_clip, part, change) -> None:
+    path, content = kept
+    name = "random_state" if part == "kanoclip" else next(iter(content[part]))
+    torch.save({**content, part: content[part] | {name: change(content[part][name])}}, path)
+    with pytest.raises(CheckpointError, match=rf"is damaged: {part}\.{name} is missing or not what it should be"):
+        KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_in_one_line(kept, tiny_clip, value) -> None:
+    path, content = kept
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name].view(-1)[0] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"The checkpoint holds NaN or infinite weights: {name}\\."):
+        KAnoCLIP.load_from_checkpoint(path, backbone=tiny_clip, interaction=NoInteraction())
+
+
+@pytest.mark.parametrize("changes", [{"loops": {}}, {"callbacks": 1}])
+def test_a_test_needs_nothing_of_what_a_fit_goes_on_with(kept, make_model, make_trainer, make_data, changes) -> None:
+    path, content = kept
+    torch.save(content | changes, path)
+    model = make_model(interaction=NoInteraction())
+    make_trainer().test(model, make_data(category="ring"), ckpt_path=path)
+    assert model.results

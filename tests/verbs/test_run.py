@@ -276,6 +276,16 @@ def test_a_fit_that_is_resumed_ends_where_an_unbroken_one_ends(fit, tiny_options
     assert torch.load(newest, weights_only=True)["epoch"] == 2
 
 
+def test_a_fit_with_nothing_left_says_so_and_can_be_tested(fit, capsys) -> None:
+    fit()
+    capsys.readouterr()
+    assert main(["fit", *SEEN, "--ckpt_path", "last", "--trainer.max_epochs", "1"]) == 0
+    said = capsys.readouterr().err
+    assert f"nothing was left to fit: {FIT}/version_0/checkpoints/last.ckpt has had all its epochs" in said
+    assert "fitted: " not in said
+    assert main(["test", *UNSEEN]) == 0
+
+
 def test_there_is_nothing_to_resume_before_the_first_fit(capsys) -> None:
     assert main(["fit", *SEEN, "--ckpt_path", "last"]) == 2
     assert "No fit of kanoclip on surfaces_auxiliary in runs/fit to go on with" in capsys.readouterr().err
