@@ -21,6 +21,7 @@ from kanoclip.data.choosing import check_samples, held_out, left_out_notes, limi
 from kanoclip.data.identity import DataIdentity
 from kanoclip.data.images import read_pair
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Sample, collate, make_loader
+from kanoclip.data.parsing import local_path
 from kanoclip.registry import did_you_mean
 from kanoclip.types import ANOMALOUS, KanoclipError
 
@@ -154,6 +155,11 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         return self.name
 
     @property
+    def place(self) -> Path:
+        """``root`` as a path, with the home folder for ``~``."""
+        return local_path(self.root, "--data.root")
+
+    @property
     def categories(self) -> list[str]:
         """Categories in use, sorted."""
         return sorted({sample.category for sample in self.index()})
@@ -271,7 +277,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
 
     def _location(self) -> str:
         """Where the images are, for messages."""
-        return str(Path(self.root).expanduser())
+        return str(self.place)
 
     def _label_remedy(self) -> str:
         return "Run predict instead, which needs no labels."

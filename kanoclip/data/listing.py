@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kanoclip.data.files import read_json, write_bytes
+from kanoclip.data.parsing import local_path
 
 WORTH_CACHING = 2000  # a shorter list is made faster than it is looked up
 Fact = TypeVar("Fact")
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Folder of what is kept between runs: ``$KANOCLIP_CACHE``, or ``kanoclip`` in the user's cache folder."""
     own = os.environ.get("KANOCLIP_CACHE")
-    return Path(os.path.expanduser(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/kanoclip"))
+    return local_path(own or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/kanoclip", "KANOCLIP_CACHE")
 
 
 def list_tree(root: Path) -> list[str]:

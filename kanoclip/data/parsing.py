@@ -81,7 +81,7 @@ def read_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def local_path(given: str, option: str) -> Path:
+def local_path(given: str | Path, option: str) -> Path:
     """Return a path with the home folder for ``~``.
 
     Args:
@@ -92,7 +92,7 @@ def local_path(given: str, option: str) -> Path:
         KanoclipError: If it is an address such as ``s3://bucket``, as files are read and replaced on a disk, or in the
             home folder of somebody who is not known here.
     """
-    if "://" in given:
+    if "://" in str(given):
         raise KanoclipError(f"{option} {given} is an address. Give a folder or file of this machine, or mount it.")
     path = os.path.expanduser(given)
     if path.startswith("~"):

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from kanoclip.outputs.names import csv_text
+from kanoclip.types import printable
 
 UNDEFINED = "—"
+CELL = 1000  # characters of a cell's line; a path is shorter
 ENDLESS = 10_000  # characters a line, in a file or a pipe
 
 
@@ -140,13 +142,16 @@ def plain_table(gap: int = 3) -> Table:
 
 
 def word_table(headings: Sequence[str], rows: Iterable[Sequence[str]], without: Collection[str] = ()) -> Table:
-    """Lay out rows of words; what is too long is folded, and the columns ``without`` are left out."""
+    """Lay out rows of words; what is too long is folded, and the columns ``without`` are left out.
+
+    A cell may have lines; nothing else in it can break a row.
+    """
     kept = [at for at, heading in enumerate(headings) if heading not in without]
     table = plain_table()
     for at in kept:
         table.add_column(headings[at], overflow="fold")
     for row in rows:
-        table.add_row(*(row[at] for at in kept))
+        table.add_row(*("\n".join(printable(line, CELL) for line in row[at].split("\n")) for at in kept))
     return table
 
 

@@ -27,10 +27,11 @@ from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.sheet import contact_sheet, varied
 from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, load_class, resolve
-from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError, counted
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError, MissingError, counted, printable
 from kanoclip.verbs.say import folded
 from kanoclip.verbs.table import VERBS
 
+NAME = 60  # characters of a category in a table
 NAMED = 5  # files named for each kind of trouble
 
 Opened = tuple[tuple[int, int], float | None] | UnreadableImageError
@@ -100,7 +101,7 @@ def _list(root: str) -> int:
 
 def _where(data: Tree) -> str:
     """Return the data set's folder below the root and its size, or "no" if it is not there."""
-    root = Path(data.root).expanduser()
+    root = data.place
     places = [
         place for place in data.places() if place != root and os.path.isdir(place)
     ]  # the root holds all data sets
@@ -128,7 +129,11 @@ def _check(data: AnomalyDataModule) -> int:
     found, remarks = _open_all(data, samples)
     counts = Counter((s.category, s.split, s.label) for s in samples)
     rows = [
-        (category, split, *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)))
+        (
+            printable(category, NAME),
+            split,
+            *(str(counts[category, split, label]) for label in (NORMAL, ANOMALOUS, -1)),
+        )
         for category, split in dict.fromkeys((s.category, s.split) for s in samples)
     ]
     print_table(word_table(("category", "split", "normal", "anomalous", "unlabelled"), rows))
@@ -144,10 +149,10 @@ def _check(data: AnomalyDataModule) -> int:
         )
     said = Counter(one.what for one in remarks)
     such = {one.what: one.path for one in reversed(remarks)}
-    for text in (
-        *_notes(data, samples, found),
-        *(f"{counted(n, 'file')} such as {such[what]}: {what}" for what, n in said.items()),
-    ):
+    notes = _notes(data, samples, found)
+    notes += [f"{counted(n, 'file')} such as {such[what]}: {what}" for what, n in said.items()]
+    print(_counts(data, samples), end="")
+    for text in notes:
         print(f"note: {text}")
     faults = defaultdict[str, list[str]](list)
     for one in found:
@@ -156,7 +161,8 @@ def _check(data: AnomalyDataModule) -> int:
     if faults:
         trouble = [(kind, str(len(files)), "\n".join(files[:NAMED])) for kind, files in faults.items()]
         print_table(word_table(("fault", "files", "such as"), trouble))
-    print(f"found: {counted(sum(map(len, faults.values())), 'fault')}." if faults else "found: nothing wrong.")
+    least = "no fault in the files; see the notes above" if notes else "nothing wrong"
+    print(f"found: {counted(sum(map(len, faults.values())), 'fault') if faults else least}.")
     return int(bool(faults))
 
 
@@ -189,12 +195,20 @@ def _notes(data: AnomalyDataModule, samples: Sequence[Sample], found: Sequence[O
     without = [s.image for s, _ in anomalous if not s.masks]
     if without and (about is None or about.masks):
         notes.append(f"{counted(len(without), 'anomalous image')} without a mask: {', '.join(without[:NAMED])}")
-    if about and about.counts and data.category in (None, "all") and data.limit is None and data.identity == data.name:
-        mine = sum(s.label == NORMAL for s, _ in test), len(anomalous)
-        words = "as published" if about.whole(*mine) else "published: {} / {}".format(*about.counts)
-        words += "" if about.confirmed else ", as far as we know"
-        notes.append(f"test images, normal / anomalous: {mine[0]} / {mine[1]} ({words})")
     return notes
+
+
+def _counts(data: AnomalyDataModule, samples: Sequence[Sample]) -> str:
+    """Return a line on the published counts; "" where there are none, or where the notes tell how far off they are."""
+    if not isinstance(data, Tree) or not data.is_whole or data.about.counts is None:
+        return ""
+    labels = [sample.label for sample in samples if sample.split == "test"]
+    mine = labels.count(NORMAL), labels.count(ANOMALOUS)
+    if data.far_from_published(*mine):
+        return ""
+    words = "as published" if data.about.whole(*mine) else "published: {} / {}".format(*data.about.counts)
+    words += "" if data.about.confirmed else ", as far as we know"
+    return f"test images, normal / anomalous: {mine[0]} / {mine[1]} ({words}).\n"
 
 
 def _show(data: AnomalyDataModule, output: str | None, count: int) -> int:
@@ -219,7 +233,7 @@ def _download(data: AnomalyDataModule, accept_license: bool) -> int:
     except (MissingError, DamagedDataError):  # not there, or stopped in between
         pass
     else:
-        if not (Path(data.root).expanduser() / data.name / WORK).exists():  # somebody else's copy
+        if not (data.place / data.name / WORK).exists():  # somebody else's copy
             print(f"{data.about.title} is here already: {folder}. To check it: kanoclip data check {data.name}")
             return 0
     download(data.name, data.about, data.root, accept_license, _ask)

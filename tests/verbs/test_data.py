@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +15,7 @@ from layouts import IMAGE, LAYOUTS, MASK, write
 from PIL import Image
 
 from kanoclip.data.about import About, Archive
+from kanoclip.data.sets.head import Br35H
 from kanoclip.data.sets.mvtec import MPDD
 from kanoclip.verbs.table import main
 
@@ -34,8 +36,28 @@ def test_check_counts_and_notes_empty_masks(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "3 images, 32 to 32 wide, 24 to 24 high." in told
     assert "1 anomalous image with an empty mask" in told
-    assert "1 / 2 (published: 952 / 392)" in told
-    assert "nothing wrong" in told
+    assert "has 1 normal and 2 anomalous test images, but " in told
+    assert "has 952 and 392" in told
+    assert "published: " not in told  # said once
+    assert told.endswith("found: no fault in the files; see the notes above.\n")
+
+
+def test_check_says_that_the_counts_are_as_published_and_nothing_is_wrong(tmp_path, capsys, monkeypatch):
+    write(tmp_path, LAYOUTS["br35h"].files)
+    monkeypatch.setattr(Br35H, "about", replace(Br35H.about, counts=(1, 1)))
+    assert main(["data", "check", "br35h", "--root", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "test images, normal / anomalous: 1 / 1 (as published, as far as we know).\n" in told
+    assert told.endswith("found: nothing wrong.\n")
+
+
+def test_check_prints_one_row_for_a_category_however_it_is_named(tmp_path, capsys):
+    write(tmp_path, {"a.png": IMAGE, "l.csv": f"image,category\na.png,one\u2028two\na.png,{'x' * 300}\n"})
+    assert main(["data", "check", "manifest", "--file", str(tmp_path / "l.csv")]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if " test " in line]
+    assert len(rows) == 2
+    assert r"one\u2028two" in rows[0]
+    assert all(len(row) < 150 for row in rows)
 
 
 def test_check_names_each_fault_and_fails(tmp_path, capsys):

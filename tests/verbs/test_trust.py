@@ -156,6 +156,4 @@ def test_a_category_in_a_config_or_a_list_is_a_name(name, tmp_path) -> None:
 
 def test_seeds_that_are_no_list_are_named(tmp_path, capsys) -> None:
     (tmp_path / "a.yaml").write_text("{auxiliary: visa, data: [mvtec], models: [clip], seeds: many, trainer: {}}")
-    assert "seeds should be " in refused(
-        ["benchmark", "--config", str(tmp_path / "a.yaml")], capsys
-    )
+    assert "seeds should be " in refused(["benchmark", "--config", str(tmp_path / "a.yaml")], capsys)

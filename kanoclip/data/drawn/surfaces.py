@@ -11,6 +11,7 @@ from kanoclip.data.base import AnomalyDataModule, Sample, check_option
 from kanoclip.data.drawn.drawing import CATEGORIES, DEFECTS, draw
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
+MOST = 100_000  # images of a category: more are only a slip of the keyboard
 UNSEEN_CATEGORIES = ("leather", "grid", "carpet", "marble", "pill", "gear", "connector")
 UNSEEN_DEFECTS = ("thread", "dent", "burn", "bubble")
 SEEN_CATEGORIES = tuple(name for name in CATEGORIES if name not in UNSEEN_CATEGORIES)
@@ -26,7 +27,7 @@ class Surfaces(AnomalyDataModule):
 
     Args:
         root: Not used: nothing is read from disk.
-        images: Images drawn per category, 2 or more.
+        images: Images drawn per category, 2 to 100,000.
         drawing_seed: Another seed draws other images; 0 or more.
         **kwargs: As in ``AnomalyDataModule``, without ``mask_threshold`` and ``tile``.
 
@@ -50,6 +51,7 @@ class Surfaces(AnomalyDataModule):
             raise KanoclipError(
                 f"images is {images}, but a category needs at least 2: one intact and one with a defect."
             )
+        check_option("images", images, images <= MOST, f"at most {MOST:,} of each category")
         check_option("drawing_seed", drawing_seed, drawing_seed >= 0, "0 or more")
         self.images = images
         self.drawing_seed = drawing_seed

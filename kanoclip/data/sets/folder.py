@@ -20,10 +20,12 @@ from kanoclip.data.sets.pairing import (
     list_images,
     masks_beside,
     name_of,
+    no_files,
+    outputs_below,
     pair_masks,
     undecodable_of,
 )
-from kanoclip.data.sets.tree import set_named
+from kanoclip.data.sets.tree import sets_named
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError, counted
 
 _NAMES = ("normal", "abnormal")
@@ -37,8 +39,8 @@ class Folder(AnomalyDataModule):
     ``ng``, in any case. The mask of ``abnormal/scratch/007.jpg`` is ``masks/scratch/007.png``, with or without
     ``_mask``, of any image suffix, or with the folder's name before it: ``masks/abnormal/scratch/007.png``; the folder
     may be spelled ``Masks`` or ``ground_truth``. Masks are optional. Without labels, all images below ``root`` are
-    taken, except masks: those in folders of such names, and two-valued images beside a photo of their name. Whatever is
-    left out is told.
+    taken, except masks: those in folders of such names, and two-valued images of the name of a photo, there or in a
+    folder beside; and except maps, overlays and sheets that kanoclip has drawn. Whatever is left out is told.
 
     Args:
         root: The folder itself, or one image file.
@@ -72,22 +74,25 @@ class Folder(AnomalyDataModule):
         self.normal = [normal] if isinstance(normal, str) else normal
         self.abnormal = [abnormal] if isinstance(abnormal, str) else abnormal
         self.masks = masks
+        self._outputs: list[Path] = []
         self.category_name = category_name
 
     @property
     def identity(self) -> str:
         """The name and the folder."""
-        return f"{self.name} {Path(self.root).expanduser().resolve()}"
+        return f"{self.name} {self.place.resolve()}"
 
     def samples(self) -> list[Sample]:
         """Index the folder."""
-        root = Path(self.root).expanduser()
+        root = self.place
         self.left_out.clear()
         if os.path.isfile(root):
             return [self._unlabelled(root)]
         if not os.path.isdir(root):
             raise MissingError(f"No folder {root}. Set --data.root to the folder of your images.")
-        self.left_out += undecodable_of(root, list_tree(root))
+        self._outputs = outputs_below(root)
+        self.left_out += [(str(path), "made by kanoclip: maps, overlays or a sheet") for path in self._outputs]
+        self.left_out += [*undecodable_of(root, list_tree(root)), *no_files(root)]
         normal = self._folders(root, self.normal, "normal", NORMAL_WORDS)
         abnormal = self._folders(root, self.abnormal, "abnormal", ANOMALOUS_WORDS)
         if self.normal == ["normal"] and self.abnormal == ["abnormal"] and not (normal and abnormal):
@@ -124,9 +129,14 @@ class Folder(AnomalyDataModule):
         hint = f"the files look like those of a data set with labels and masks. To read them so: {reader}"
         return [*super().notes(), *([hint] if reader else [])]
 
+    def _images(self, folder: Path) -> list[Path]:
+        """Images below a folder, without what kanoclip itself has drawn."""
+        images, outputs = list_images(folder), set(self._outputs)
+        return [path for path in images if outputs.isdisjoint((path, *path.parents))] if outputs else images
+
     def _photos(self, folder: Path) -> list[Path]:
         """Images below a folder without the masks among them, which are left out unless there are to be none."""
-        images = list_images(folder)
+        images = self._images(folder)
         if self.masks is None:
             return images
         inside: dict[Path, list[Path]] = defaultdict(list)
@@ -139,13 +149,13 @@ class Folder(AnomalyDataModule):
             why = f"a folder of masks, by its name ({counted(len(held), 'file')}). As images: --data.masks null"
             self.left_out.append((str(place), why))
         beside = masks_beside(photos, folder)
-        why = "two-valued, and beside a photo of the same name: a mask. As images: --data.masks null"
+        why = "two-valued, and of the name of a photo there or in a folder beside: a mask. As images: --data.masks null"
         self.left_out += [(str(path), why) for path in sorted(beside)]
         return [path for path in photos if path not in beside]
 
     def _leave_out_others(self, root: Path, used: list[Path]) -> None:
         """Leave out images in folders that are neither normal nor abnormal."""
-        places = Counter(root / path.relative_to(root).parts[0] for path in _outside(root, used))
+        places = Counter(root / path.relative_to(root).parts[0] for path in _outside(self._images(root), used))
         for place, count in sorted(places.items()):
             if self.masks is not None or not holds_masks(place.name):
                 names = " or ".join([*self.normal, *self.abnormal])
@@ -171,7 +181,7 @@ class Folder(AnomalyDataModule):
 
     def _reader(self) -> str:
         """The option for a data set that these files look like, with their labels; "" if none is known."""
-        root = Path(self.root).expanduser()
+        root = self.place
         paths = (
             Path(sample.image).relative_to(root).as_posix() for sample in self.index() if sample.image != str(root)
         )
@@ -180,11 +190,11 @@ class Folder(AnomalyDataModule):
             return f"--data mvtec --data.root {root}"
         if depths and root.resolve().name == "test":
             return f"--data mvtec --data.root {root.resolve().parent}"
-        name = set_named(root.resolve().name)
-        return f"--data {name} --data.root {root}" if name else ""
+        names = sets_named(root.resolve().name)
+        return f"--data {names[0]} --data.root {root}" if names else ""
 
     def _label_remedy(self) -> str:
-        folder = Path(self.root).expanduser()
+        folder = self.place
         if reader := self._reader():
             return f"The files look like those of a data set with labels: {reader}"
         return (
@@ -193,11 +203,11 @@ class Folder(AnomalyDataModule):
         )
 
 
-def _outside(root: Path, folders: list[Path]) -> list[Path]:
-    """Images below root that are in none of the folders."""
+def _outside(images: list[Path], folders: list[Path]) -> list[Path]:
+    """Images that are in none of the folders."""
     inside = {folder.resolve() for folder in folders}
     # resolve the folder, not the file, which may be a link to anywhere
-    return [path for path in list_images(root) if not inside & {(at := path.parent.resolve()), *at.parents}]
+    return [path for path in images if not inside & {(at := path.parent.resolve()), *at.parents}]
 
 
 def _names(found: dict[Path, list[Path]], abnormal: list[Path], normal: list[Path]) -> dict[str, list[Path]]:

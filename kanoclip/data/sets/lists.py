@@ -55,8 +55,12 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str | None, Any]]]:
         columns = [column.strip() for column in reader.fieldnames or ()]
         reader.fieldnames = columns
         return columns, list(reader)
-    except csv.Error as error:  # such as a field above 128 KB: a quote that is never closed
-        raise DamagedDataError(f"{path}, line {reader.line_num}: {error}. Save it as csv again.") from error
+    except csv.Error as error:
+        remedy = "Save it as csv again"
+        if "field limit" in str(error):
+            remedy = 'A quote (") is probably never closed: look in this line and below'
+        # the reader counts the rows that it has finished
+        raise DamagedDataError(f"{path}, line {reader.line_num + 1}: {error}. {remedy}.") from error
 
 
 def read_json(path: Path) -> Any:

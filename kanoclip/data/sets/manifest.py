@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.parsing import local_path
 from kanoclip.data.sets.lists import read_csv, read_json, read_json_lines, read_text, short
 from kanoclip.data.sets.pairing import ANOMALOUS_WORDS, NORMAL_WORDS
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
@@ -47,18 +48,18 @@ class Manifest(AnomalyDataModule):
     domain: ClassVar[str] = "own"
 
     def __init__(self, file: str, root: str | None = None, mask_values: list[int] | None = None, **kwargs: Any) -> None:
-        super().__init__(root=root if root is not None else str(Path(file).expanduser().parent), **kwargs)
+        super().__init__(root=root if root is not None else str(local_path(file, "--data.file").parent), **kwargs)
         self.file = file
         self.mask_values = mask_values
 
     @property
     def identity(self) -> str:
         """The name and the file."""
-        return f"{self.name} {Path(self.file).expanduser().resolve()}"
+        return f"{self.name} {local_path(self.file, '--data.file').resolve()}"
 
     def samples(self) -> list[Sample]:
         """Index the file's rows; every listed file must exist."""
-        path = Path(self.file).expanduser()
+        path = local_path(self.file, "--data.file")
         if not os.path.isfile(path):
             raise MissingError(f"No manifest {path}. Set --data.file to a csv or json file with a column image.")
         if path.suffix.lower() not in (".csv", ".json", ".jsonl"):
@@ -89,7 +90,7 @@ class Manifest(AnomalyDataModule):
         mask = row.get("mask")
         parts = [str(part).strip() for part in mask] if isinstance(mask, list) else text["mask"].split(";")
         paths = {"image": [text["image"]], "mask": [part.strip() for part in parts if part.strip()]}
-        files = {column: [Path(self.root).expanduser() / part for part in held] for column, held in paths.items()}
+        files = {column: [self.place / part for part in held] for column, held in paths.items()}
         for column, held in files.items():
             for path in held:
                 if not os.path.isfile(path):  # Path.is_file raises for a name that no disk can hold

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule, Sample
+from kanoclip.data.parsing import local_path
 from kanoclip.data.sets.lists import read_json, short
 from kanoclip.data.sets.pairing import ADDED
 from kanoclip.types import ANOMALOUS, NORMAL, MissingError
@@ -71,7 +72,7 @@ class MetaJson(AnomalyDataModule):
         texts = [held.get("img_path"), held.get("mask_path") or "", held.get("specie_name") or ""]
         if not all(isinstance(text, str) for text in texts) or held.get("anomaly") not in (0, 1):
             raise DamagedDataError(f"{where}: expected img_path and anomaly (0 or 1), found {short(entry)}.")
-        root, normal = Path(self.root).expanduser(), entry["anomaly"] == 0
+        root, normal = self.place, entry["anomaly"] == 0
         paths = [entry["img_path"], *([entry["mask_path"]] if entry.get("mask_path") and not normal else [])]
         files = [root / path for path in paths]  # an absolute path stays as it is
         for file in files:
@@ -89,4 +90,4 @@ class MetaJson(AnomalyDataModule):
         return Sample(str(files[0]), tuple(map(str, files[1:])), label, category, defect, split)
 
     def _path(self) -> Path:
-        return Path(self.root).expanduser() / Path(self.file).expanduser()
+        return self.place / local_path(self.file, "--data.file")

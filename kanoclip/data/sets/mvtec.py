@@ -37,7 +37,7 @@ class MVTecTree(Tree):
         try:
             return super().find()
         except MissingError:
-            root = Path(self.root).expanduser().resolve()
+            root = self.place.resolve()
             if not os.path.isdir(root / "test") or self._mistaken(root.parent):
                 raise
             return root.parent, [f"{root.name}/{path}" for path in list_tree(root)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kanoclip.data.about import DamagedDataError
@@ -13,12 +13,16 @@ from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.formats import IMAGE_SUFFIXES, undecodable
 from kanoclip.data.images import read_image
 from kanoclip.data.listing import list_tree, remembered
+from kanoclip.registry import NAMES
 
 ADDED = re.compile(r"[_-](mask|label|gt|segmentation)$", re.IGNORECASE)
 NORMAL_WORDS = ("normal", "good", "ok")
 ANOMALOUS_WORDS = (
     "abnormal", "anomalous", "anomaly", "anomalies", "bad", "defect", "defects", "defective", "ng", "nok", "ko",
 )  # fmt: skip
+LOOKED_AT = 5  # files opened of a folder, to see whether it holds masks
+_REPORT = re.compile(r"predictions(-\d+)?\.csv|results\.json")
+_SHEET = re.compile(r"(?:^|/)runs/data/([^/]+)\.png$")
 _MASK_WORDS = ("mask", "masks", "groundtruth", "gt")
 
 
@@ -50,32 +54,66 @@ def undecodable_of(folder: Path, files: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"{folder}/{name}", reasons[end]) for name in files if (end := os.path.splitext(name)[1]) in reasons]
 
 
+def no_files(folder: Path) -> list[tuple[str, str]]:
+    """Find what is named as an image but is no file: path and reason of each."""
+    paths = (f"{folder}/{name}" for name in list_tree(folder) if name.lower().endswith(IMAGE_SUFFIXES))
+    why = "neither a file nor a folder, but a pipe, a socket or a device"
+    return [(path, why) for path in paths if os.path.exists(path) and not os.path.isfile(path)]
+
+
+def outputs_below(folder: Path) -> list[Path]:
+    """Find what kanoclip itself has drawn below a folder: maps and overlays of runs, sheets of ``data show``."""
+    files = list_tree(folder)
+    runs = {os.path.dirname(path) for path in files if _REPORT.fullmatch(os.path.basename(path))}
+    drawn = [folder / run / kind for run in sorted(runs) for kind in ("maps", "overlays")]
+    sheets = [folder / path for path in files if (match := _SHEET.search(path)) and match[1] in NAMES["data"]]
+    return [*(place for place in drawn if place.is_dir()), *sheets]
+
+
 def holds_masks(folder: str) -> bool:
     """Whether a folder of this name holds masks: ``masks``, ``Mask``, ``ground_truth``, ``GroundTruth``, ``gt``."""
     return re.sub(r"[ _-]", "", folder.lower()) in _MASK_WORDS
 
 
 def masks_beside(images: Sequence[Path], root: Path) -> set[Path]:
-    """Find the masks that lie beside their photos: of the same name, but for the suffix and ``_mask``, and two-valued.
+    """Find the masks beside their photos: two-valued, and of the same name in any case but for suffix and ``_mask``.
 
-    Only files that share their name are opened, once: what is found is remembered until they change.
+    They are in the photo's folder, or in one whose path differs by a single name: ``annotations/a/0.png`` of
+    ``images/a/0.jpg``. Only files that share their name are opened, and of such folders a few first: one that holds a
+    photo is no folder of masks. What is found is remembered until the files change.
 
     Args:
         images: Photos and masks.
         root: A folder above all of them.
     """
-    named: dict[str, list[Path]] = defaultdict(list)
+    near: dict[object, list[Path]] = defaultdict(list)
+    far: dict[object, list[Path]] = defaultdict(list)
     for path in images:
-        named[str(path.with_name(ADDED.sub("", path.stem)))].append(path)
-    shared = [group for group in named.values() if len(group) > 1]
-    shared = [there for group in shared if len(there := [path for path in group if path.exists()]) > 1]
-    two_valued = remembered("two_valued", root, [str(path) for group in shared for path in group], _is_two_valued)
-    found: set[Path] = set()
-    for group in shared:
-        masks = {path for path in group if two_valued[str(path)]}
-        if len(masks) < len(group):  # one of them is a photo
-            found |= masks
-    return found
+        if path.exists():
+            stem, above = ADDED.sub("", path.stem).lower(), path.relative_to(root).parts[:-1]
+            near[path.parent, stem].append(path)
+            for at in range(len(above)):
+                far[at, above[:at], above[at + 1 :], stem].append(path)
+    groups = [group for group in near.values() if len(group) > 1]
+    across = [group for group in far.values() if len({path.parent for path in group}) > 1]
+    folders = defaultdict[Path, set[Path]](set)
+    for group in across:
+        for path in group:
+            folders[path.parent].add(path)
+    first = {folder: sorted(held)[:LOOKED_AT] for folder, held in folders.items()}
+    seen = _two_valued(root, [path for group in (*groups, *first.values()) for path in group])
+    of_masks = {folder for folder, held in first.items() if seen.issuperset(held)}
+    found = {path for group in groups if not seen.issuperset(group) for path in group if path in seen}
+    beside = [[path for path in group if path.parent in of_masks] for group in across]
+    return found | _two_valued(
+        root, [path for group, held in zip(across, beside, strict=True) if len(held) < len(group) for path in held]
+    )
+
+
+def _two_valued(root: Path, paths: Iterable[Path]) -> set[Path]:
+    """Return those of some files below a folder that are two-valued; what is found is remembered."""
+    names = {path.relative_to(root).as_posix(): path for path in paths}
+    return {names[name] for name, found in remembered("two_valued", root, names, _is_two_valued).items() if found}
 
 
 def _is_two_valued(path: str) -> bool:

@@ -64,7 +64,7 @@ class RealIAD(Tree):
                     return [sample for file in files for sample in self._read_category(file, place / below, listed)]
         is_there = any(any(place.glob("realiad_*")) for place in places)  # another resolution or split
         raise (DamagedDataError if is_there else MissingError)(
-            f"No Real-IAD at {Path(self.root).expanduser() / self.name}: expected {below}/ and "
+            f"No Real-IAD at {self.place / self.name}: expected {below}/ and "
             f"realiad_jsons/{self.splits}/*.json. Set --data.root, --data.resolution or --data.splits; get it: "
             f"{self.about.homepage}"
         )

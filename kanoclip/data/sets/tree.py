@@ -110,7 +110,7 @@ class Tree(AnomalyDataModule):
                     if not mistaken:
                         check_placed(folder, self.name)
                         return folder, files
-        root = Path(self.root).expanduser()
+        root = self.place
         at = f"No {self.about.title} at {root / self.name}"
         if mistaken:
             raise MissingError(f"{at}, and {mistaken}")
@@ -122,20 +122,22 @@ class Tree(AnomalyDataModule):
 
     def _mistaken(self, folder: Path) -> str:
         """Say that a folder is another data set, by its name; "" if it is not."""
-        other = set_named(folder.resolve().name)
-        if other in (None, self.name):
+        named = sets_named(folder.resolve().name)
+        own = {Path(name).name for name in self.folders}  # as its publisher packs it
+        if not named or self.name in named or folder.name in own:
             return ""
+        other = named[0]
         known = f"it with --data {other}" if other in NAMES["data"] else "such a set with --data folder"
         return f"{folder} is {other}, by its name. Read {known}, or rename the folder if it is {self.name}."
 
     def notes(self) -> list[str]:
         """Also tell counts far from the published ones: part of the data set, or another one."""
         notes, about = super().notes(), self.about
-        if about.counts is None or self.category not in (None, "all") or self.limit or self.identity != self.name:
+        if about.counts is None or not self.is_whole:
             return notes
         labels = [sample.label for sample in self.index() if sample.split == "test"]
         mine = labels.count(NORMAL), labels.count(ANOMALOUS)
-        if any(abs(one - published) > FAR * published for one, published in zip(mine, about.counts, strict=True)):
+        if self.far_from_published(*mine):
             notes.append(
                 f"{self.root} has {mine[0]} normal and {mine[1]} anomalous test images, but {about.title} has "
                 f"{about.counts[0]} and {about.counts[1]}: is it all of that, and nothing else? Results are named "
@@ -143,9 +145,19 @@ class Tree(AnomalyDataModule):
             )
         return notes
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the published set was asked for, and all of it."""
+        return self.category in (None, "all") and self.limit is None and self.identity == self.name
+
+    def far_from_published(self, normal: int, anomalous: int) -> bool:
+        """Whether so many test images are a tenth more or fewer than published."""
+        counts = zip((normal, anomalous), self.about.counts or (), strict=bool(self.about.counts))
+        return any(abs(mine - published) > FAR * published for mine, published in counts)
+
     def places(self) -> list[Path]:
         """Folders where the files may be, most likely first."""
-        root = Path(self.root).expanduser()
+        root = self.place
         own = root / self.name
         named = root.resolve().name in (self.name, *(name.rsplit("/", 1)[-1] for name in self.folders))
         below = [root / name for name in self.folders]
@@ -196,9 +208,19 @@ class Tree(AnomalyDataModule):
         return [name for name in images if name in masks]
 
 
-def set_named(folder: str) -> str | None:
-    """Return the published data set that a folder of this name must be; None if the name does not tell."""
-    return _known_names().get(_simple(folder))
+def sets_named(folder: str) -> list[str]:
+    """Return the published data sets whose names are words of a folder's name, such as ``CVC-ClinicDB (1)``.
+
+    The longest name first: ``mvtec_loco`` is not ``mvtec``. Part of a word is no name: ``endoscopy`` is not ``endo``.
+    """
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", folder).lower()
+    found = {each: name for each, name in _known_names().items() if _spelling(each).search(words)}
+    return [found[each] for each in sorted(found, key=len, reverse=True)]
+
+
+@cache
+def _spelling(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z0-9]){'[^a-z0-9]*'.join(name)}(?![a-z0-9])")
 
 
 @cache
@@ -214,7 +236,7 @@ def _known_names() -> dict[str, str]:
 
 
 def _simple(name: str) -> str:
-    return re.sub(r"[ ._-]", "", name.lower())
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _matches(pattern: str, files: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

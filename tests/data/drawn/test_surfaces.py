@@ -65,3 +65,8 @@ def test_a_seed_that_numpy_refuses_is_an_error_with_a_remedy() -> None:
 def test_an_unknown_category_is_looked_for_among_the_drawings() -> None:
     with pytest.raises(ValueError, match=r"Unknown category 'gaer' of surfaces.*In the drawings are: carpet"):
         Surfaces(category="gaer").index()
+
+
+def test_more_images_than_anybody_means_is_an_error_at_once() -> None:
+    with pytest.raises(ValueError, match=r"images is 9+, expected at most 100,000 of each category"):
+        Surfaces(images=10**20 - 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -282,3 +283,66 @@ def test_a_link_to_nothing_is_skipped_and_told(write, tmp_path):
     data.setup("test")
     assert [len(batch.path) for batch in data.test_dataloader()] == [1]
     assert data.unreadable == [(str(tmp_path / "normal/2.png"), "there is no such file. Check the path.")]
+
+
+def test_a_root_may_be_relative_where_files_share_a_name(write, picture, mask, tmp_path, monkeypatch):
+    for name, pixels in (("d/x.jpg", picture), ("d/x.png", mask), ("d/more/y.jpg", picture), ("d/more/y.png", picture)):
+        write(name, pixels)
+    for folder, root in ((tmp_path, "d"), (tmp_path / "d", "."), (tmp_path / "d/more", ".."), (tmp_path, "./d/../d")):
+        monkeypatch.chdir(folder)
+        data = module(root)
+        assert [Path(sample.image).name for sample in data.samples()] == ["y.jpg", "y.png", "x.jpg"]
+        assert [path for path, _ in data.left_out] == [str(Path(root) / "x.png")]
+
+
+def test_masks_in_a_folder_beside_the_photos_are_no_photos(write, picture, mask, tmp_path):
+    photos = ["images/a/X.JPG", "images/b/0.jpg", "side/1.png", "top/1.png"]  # two photos may share a number
+    for name in photos:
+        write(name, picture)
+    masks = ["annotations/a/x.png", "annotations/b/0.png"]
+    for name in (*masks, "annotations/a/alone.png"):
+        write(name, mask)
+    data = module(tmp_path)
+    assert sorted(names_of(data)) == ["annotations/a/alone.png", *photos]
+    assert [path for path, why in data.left_out if "a mask." in why] == [str(tmp_path / name) for name in masks]
+    assert len(module(tmp_path, masks=None).samples()) == 7
+
+
+def test_of_folders_of_photos_that_share_their_numbers_a_few_are_opened(write, tmp_path, monkeypatch):
+    for folder in ("good", "bad"):
+        for number in range(20):
+            write(f"{folder}/{number}.png")
+    opened = []
+    monkeypatch.setattr(pairing, "_is_two_valued", lambda path: bool(opened.append(path)))
+    assert pairing.masks_beside(pairing.list_images(tmp_path), tmp_path) == set()
+    assert len(opened) == 2 * pairing.LOOKED_AT
+
+
+def test_what_kanoclip_has_drawn_is_no_photo(write, tmp_path):
+    run, test = "runs/predict/local_stats/folder-d/version_0", "runs/test/m/d/version_0"
+    for name in (f"{run}/maps/a.png", f"{run}/overlays/a.png", f"{test}/overlays/b.png", "runs/data/folder.png"):
+        write(name)
+    for name in ("a.png", "maps/1.png", "runs/data/mine.png"):
+        write(name)
+    (tmp_path / run / "predictions.csv").touch()
+    (tmp_path / test / "results.json").touch()
+    data = module(tmp_path)
+    assert list(names_of(data)) == ["a.png", "maps/1.png", "runs/data/mine.png"]
+    (note,) = data.notes()
+    assert note.startswith(
+        f"left out {tmp_path / run}/maps, {tmp_path / run}/overlays, {tmp_path / test}/overlays and "
+    )
+    assert note.endswith("made by kanoclip: maps, overlays or a sheet")
+    write("normal/1.png")
+    assert list(names_of(data)) == ["normal/1.png"]
+    assert f"{tmp_path}/runs: in no folder named normal or abnormal (1 image)" in " ".join(
+        map(": ".join, data.left_out)
+    )
+
+
+def test_what_is_no_file_is_told(write, tmp_path):
+    write("a.png")
+    os.mkfifo(tmp_path / "p.png")
+    data = module(tmp_path)
+    assert list(names_of(data)) == ["a.png"]
+    assert data.left_out == [(str(tmp_path / "p.png"), "neither a file nor a folder, but a pipe, a socket or a device")]

@@ -11,8 +11,9 @@ from layouts import HEIGHT, IMAGE, LAYOUTS, MASK, WIDTH, Layout, write
 from kanoclip.data.about import DamagedDataError
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.faults import UnreadableImageError
-from kanoclip.registry import NAMES
-from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, MissingError
+from kanoclip.data.sets.tree import sets_named
+from kanoclip.registry import NAMES, load_class
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
 OWN = {"folder", "manifest", "surfaces", "surfaces_auxiliary", "surfaces_defects"}  # tested in files of their own
 SETS = [name for name in NAMES["data"] if name not in OWN]
@@ -255,6 +256,9 @@ def test_polyp_sets_are_found_in_the_collection_that_many_have(name, folder, bel
         ("br35h", "brainmri", "--data brainmri"),
         ("brainmri", "Br35H", "--data br35h"),
         ("mpdd", "DTD-Synthetic/cat", "--data.root"),
+        ("kvasir", "CVC-ClinicDB (1)", "--data cvc_clinicdb"),
+        ("kvasir", "cvc_clinicdb_tif_sample", "--data cvc_clinicdb"),
+        ("endo", "myKvasir-SEG copy", "--data kvasir"),
     ],
 )
 def test_a_folder_that_is_another_set_by_its_name_is_refused(name, folder, reader, tmp_path):
@@ -265,6 +269,52 @@ def test_a_folder_that_is_another_set_by_its_name_is_refused(name, folder, reade
     if name != "mpdd":
         (tmp_path / folder).rename(tmp_path / "renamed")  # nothing else is wrong with it
         assert len(make(name, tmp_path / "renamed").samples()) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("mvtec_loco (1)", ["mvtec_loco", "mvtec"]),
+        ("endoscopy", []),
+        ("business", []),
+        ("ISIC2018", []),
+        ("brain_adults", []),
+        ("Br35H_old", ["br35h"]),
+        ("data", []),
+        ("PNG", []),
+    ],
+)
+def test_a_set_is_named_by_whole_words_of_its_folder(folder, names):
+    assert sets_named(folder) == names
+
+
+def test_the_own_name_counts_beside_another(tmp_path):
+    write(tmp_path, {"Kvasir_and_CVC-ClinicDB/images/1.png": IMAGE})
+    for name in ("kvasir", "cvc_clinicdb"):
+        assert len(make(name, tmp_path / "Kvasir_and_CVC-ClinicDB").samples()) == 1
+
+
+@pytest.mark.parametrize("name", ["magnetic_tile", "ksdd2", "mvtec", "meta_json"])
+def test_a_root_may_be_relative(name, tmp_path, monkeypatch):
+    write(tmp_path / "d", LAYOUTS[name].files)
+    monkeypatch.chdir(tmp_path)
+    whole, found = (make(name, root).samples() for root in (tmp_path / "d", Path("d")))
+    assert [Path(sample.image).resolve() for sample in found] == [Path(sample.image) for sample in whole]
+    assert [(sample.label, len(sample.masks)) for sample in found] == [(s.label, len(s.masks)) for s in whole]
+    assert all(Path(mask).is_file() for sample in found for mask in sample.masks)
+
+
+def test_the_home_of_nobody_is_told(monkeypatch):
+    def nobody(given: str, option: str) -> Path:
+        raise KanoclipError(f"{option} {given}: no such user.")
+
+    for module in ("base", "sets.manifest"):
+        monkeypatch.setattr(f"kanoclip.data.{module}.local_path", nobody)
+    for name in ("kvasir", "mvtec", "visa", "real_iad", "folder", "meta_json"):
+        with pytest.raises(KanoclipError, match=r"^--data\.root ~nobody/x: no such user"):
+            load_class(NAMES["data"][name])(root="~nobody/x").samples()
+    with pytest.raises(KanoclipError, match=r"^--data\.file ~nobody/l\.csv"):
+        load_class(NAMES["data"]["manifest"])(file="~nobody/l.csv")
 
 
 def test_counts_far_from_the_published_ones_are_told_for_each_stage(tmp_path, caplog):

@@ -25,6 +25,11 @@ NESTED = "[" * 400 + "]" * 400
     ("name", "text", "told"),
     [
         ("l.csv", f"image,label\n{'a' * 200_000},1\n", "field larger than field limit"),
+        (
+            "l.csv",
+            'image,label\na.png,1\na.png,"' + "1,b\n" * 50_000,
+            r'line 3: .*A quote \("\) is probably never closed',
+        ),
         ("l.csv", f"image,label\n{LONG}.png,1\n", "row 1, column image: no file"),
         ("l.csv", f"image,label\na.png,{'x' * 100_000}\n", r"row 1, column label: 'xx.*\.\.\..*' is no label"),
         ("l.csv", f"image,{'x' * 100_000}\n", "header: unknown columns"),

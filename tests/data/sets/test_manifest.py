@@ -98,6 +98,14 @@ def test_paths_start_from_the_manifest_or_from_the_root_or_are_absolute(tmp_path
 
 
 @pytest.mark.usefixtures("images")
+def test_a_manifest_may_be_named_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "list.csv").write_text("image,mask\na.png,\n")
+    (sample,) = Manifest(f"{tmp_path.name}/list.csv").samples()
+    assert Path(sample.image).resolve() == tmp_path / "a.png"
+
+
+@pytest.mark.usefixtures("images")
 def test_without_labels_only_predict_works(tmp_path):
     data = manifest(tmp_path, "image\na.png\n")
     data.setup("predict")
