@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from torch.optim import Optimizer
 
 from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.parsing import local_path
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
@@ -125,15 +126,15 @@ class KanoclipCLI(LightningCLI):
         """Parse what was typed over the model of the checkpoint that was typed, if there is one."""
         self.fitted: dict[str, Any] = {}
         if self.command.checkpoint not in (None, "last"):
-            self._take(Path(str(self.command.checkpoint)).expanduser())
+            self._take(local_path(str(self.command.checkpoint), "--ckpt_path"))
         self._parse()
         if self.checkpoint or (self.command.verb == "fit" and self.command.checkpoint is None):
             self._print_config()  # nothing has to be looked for
 
-    def _take(self, checkpoint: Path) -> None:
+    def _take(self, checkpoint: Path, own: bool = False) -> None:
         self.checkpoint = checkpoint
         self.about, self.fitted = read_checkpoint(checkpoint)
-        check_trust(self.fitted, named(self.command), f"{checkpoint}")
+        check_trust(self.fitted, named(self.command), f"{checkpoint}", own)
 
     def _parse(self, *more: str) -> None:
         try:
@@ -157,7 +158,7 @@ class KanoclipCLI(LightningCLI):
         with unless_quick("reading the images, to tell whether a fit has seen them"):
             found = None if self.checkpoint else self._find_fit(chosen)
         if found:
-            self._take(found)
+            self._take(found, own=True)
             self._parse()
             chosen = self.config[verb]
             chosen.seed_everything = seed
