@@ -70,14 +70,14 @@ def test_a_checkpoint_that_is_an_address_or_contradicts_itself_is_told(content, 
     monkeypatch.chdir(tmp_path)
     argv = ["test", "--data", "surfaces", "--data.images", "2", "--ckpt_path"]
     assert "--ckpt_path s3://a/b.ckpt is an address" in refused([*argv, "s3://a/b.ckpt"], capsys)
-    given = {"_class_path": "kanoclip.models.kanoclip.KAnoCLIP", "knowledge": "mvtec"}
+    given = {"_class_path": "kanoclip.models.kanoclip.KAnoCLIP", "knowledge": "/etc/passwd"}
     backbone = {"class_path": "kanoclip.backbone.embedded.EmbeddedBackbone"}
     model = KAnoCLIP(backbone=EmbeddedBackbone())
     entry = content["kanoclip"] | {"backbone": backbone_of(model), "settings": settings(model)}
     torch.save({**content, "kanoclip": entry, "hyper_parameters": {**given, "backbone": backbone}}, "a.ckpt")
     assert main([*argv, "a.ckpt"]) == 2
     said = capsys.readouterr().err
-    assert "with model.knowledge auto, but its own options say mvtec. Give --ckpt_path another one" in said
+    assert "with model.knowledge auto, but its own options say /etc/passwd. Give --ckpt_path another one" in said
 
 
 @pytest.mark.parametrize(
