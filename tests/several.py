@@ -11,6 +11,8 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
+
 PRELOAD = ["kanoclip.verbs.run", "kanoclip.models.kanoclip", "kanoclip.models.ablations", "kanoclip.backbone.embedded"]
 PRELOAD += ["kanoclip.data.drawn.surfaces", "kanoclip.data.transforms", "kanoclip.data.sets.folder", "several"]
 SECONDS = 120
@@ -129,3 +131,9 @@ def full_disk(size: int) -> None:
     """Let no file grow beyond ``size`` bytes, as if the disk were full then."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def going_on(checkpoint: Path | str) -> list[str]:
+    """Options that name a checkpoint, and the folder of its backbone as nobody opens what a checkpoint alone names."""
+    options = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    return ["--ckpt_path", str(checkpoint), "--model.backbone.name", options["backbone"]["init_args"]["name"]]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from several import run, start
+from several import going_on, run, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kanoclip.data.loading import RankSampler
@@ -130,7 +130,7 @@ def test_a_test_is_equal_to_the_last_digit(fits, options, images, tmp_path) -> N
     checkpoint = fitted(fits[1]) / "checkpoints/last.ckpt"
     found = {}
     for count in (1, 2, 3):
-        argv = options("test", 2, "--ckpt_path", str(checkpoint))
+        argv = options("test", 2, *going_on(checkpoint))
         codes, out, err = run(count, argv, tmp_path / str(count))
         assert codes == [0] * count, err
         assert out[0].count("mean of 3") == 1
@@ -176,7 +176,7 @@ def test_a_prediction_is_complete_and_in_the_order_of_the_data(fits, images, tmp
     for name in ("b.png", "e.png"):
         (data / name).write_text("no image")
     argv = ["predict", "--data", "folder", "--data.root", str(data), "--data.batch_size", "1", "--data.num_workers"]
-    argv += ["0", "--ckpt_path", str(fitted(fits[1]) / "checkpoints/last.ckpt")]
+    argv += ["0", *going_on(fitted(fits[1]) / "checkpoints/last.ckpt")]
     found = {}
     for count in (1, 2, 3):
         codes, out, err = run(count, argv, tmp_path / str(count))
@@ -195,7 +195,7 @@ def test_a_prediction_is_complete_and_in_the_order_of_the_data(fits, images, tmp
 
 def test_a_process_without_images_takes_part(fits, options, tmp_path) -> None:
     found = {}
-    argv = options("test", 2, "--ckpt_path", str(fitted(fits[1]) / "checkpoints/last.ckpt"), name="few.csv")
+    argv = options("test", 2, *going_on(fitted(fits[1]) / "checkpoints/last.ckpt"), name="few.csv")
     for count in (1, 3):
         codes, _, err = run(count, argv, tmp_path / str(count))  # two batches
         assert codes == [0] * count, err

@@ -66,7 +66,7 @@ def load(name: str, pretrained: str | None) -> tuple[Any, Callable[..., Tensor]]
         name = name.replace("/", "-")
         config = open_clip.get_model_config(name)
         if config is None:
-            raise KanoclipError(f"Unknown CLIP model {name!r}.{_nearest(name, open_clip.list_models())}")
+            raise KanoclipError(f"Unknown CLIP model {name[:200]!r}.{_nearest(name, open_clip.list_models())}")
         _check_supported(name, config)
         if pretrained is None:
             return open_clip.create_model(name), _tokenizer(name, config)
@@ -99,7 +99,7 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
                 f"No weights at {path}: expected a .safetensors or .pt file of {name}. "
                 f"Give its path as --model.backbone.pretrained, or try --model.backbone embedded, which needs no file."
             )
-        raise KanoclipError(f"{name} has no weights called {pretrained!r}.{_nearest(pretrained, tags)}")
+        raise KanoclipError(f"{name} has no weights called {pretrained[:200]!r}.{_nearest(pretrained, tags)}")
     # A file does not say its activation and colours. Take those of the tag in its name, or of all tags if they agree.
     named = [tag for tag in tags if tag in re.sub(r"\W", "_", path.stem.lower())]
     recipes = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in (named if len(named) == 1 else tags)}
@@ -188,7 +188,8 @@ def _check_supported(name: str, config: Any) -> None:
 
 def _tokenizer(name: str, config: dict[str, Any]) -> Callable[..., Tensor]:
     if config["text_cfg"].get("hf_tokenizer_name"):  # which may come with code of its own: a model is not to be trusted
-        return open_clip.get_tokenizer(name, trust_remote_code=False)
+        local = {"local_files_only": True} if name.startswith(LOCAL_DIR) else {}  # nor may a folder fetch anything
+        return open_clip.get_tokenizer(name, trust_remote_code=False, **local)
     merges = Path(name.removeprefix(LOCAL_DIR)) / "bpe.txt.gz"
     if name.startswith(LOCAL_DIR) and merges.is_file():  # a folder may bring its own vocabulary
         return open_clip.get_tokenizer(name, bpe_path=str(merges))
@@ -252,6 +253,11 @@ def _remedies(name: str, tag: str | None) -> Iterator[None]:
         OSError, RuntimeError, json.JSONDecodeError, SafetensorError, pickle.UnpicklingError,
         huggingface_hub.errors.HFValidationError,
     ) as error:  # fmt: skip
+        if name.startswith(LOCAL_DIR):
+            raise BackboneUnavailableError(
+                f"{name} cannot be read ({_first_line(error)}). Give --model.backbone.name {LOCAL_DIR}FOLDER with "
+                f"open_clip_config.json and the weights, or use --model.backbone embedded, which needs no file."
+            ) from error
         weights = f"{name} {tag}" if tag else name
         raise BackboneUnavailableError(
             f"The weights of {weights} are not on this machine and could not be downloaded ({_first_line(error)}). "

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kanoclip import __version__
-from kanoclip.models.contents import FORMAT, CheckpointError, check_entry, check_trust, leaves
+from kanoclip.data.parsing import local_path
+from kanoclip.models.contents import FORMAT, SHOWN, CheckpointError, check_entry, check_trust, leaves
 from kanoclip.registry import NAMES, expand, load_class
 from kanoclip.types import MissingError
 
@@ -82,7 +83,7 @@ def read_checkpoint(path: str | Path) -> tuple[Config, Config]:
 
 def _read(path: str | Path) -> Config:
     """Return the content of a checkpoint; raises as ``read_checkpoint``."""
-    file = Path(path).expanduser()
+    file = local_path(f"{path}", "--ckpt_path")
     if not file.is_file():
         raise MissingError(f"No checkpoint at {file}. Give --ckpt_path a file such as runs/fit/.../last.ckpt.")
     try:
@@ -149,7 +150,8 @@ def check_agreement(entry: Config, options: Config, model: Any, data: Any = None
         check_name(entry, model.name)
     if theirs["fingerprint"] != mine["fingerprint"]:
         raise CheckpointError(
-            f"The checkpoint was fitted with model.backbone {theirs['description']} ({theirs['fingerprint'][:12]}), "
+            f"The checkpoint was fitted with model.backbone {theirs['description'][:SHOWN]} "
+            f"({theirs['fingerprint'][:12]}), "
             f"but {mine['description']} ({mine['fingerprint'][:12]}) is asked for. Leave out --model.backbone, choose "
             f"the same one, or fit anew."
         )
@@ -157,6 +159,12 @@ def check_agreement(entry: Config, options: Config, model: Any, data: Any = None
     for name in built:
         counts = model.strict_options or name.partition(".")[0] in HEADS
         if counts and name in fitted and fitted[name] != built[name]:
+            if name in options and options[name] == built[name]:
+                raise CheckpointError(
+                    f"The checkpoint says that it was fitted with model.{name} {f'{fitted[name]}'[:SHOWN]}, but its "
+                    f"own options say {f'{built[name]}'[:SHOWN]}. Give --ckpt_path another one from runs/fit, or fit "
+                    f"anew."
+                )
             raise _contradiction(f"model.{name}", fitted[name], built[name])
     if data is not None:
         _check_fit(entry, model, data)
@@ -200,7 +208,7 @@ def _check_fit(entry: Config, model: Any, data: Any) -> None:
 
 def _contradiction(option: str, fitted: Any, asked: Any) -> CheckpointError:
     return CheckpointError(
-        f"The checkpoint was fitted with {option} {fitted}, but {asked} is asked for. "
+        f"The checkpoint was fitted with {option} {f'{fitted}'[:SHOWN]}, but {f'{asked}'[:SHOWN]} is asked for. "
         f"Leave out --{option}, or fit anew."
     )
 

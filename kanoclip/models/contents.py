@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kanoclip import __version__
-from kanoclip.backbone.loading import HF_HUB
+from kanoclip.backbone.loading import HF_HUB, SCHEMES
 from kanoclip.registry import NAMES
 from kanoclip.types import KanoclipError
 
@@ -53,8 +53,8 @@ def check_entry(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise _damaged(where, "kanoclip.format")
     if number > FORMAT:
         raise CheckpointError(
-            f"{where} was written by kanoclip {entry.get('version')}, and this is {__version__}, which cannot read it. "
-            f"Install the newer one: pip install --upgrade kanoclip."
+            f"{where} has format {number} of checkpoints, and kanoclip {__version__} reads up to {FORMAT}. "
+            f"Install a newer one: pip install --upgrade kanoclip."
         )
     for name, kind in (ENTRY | (ENTRY_2 if number > 1 else {})).items():
         if not isinstance(entry.get(name), kind):
@@ -83,12 +83,12 @@ def check_entry(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(options, dict) or not isinstance(options.get("_class_path", ""), str):
         raise _damaged(where, "hyper_parameters")
     for key, value in leaves(options, "hyper_parameters", where):
-        if "_class_path" in options and not isinstance(value, (str, int, float, type(None))):
-            raise _damaged(where, key)  # the command line makes plain options
+        if "_class_path" in options and not isinstance(value, (str, int, float, type(None), nn.Module)):
+            raise _damaged(where, key)  # the command line makes plain options; a module is one given in Python
     return entry
 
 
-def check_trust(options: Any, typed: Collection[str], where: str) -> None:
+def check_trust(options: Any, typed: Collection[str], where: str, own: bool = False) -> None:
     """Refuse the options of a checkpoint if they name what is neither kanoclip's nor named by the user.
 
     Args:
@@ -96,6 +96,7 @@ def check_trust(options: Any, typed: Collection[str], where: str) -> None:
         typed: What the user has named: such a class is imported, such a model fetched. A class of a module that is
             imported already is the user's too.
         where: The file, for the message.
+        own: Whether it was found among the user's own fits: the folder of a ``local-dir:`` is then opened.
 
     Raises:
         CheckpointError: Naming what it is and the option that allows it.
@@ -106,15 +107,15 @@ def check_trust(options: Any, typed: Collection[str], where: str) -> None:
         if not isinstance(value, str) or value in typed:
             continue
         if names_class and value not in NAMES.get(kind, {}) and not _is_known(value):
-            what, allow = f"the class {value}", "in Python: import its module first"
-        elif value.startswith(HF_HUB):
-            what, allow = f"the model {value}", "in Python: give the backbone yourself"
+            what, allow = f"the class {value[:SHOWN]}", "in Python: import its module first"
+        elif value.startswith(HF_HUB if own else SCHEMES):
+            what, allow = f"the model {value[:SHOWN]}", "in Python: give the backbone yourself"
         else:
             continue
-        option = re.sub(r"\.(_?class_path|init_args)(?=\.|$)", "", key)
+        option = re.sub(r"\.(_?class_path|init_args)(?=\.|$)", "", key)[:SHOWN]
         raise CheckpointError(
-            f"{where} names {what}, and nothing that a checkpoint names is imported or fetched. If you trust it, name "
-            f"it yourself: --{option} {value} ({allow})."
+            f"{where} names {what}, and nothing that a checkpoint names is imported, fetched or opened as a model. If "
+            f"you trust it, name it yourself: --{option} {value[:SHOWN]} ({allow})."
         )
 
 

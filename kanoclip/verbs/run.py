@@ -131,10 +131,10 @@ class KanoclipCLI(LightningCLI):
         if self.checkpoint or (self.command.verb == "fit" and self.command.checkpoint is None):
             self._print_config()  # nothing has to be looked for
 
-    def _take(self, checkpoint: Path) -> None:
+    def _take(self, checkpoint: Path, own: bool = False) -> None:
         self.checkpoint = checkpoint
         self.about, self.fitted = read_checkpoint(checkpoint)
-        check_trust(self.fitted, named(self.command), f"{checkpoint}")
+        check_trust(self.fitted, named(self.command), f"{checkpoint}", own)
 
     def _parse(self, *more: str) -> None:
         try:
@@ -158,7 +158,7 @@ class KanoclipCLI(LightningCLI):
         with unless_quick("reading the images, to tell whether a fit has seen them"):
             found = None if self.checkpoint else self._find_fit(chosen)
         if found:
-            self._take(found)
+            self._take(found, own=True)
             self._parse()
             chosen = self.config[verb]
             chosen.seed_everything = seed

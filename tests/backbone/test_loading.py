@@ -234,7 +234,7 @@ def test_blocks_other_than_clips_are_refused(named, tower):
 
 
 def test_a_folder_that_is_not_there_is_named():
-    with pytest.raises(BackboneUnavailableError, match="local-dir:/no/such"):
+    with pytest.raises(BackboneUnavailableError, match=r"^local-dir:/no/such cannot be read \(.*with open_clip_config"):
         CLIPBackbone("local-dir:/no/such")
 
 
@@ -249,6 +249,7 @@ def test_a_tokenizer_never_runs_code_of_its_model(tiny, tmp_path, monkeypatch) -
     monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(AutoTokenizer=fake))
     load(f"local-dir:{folder}", None)
     assert asked["trust_remote_code"] is False
+    assert asked["local_files_only"] is True
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"model_cfg": {"vision_cfg": 1}}'])

@@ -45,7 +45,7 @@ def test_a_checkpoint_tells_its_model(tmp_path, entry) -> None:
 
 def test_a_checkpoint_of_a_newer_version_is_refused_in_one_line(tmp_path) -> None:
     torch.save({"kanoclip": {"format": FORMAT + 1, "version": "9.0"}}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"written by kanoclip 9\.0, and this is .* pip install --upgrade"):
+    with pytest.raises(CheckpointError, match=r"has format 3 of .* reads up to 2\. .* pip install --upgrade"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from several import full_disk, kill_in_write, run
+from several import full_disk, going_on, kill_in_write, run
 
 from kanoclip.data.listing import list_tree
 from kanoclip.verbs.table import main
@@ -112,7 +112,7 @@ def test_a_fit_that_is_killed_before_its_record_is_whole_does_not_count_as_finis
 
 @pytest.mark.parametrize(("turn", "done"), [(2, 0), (5, 1)])
 def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitted, tmp_path, turn, done) -> None:
-    argv = ["test", *data, "--ckpt_path", str(fitted)]  # results.csv, results.json, six overlays
+    argv = ["test", *data, *going_on(fitted)]  # results.csv, results.json, six overlays
     assert run(1, argv, tmp_path, fault=partial(kill_in_write, turn))[0] == [KILLED]
     assert whole(tmp_path)
     assert len(list(tmp_path.rglob("results.json"))) == done
@@ -123,7 +123,7 @@ def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitte
 
 
 def test_a_prediction_that_is_killed_while_it_writes_lists_what_is_there(data, fitted, tmp_path) -> None:
-    argv = ["predict", *data, "--ckpt_path", str(fitted)]  # three images of a batch, a map and an overlay each
+    argv = ["predict", *data, *going_on(fitted)]  # three images of a batch, a map and an overlay each
     assert run(1, argv, tmp_path, fault=partial(kill_in_write, 9))[0] == [KILLED]
     assert whole(tmp_path)
     (folder,) = tmp_path.glob("runs/predict/*/*/version_0")
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_was_cut_is_told_with_the_remedy(data, fitted, tmp_pat
     ],
 )
 def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, options, size, what) -> None:
-    more = [*model, *options, "--trainer.max_epochs", "1"] if verb == "fit" else ["--ckpt_path", str(fitted)]
+    more = [*model, *options, "--trainer.max_epochs", "1"] if verb == "fit" else going_on(fitted)
     codes, _, err = run(1, [verb, *data, *more], tmp_path, fault=partial(full_disk, size))
     assert codes == [2]
     (line,) = [line for line in err[0].splitlines() if "error" in line]
@@ -194,7 +194,7 @@ def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, op
 @pytest.mark.parametrize(("verb", "size"), [("test", 30_000), ("predict", 40_000)])
 def test_pictures_that_find_no_room_leave_the_numbers(fitted, tmp_path, verb, size) -> None:
     data = write_images(tmp_path / "in", {str(i): square(9, 90, 128) if i % 2 else None for i in range(4)}, 128)
-    argv = [verb, *data, "--data.batch_size", "4", "--ckpt_path", str(fitted)]
+    argv = [verb, *data, "--data.batch_size", "4", *going_on(fitted)]
     codes, out, err = run(1, argv, tmp_path, fault=partial(full_disk, size))
     assert codes == [1], err
     (line,) = [line for line in err[0].splitlines() if "could not be written" in line]
@@ -258,7 +258,7 @@ def full_at(turn: int) -> None:
 
 
 def test_two_predictions_at_once_have_a_folder_and_a_list_each(data, fitted, tmp_path) -> None:
-    argv = ["predict", *data, "--ckpt_path", str(fitted), "--trainer.logger", "false"]
+    argv = ["predict", *data, *going_on(fitted), "--trainer.logger", "false"]
     argv += ["--trainer.default_root_dir", str(tmp_path / "runs")]
     with ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(lambda name: run(1, argv, tmp_path / name), ("a", "b")))
@@ -318,7 +318,7 @@ def tested(fitted, tmp_path, monkeypatch):
 
     def test(masks: dict[str, np.ndarray | None], side: int = 32) -> dict:
         options = write_images(tmp_path / "odd", masks, side)
-        assert main(["test", *options, "--ckpt_path", str(fitted), "--trainer.accelerator", "cpu"]) == 0
+        assert main(["test", *options, *going_on(fitted), "--trainer.accelerator", "cpu"]) == 0
         (report,) = tmp_path.rglob("results.json")
         return json.loads(report.read_text())["results"]["object"]
 
@@ -354,7 +354,7 @@ def test_scores_that_are_not_numbers_are_an_error(data, fitted, tmp_path, monkey
     for name, weight in content["state_dict"].items():
         content["state_dict"][name] = weight * 1e30
     torch.save(content, "big.ckpt")
-    assert main([verb, *data, "--ckpt_path", "big.ckpt", "--trainer.accelerator", "cpu"]) == 2
+    assert main([verb, *data, *going_on("big.ckpt"), "--trainer.accelerator", "cpu"]) == 2
     said = capsys.readouterr().err
     assert "are NaN or infinite. The model overflowed: use --trainer.precision 32-true" in said
 

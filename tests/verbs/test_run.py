@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
+from several import going_on
 
 import kanoclip
 from kanoclip.data.drawn.surfaces import Surfaces
@@ -59,7 +60,7 @@ def heads(path: str) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def test_a_fit_leaves_its_config_checkpoint_and_record_and_a_test_finds_them(fit, capsys) -> None:  # T3, T8, T9
+def test_a_fit_leaves_its_config_checkpoint_and_record_and_a_test_finds_them(fit, tiny_clip, capsys) -> None:
     fit("--model.adapter", "linear")
     record, config = read(f"{FIT}/version_0/run.json"), yaml.safe_load(Path(f"{FIT}/version_0/config.yaml").read_text())
     assert (record["model"], record["auxiliary"], record["categories"]) == ("kanoclip", "surfaces_auxiliary", ["wood"])
@@ -78,7 +79,8 @@ def test_a_fit_leaves_its_config_checkpoint_and_record_and_a_test_finds_them(fit
     assert report["components"]["adapter"] == "LinearAdapter"
     assert report["results"]["gear"]["images"] == 2
     assert not Path("runs/test/kanoclip/surfaces/version_0/config.yaml").exists()
-    assert KAnoCLIP.load_from_checkpoint(f"{FIT}/version_0/{record['ckpt']}").adapter.reduction == 4  # from Python too
+    loaded = KAnoCLIP.load_from_checkpoint(f"{FIT}/version_0/{record['ckpt']}", backbone=tiny_clip)
+    assert loaded.adapter.reduction == 4  # from Python too
 
 
 def test_the_newest_finished_fit_counts_and_a_fit_has_a_folder_of_its_own(fit, capsys) -> None:
@@ -98,7 +100,7 @@ def test_a_model_is_not_tested_on_its_own_auxiliary_set_unless_told_to(fit, caps
     assert (
         "No finished fit of kanoclip that has seen none of the images of surfaces_auxiliary" in capsys.readouterr().err
     )
-    assert main(["test", *SEEN, "--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]) == 0
+    assert main(["test", *SEEN, *going_on(f"{FIT}/version_0/checkpoints/last.ckpt")]) == 0
     printed = capsys.readouterr()
     assert "this is NOT zero-shot: it was fitted on images that are tested, those of surfaces_auxiliary" in printed.err
     assert read("runs/test/kanoclip/surfaces_auxiliary/version_0/results.json")["zero_shot"] is False
@@ -117,17 +119,17 @@ def test_what_is_held_out_of_a_fit_is_validated_with_it_and_the_metrics_are_prin
 def test_a_checkpoint_alone_says_which_model_it_is_of(tiny_options, capsys) -> None:
     assert main(["fit", *SEEN, "--model", "clip_vv_knpl", *tiny_options, "--trainer.max_epochs", "1"]) == 0
     checkpoint = "runs/fit/clip_vv_knpl/surfaces_auxiliary/version_0/checkpoints/last.ckpt"
-    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint]) == 0
+    assert main(["test", *UNSEEN, *going_on(checkpoint)]) == 0
     assert "clip_vv_knpl: surfaces_auxiliary -> surfaces" in capsys.readouterr().out
-    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint, "--model", "kanoclip"]) == 2
-    assert main(["test", *UNSEEN, "--ckpt_path", checkpoint, "--model.adapter", "linear"]) == 2
+    assert main(["test", *UNSEEN, *going_on(checkpoint), "--model", "kanoclip"]) == 2
+    assert main(["test", *UNSEEN, *going_on(checkpoint), "--model.adapter", "linear"]) == 2
     assert "was fitted with model.adapter" in capsys.readouterr().err
 
 
 def test_a_fit_does_not_go_on_from_one_on_other_data(fit, tiny_options, capsys) -> None:
     fit()
     checkpoint = f"{FIT}/version_0/checkpoints/last.ckpt"
-    assert main(["fit", *UNSEEN, *tiny_options, "--ckpt_path", checkpoint]) == 2
+    assert main(["fit", *UNSEEN, *tiny_options, *going_on(checkpoint)]) == 2
     assert "was fitted on surfaces_auxiliary; the images of surfaces are others" in capsys.readouterr().err
 
 
@@ -228,11 +230,11 @@ def test_a_model_that_learns_nothing_needs_no_fit(fit, tiny_options, capsys) -> 
 def test_a_checkpoint_and_options_that_contradict_each_other_stop_the_run(fit, options, values, capsys) -> None:  # T4
     fit()
     capsys.readouterr()
-    given = ["--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt"]
     kind = options[0].split(".")[1]
+    given = ["--ckpt_path", "last"] if kind == "backbone" else going_on(f"{FIT}/version_0/checkpoints/last.ckpt")
     if options[0].count(".") == 2:  # settings stand behind the class
         options = [f"--model.{kind}", {"adapter": "conv", "prompts": "learned"}[kind], *options]
-    for argv in (["test", *UNSEEN, *options], ["test", *UNSEEN, *options, *given], ["fit", *SEEN, *options, *given]):
+    for argv in (["test", *UNSEEN, *options], ["test", *UNSEEN, *given, *options], ["fit", *SEEN, *given, *options]):
         assert main(argv) == 2
         said = capsys.readouterr().err
         assert all(value in said for value in values)
@@ -317,18 +319,18 @@ def test_the_checkpoint_of_a_config_counts_as_one_that_is_typed(fit, folder, tin
     older = f"{FIT}/version_0/checkpoints/last.ckpt"
     (folder / "c.yaml").write_text(f"ckpt_path: {older}", encoding="utf-8")
     capsys.readouterr()
-    assert main(["test", *UNSEEN, "--config", "c.yaml"]) == 0
+    assert main(["test", *UNSEEN, *tiny_options, "--config", "c.yaml"]) == 0
     assert f"checkpoint {older}: kanoclip" in capsys.readouterr().err
-    assert main(["test", *UNSEEN, "--config", "c.yaml", f"--ckpt_path={FIT}/version_1/checkpoints/last.ckpt"]) == 0
+    assert main(["test", *UNSEEN, "--config", "c.yaml", *going_on(f"{FIT}/version_1/checkpoints/last.ckpt")]) == 0
     assert f"checkpoint {FIT}/version_1/checkpoints/last.ckpt: kanoclip" in capsys.readouterr().err
     assert main(["fit", *UNSEEN, *tiny_options, "--config", "c.yaml"]) == 2
     assert "the images of surfaces are others" in capsys.readouterr().err
 
 
-def test_a_checkpoint_below_the_home_folder_is_found_and_hashed(fit, folder, monkeypatch) -> None:
+def test_a_checkpoint_below_the_home_folder_is_found_and_hashed(fit, folder, tiny_options, monkeypatch) -> None:
     fit()
     monkeypatch.setenv("HOME", str(folder))
-    assert main(["test", *UNSEEN, f"--ckpt_path=~/{FIT}/version_0/checkpoints/last.ckpt"]) == 0
+    assert main(["test", *UNSEEN, f"--ckpt_path=~/{FIT}/version_0/checkpoints/last.ckpt", *tiny_options]) == 0
     checkpoint = read("runs/test/kanoclip/surfaces/version_0/results.json")["checkpoint"]
     assert checkpoint["path"] == str(folder / FIT / "version_0/checkpoints/last.ckpt")
     assert len(checkpoint["sha256"]) == 64
@@ -536,13 +538,13 @@ def test_what_a_test_prints_as_its_config_replayed_is_the_same_test(fit, folder,
     fit("--model.adapter", "linear")
     fit()  # a newer one
     older, newer = (f"{FIT}/version_{number}/checkpoints/last.ckpt" for number in (0, 1))
-    for number, (given, path) in enumerate([([], newer), (["--ckpt_path", older], older)]):
+    for number, (given, path) in enumerate([([], newer), (going_on(older), older)]):
         config = printed(["test", *UNSEEN, *given], folder / "p.yaml", capsys)
         assert config["ckpt_path"] == path
         Path(FIT, "version_1", "run.json").touch()
         assert main(["test", "--config", "p.yaml"]) == 0
         assert read(f"runs/test/kanoclip/surfaces/version_{number}/results.json")["checkpoint"]["path"] == path
-    config = printed(["predict", *UNSEEN, "--ckpt_path", older], folder / "p.yaml", capsys)
+    config = printed(["predict", *UNSEEN, *going_on(older)], folder / "p.yaml", capsys)
     assert config["model"]["init_args"]["adapter"]["class_path"] == "kanoclip.heads.adapter.LinearAdapter"
     assert main(["predict", "--config", "p.yaml"]) == 0
 
@@ -628,7 +630,7 @@ def test_zero_shot_is_decided_by_what_the_images_show(folder, tiny_options, how,
     own = ["--data", "folder", "--data.num_workers", "0"]
     assert main(["fit", *own, "--data.root", "seen", *tiny_options, "--trainer.max_epochs", "1"]) == 0
     checkpoint = next(Path("runs/fit").rglob("last.ckpt"))
-    assert main(["test", *own, "--data.root", "tested", "--ckpt_path", str(checkpoint)]) == 0
+    assert main(["test", *own, "--data.root", "tested", *going_on(checkpoint)]) == 0
     assert read(str(next(Path("runs/test").rglob("results.json"))))["zero_shot"] is zero_shot
     said = capsys.readouterr()
     assert ("this is NOT zero-shot" in said.err) is (not zero_shot)
@@ -683,7 +685,7 @@ def test_a_fit_goes_on_with_a_folder_that_was_moved(folder, tiny_options) -> Non
     assert main(["fit", *own, "--data.root", "p", *tiny_options, "--trainer.max_epochs", "1"]) == 0
     Path("p").rename("q")
     last = str(next(Path("runs/fit").rglob("last.ckpt")))
-    assert main(["fit", *own, "--data.root", "q", "--ckpt_path", last, "--trainer.max_epochs", "2"]) == 0
+    assert main(["fit", *own, "--data.root", "q", *going_on(last), "--trainer.max_epochs", "2"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -704,7 +706,7 @@ def test_a_mistake_is_one_line_and_no_traceback(options, answer, tiny_options, c
 def test_another_model_than_the_checkpoint_s_is_told_before_any_weights_are_loaded(fit, monkeypatch, capsys) -> None:
     fit()
     monkeypatch.setattr("kanoclip.backbone.clip.CLIPBackbone.__init__", lambda *_: pytest.fail("loaded a backbone"))
-    given = ["--ckpt_path", f"{FIT}/version_0/checkpoints/last.ckpt", "--model", "kanoclip_no_vv"]
+    given = [*going_on(f"{FIT}/version_0/checkpoints/last.ckpt"), "--model", "kanoclip_no_vv"]
     assert main(["test", *UNSEEN, *given]) == 2
     assert "with model kanoclip, but kanoclip_no_vv is asked for" in capsys.readouterr().err
 

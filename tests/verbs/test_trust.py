@@ -6,7 +6,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
+from kanoclip.models.checkpoint import backbone_of, settings
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.verbs.arguments import prepare
 from kanoclip.verbs.say import complain, note
@@ -44,6 +46,9 @@ def content(tiny_clip, tmp_path_factory):
         ({"adapter": {"class_path": "evilmod.X"}}, "--model.adapter evilmod.X"),
         ({"backbone": {"class_path": "kanoclip.backbone.clip.CLIPBackbone", "init_args": {"name": "hf-hub:a/b"}}},
          "--model.backbone.name hf-hub:a/b"),
+        ({"backbone": {"class_path": "kanoclip.backbone.clip.CLIPBackbone", "init_args": {"name": "local-dir:/a"}}},
+         "--model.backbone.name local-dir:/a"),
+        ({"adapter": {"class_path": "evilmod." + "X" * 5000}}, "XXX (in Python"),
     ],
 )  # fmt: skip
 def test_a_strangers_checkpoint_is_refused_with_what_allows_it(
@@ -57,7 +62,22 @@ def test_a_strangers_checkpoint_is_refused_with_what_allows_it(
     line = refused([verb, "--data", "surfaces", "--ckpt_path", "a.ckpt"], capsys)
     assert "a.ckpt names the " in line
     assert option in line
+    assert len(line) < 800
     assert not Path("ran").exists()
+
+
+def test_a_checkpoint_that_is_an_address_or_contradicts_itself_is_told(content, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["test", "--data", "surfaces", "--data.images", "2", "--ckpt_path"]
+    assert "--ckpt_path s3://a/b.ckpt is an address" in refused([*argv, "s3://a/b.ckpt"], capsys)
+    given = {"_class_path": "kanoclip.models.kanoclip.KAnoCLIP", "knowledge": "/etc/passwd"}
+    backbone = {"class_path": "kanoclip.backbone.embedded.EmbeddedBackbone"}
+    model = KAnoCLIP(backbone=EmbeddedBackbone())
+    entry = content["kanoclip"] | {"backbone": backbone_of(model), "settings": settings(model)}
+    torch.save({**content, "kanoclip": entry, "hyper_parameters": {**given, "backbone": backbone}}, "a.ckpt")
+    assert main([*argv, "a.ckpt"]) == 2
+    said = capsys.readouterr().err
+    assert "with model.knowledge auto, but its own options say /etc/passwd. Give --ckpt_path another one" in said
 
 
 @pytest.mark.parametrize(
