@@ -159,7 +159,7 @@ def test_an_overlay_that_cannot_be_written_is_told_and_left_out_of_its_row(kit, 
     predict(kit, kit.data(kit.samples(*(f"d/ring/good/{i}.png" for i in range(1, 4)))), writer)
     assert [row["overlay"] for row in rows(kit)] == ["overlays/1.png", "", "overlays/3.png"]
     assert [row["map"] for row in rows(kit)] == [f"maps/{i}.png" for i in range(1, 4)]
-    said = "kanoclip: 1 pictures could not be written; the scores and maps are complete. The first: Cannot write 2.png"
+    said = "kanoclip: 1 picture could not be written; the scores and maps are complete. The first: Cannot write 2.png"
     assert said in capsys.readouterr().err
     assert [name for name, _ in writer.unwritten] == ["overlays/2.png"]
 
