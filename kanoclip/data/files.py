@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kanoclip.data import parsing
 from kanoclip.types import KanoclipError
 
 log = logging.getLogger(__name__)
@@ -154,10 +155,10 @@ def read_json(path: Path, **kinds: type | tuple[type, ...]) -> dict[str, Any] | 
         The object; None if there is no such file, or it is empty, no JSON, or lacks one of the keys.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsing.read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):  # the second: brackets in brackets, some thousand times
+    except ValueError:
         content = None
     if isinstance(content, dict) and all(k in content and isinstance(content[k], kind) for k, kind in kinds.items()):
         return content

@@ -78,7 +78,11 @@ def read_json(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("brackets are nested too deep") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's limit for the digits of a number
+        raise ValueError("a number has thousands of digits") from None
 
 
 def local_path(given: str | Path, option: str) -> Path:

@@ -9,6 +9,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
+from kanoclip.data import parsing
 from kanoclip.data.about import DamagedDataError
 
 _SHORT = reprlib.Repr()
@@ -84,13 +85,11 @@ def read_json_lines(path: Path) -> list[Any]:
 def _parse_json(text: str, path: Path, row: int = 0) -> Any:
     """Parse a file, or one row of it, the first being 1."""
     try:
-        return json.loads(text)
+        return parsing.read_json(text)
     except json.JSONDecodeError as error:
         line, wrong = error.lineno, error.msg
-    except RecursionError:
-        line, wrong = 0, "brackets are nested too deep"
-    except ValueError:  # Python's limit for the digits of a number
-        line, wrong = 0, "a number has thousands of digits"
+    except ValueError as error:
+        line, wrong = 0, str(error)
     where = f", row {row}" if row else f", line {line}" if line else ""
     remedy = "Write one json object a line" if row else "Correct the json, or copy it again"
     raise DamagedDataError(f"{path}{where}: {wrong}. {remedy}.")
