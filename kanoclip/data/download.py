@@ -24,6 +24,7 @@ from kanoclip.data.about import About, Archive
 from kanoclip.data.archives import MAX_BYTES, UNFINISHED, WORK, DownloadError, NoRoomError, progress, size_of, unpack
 from kanoclip.data.files import read_json, sha256, sync, sync_all, write_bytes, write_json
 from kanoclip.data.parsing import local_path
+from kanoclip.types import printable
 
 RETRIES, BACKOFF = 4, 1.0  # attempts after the first that bring nothing new; seconds before the first, then doubled
 FINAL = (httpx2.UnsupportedProtocol, httpx2.TooManyRedirects, httpx2.InvalidURL)  # another attempt would end the same
@@ -242,5 +243,5 @@ def _tidy(home: Path) -> None:
 
 
 def _shown(error: Exception) -> str:
-    """Return what an error says, cut, and without control characters: a server may have chosen the words."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))[:300] or type(error).__name__
+    """Return what an error says, cut and printable: a server may have chosen the words."""
+    return printable(str(error), 300) or type(error).__name__
