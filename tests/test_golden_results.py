@@ -21,7 +21,7 @@ from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.models.rivals.winclip import WinCLIP
-from kanoclip.outputs.results import RESULTS_VERSION
+from kanoclip.outputs.identity import RESULTS_VERSION
 
 FILE = Path(__file__).parent / "golden" / "results.json"
 MODELS = {kind.name: kind for kind in (KAnoCLIP, CLIP, CLIPVV, WinCLIP, AprilGAN, AnomalyCLIP, LocalStats)}

@@ -54,7 +54,8 @@ def decode(path: str, indices: bool = False) -> Pixels:
             # Pillow below 13 expects a fourth channel and takes YCbCr for RGB.
             form = file.format, file.mode, file.info.get("compression")
             if ycbcr := form == ("TIFF", "RGB", "raw") and file.getexif().get(262) == 6:  # 262: what channels mean
-                file.tile = [(*tile[:3], ("RGB", *tile[3][1:])) for tile in file.tile]
+                tiles: Any = file.tile  # Pillow 12 and 13 type them differently
+                tiles[:] = [(*tile[:3], ("RGB", *tile[3][1:])) for tile in tiles]
             file.load()
             mode, orientation = file.mode, file.getexif().get(274, 1)
             if not deep:

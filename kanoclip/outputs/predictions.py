@@ -20,6 +20,7 @@ from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image, write_json
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
+from kanoclip.outputs.finding import finding
 from kanoclip.outputs.names import csv_text, file_name, read_csv
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
 from kanoclip.outputs.record import run_folder
@@ -184,12 +185,8 @@ class PredictionWriter(Callback):
     def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[Any, ...]:
         height, width = batch.size[i].tolist()
         heat, score = scores.anomaly_map[i].float().cpu().numpy(), float(scores.image_score[i])
-        if not (np.isfinite(heat).all() and np.isfinite(score)):
-            raise KanoclipError(
-                f"The scores of {batch.path[i]} are NaN or infinite. The model overflowed: use --trainer.precision "
-                f"32-true, or look for NaN in its weights."
-            )
-        heat = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
+        found = finding(heat, score, (height, width), batch.path[i], batch.category[i])
+        heat = found.anomaly_map
         map_file, overlay_file = f"maps/{name}.{self.map_format}", f"overlays/{name}.png"
         if self.map_format == "png":
             write_image(self._folder / map_file, unit_to_uint16(heat))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from kanoclip import __version__
 from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.data.loading import gather_unreadable
-from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings, zero_shot
+from kanoclip.models.checkpoint import backbone_of, settings, zero_shot
+from kanoclip.outputs.identity import RESULTS_VERSION, identity
 from kanoclip.outputs.names import file_name, plain_name
 from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
 from kanoclip.outputs.record import run_folder, say
@@ -37,24 +36,6 @@ ZERO_SHOT = {
     False: "NOT zero-shot",
     None: "zero-shot or not is unknown: which images it was fitted on is not known",
 }
-RESULTS_VERSION = 2
-"""Raised when a change of the code moves numbers; a test with golden results fails until it is."""
-
-
-def identity(report: Mapping[str, Any]) -> str:
-    """Return 16 hexadecimal digits of all that the numbers of a test depend on, and of nothing else.
-
-    That is the model and its weights (the checkpoint's content, or without one the backbone's), its heads and score,
-    the precision, the content of the samples and how their pixels are read, how many were tested, and
-    ``RESULTS_VERSION``; not paths, the number of workers or the device.
-    """
-    checkpoint = report["checkpoint"]
-    scored_with = {k: v for k, v in report["settings"].items() if k.partition(".")[0] in (*HEADS, *FREE)}
-    fields = [
-        report["model"], checkpoint["sha256"] if checkpoint else report["backbone"], report["components"], scored_with,
-        report["precision"], report["images"], report["samples"], report["pixels"], report["results_version"],
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ResultsWriter(Callback):
@@ -154,11 +135,9 @@ class ResultsWriter(Callback):
             "unreadable": unreadable,
             "left_out": getattr(data, "left_out", []),
             "samples": data.samples_digest("test") if hasattr(data, "samples_digest") else None,
-            "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
             "results": getattr(model, "results", {}),
-            "results_version": RESULTS_VERSION,
         }
         return report | {"identity": identity(report)}
 
@@ -182,20 +161,33 @@ class ResultsWriter(Callback):
 def about_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Say what a run's scores depend on: model, checkpoint, options, precision and versions."""
     data: Any = getattr(trainer, "datamodule", None)
-    model: Any = pl_module
-    checkpoint = os.fspath(trainer.ckpt_path) if trainer.ckpt_path else ""
+    return about_model(pl_module, trainer.ckpt_path, str(trainer.precision)) | {
+        "data": getattr(data, "identity", "unnamed data"),
+        "data_seed": getattr(data, "seed", None),
+        "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
+        "options": plain({"model": _options(pl_module), "data": _settings(data)}),
+    }
+
+
+def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision: str) -> dict[str, Any]:
+    """Say what a model's scores depend on beside images and how they are read.
+
+    Args:
+        model: An ``AnomalyModule``, or another LightningModule, of which less is known.
+        checkpoint: File that its heads are from; None for heads without a fit, or not from a file.
+        precision: As ``Trainer.precision`` says it.
+    """
+    path = os.fspath(checkpoint) if checkpoint else ""
     return {
         "model": getattr(model, "name", "") or type(model).__name__,
-        "data": getattr(data, "identity", "unnamed data"),
         "auxiliary": getattr(model, "auxiliary", None),
         "components": getattr(model, "describe_components", dict)(),
-        "checkpoint": {"path": checkpoint, "sha256": sha256(checkpoint)} if os.path.isfile(checkpoint) else None,
+        "checkpoint": {"path": path, "sha256": sha256(path)} if os.path.isfile(path) else None,
         "backbone": backbone_of(model)["fingerprint"],
         "seed": getattr(model, "fit_seed", None),
-        "data_seed": getattr(data, "seed", None),
-        "precision": str(trainer.precision),
+        "precision": precision,
         "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
-        "options": plain({"model": _options(model), "data": _settings(data)}),
+        "results_version": RESULTS_VERSION,
         "versions": {"kanoclip": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
     }

@@ -16,8 +16,8 @@ from typing import Any
 from kanoclip.data.digests import file_hashes
 from kanoclip.data.files import plain, read_json
 from kanoclip.models.checkpoint import FREE
+from kanoclip.outputs.identity import RESULTS_VERSION
 from kanoclip.outputs.record import files_of, read_about, read_record
-from kanoclip.outputs.results import RESULTS_VERSION
 from kanoclip.registry import name_of
 from kanoclip.types import ANOMALOUS, NORMAL
 from kanoclip.verbs.build import build

@@ -8,7 +8,8 @@ import pytest
 from kanoclip import __version__
 from kanoclip.data.base import Sample
 from kanoclip.outputs import ResultsWriter
-from kanoclip.outputs.results import headline, identity
+from kanoclip.outputs.identity import identity
+from kanoclip.outputs.results import headline
 from kanoclip.outputs.sheet import choose
 
 PATHS = ["d/ring/good/1.png", "d/ring/hole/2.png", "d/nut/good/3.png", "d/nut/dent/4.png", "d/nut/dent/5.png"]
