@@ -100,7 +100,7 @@ def fit(device: str, folder: Path, model=None, **options):
     return model, kept.losses, used
 
 
-def scored(device: str, folder: Path, model, images: int = 8, cache: bool = False, **options) -> Kept:
+def scored(device: str, folder: Path, model, images: int = 4, cache: bool = False, **options) -> Kept:
     """Test on drawings; the metrics are in the model."""
     kept = Kept()
     data = Surfaces(images=images, num_workers=0, cache=cache)
@@ -123,7 +123,7 @@ def loaded(checkpoint: Path):
 
 
 def drawn_batch(device: str) -> Batch:
-    data = Surfaces(images=2, image_size=128, batch_size=8, num_workers=0)
+    data = Surfaces(images=2, image_size=128, batch_size=4, num_workers=0)
     return move_data_to_device(next(iter(data.test_dataloader())), torch.device(device))
 
 
