@@ -68,13 +68,15 @@ class Card:
 
     Args:
         device: "cuda" or "cpu".
+        least: How often to time anything at least.
 
     Attributes:
         rates: Precision -> operations per second, once measured.
         bandwidth: Bytes per second, read and written, likewise.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, least: int = 3) -> None:
+        self.least = least
         self.device, self.rates, self.bandwidth = device, dict.fromkeys(PRECISIONS, math.nan), math.nan
 
     def measure(self, side: int) -> None:
@@ -111,13 +113,13 @@ class Card:
             torch.cuda.synchronize()
 
     def seconds(self, run: Callable[[], object], most: float = 0.5) -> float:
-        """Median time of a run after two to warm up, for about ``most`` seconds but thrice at least."""
-        for _ in range(2):
+        """Median time of a run after as many to warm up as it takes, for about ``most`` seconds."""
+        for _ in range(min(2, self.least)):
             start = time.perf_counter()
             run()
             self.wait()
             once = time.perf_counter() - start
-        turns = max(3, min(50, int(most / once)))
+        turns = max(self.least, min(50, int(most * self.least / 3 / once)))
         if self.device != "cuda":
             found = []
             for _ in range(turns):

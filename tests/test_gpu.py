@@ -207,7 +207,8 @@ def test_a_fit_with_autocast_goes_the_way_of_one_without_and_can_be_resumed(
     precision, fitted, device, tmp_path
 ) -> None:
     model, losses, used = fit(device, tmp_path, precision=precision)
-    assert losses == pytest.approx(fitted[2], rel=0.05)
+    assert losses[0] == pytest.approx(fitted[2][0], rel=0.01)
+    assert losses == pytest.approx(fitted[2], rel=0.1)  # a step whose gradients overflow float16 is left out
     assert all(weight.isfinite().all() for weight in heads(model).values())
     used.save_checkpoint(tmp_path / "half.ckpt")
     goes_on = {"max_epochs": 2, "ckpt_path": tmp_path / "half.ckpt", "weights_only": True}
