@@ -331,7 +331,7 @@ def fit_step(bench: Bench) -> None:
     row = bench.report.table(
         "precision", "algorithms", "cached", "images/s", "ms a step", "peak memory, GB", *FLOORS, "hours"
     )
-    for kind in ("bf16",) if bench.small else ("bf16", "TF32", "fp32"):
+    for kind in ("TF32",) if bench.small else ("bf16", "TF32", "fp32"):
         for chosen in (True, False):
             for use in (False, True):
                 if kind == "fp32" and not chosen:
@@ -371,7 +371,7 @@ def components(bench: Bench, model: KAnoCLIP, batch: Batch, optimizer: torch.opt
     other = {"scoring": maps + patches, "losses": maps, "optimiser": adam}
     bench.report.say("By component, waiting for the device after each:")
     row = bench.report.table("precision", "component", "ms", "share", *FLOORS)
-    for kind in ("bf16", "TF32"):
+    for kind in ("TF32",) if bench.small else ("bf16", "TF32"):
         seen.clear()
         with as_the_command(), precision(kind, bench.device):
             step(model, batch, optimizer, count)
