@@ -12,8 +12,8 @@ import logging
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from side_by_side import machine, peak_memory, publish, restart_peak, table, tak
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
-from kanoclip.heads.scoring import anomaly_map, level_maps
+from kanoclip.heads.scoring import anomaly_map, dot, level_maps
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.types import Batch, Scores
+from kanoclip.types import ANOMALOUS, Batch, Scores
 
 
 class Stopwatch:
@@ -54,7 +54,10 @@ class Stopwatch:
         self.seen.setdefault(name, []).append((seconds, peak_memory() - before, sum(kept.values()) / 2**20))
 
 
-def step(model: KAnoCLIP, batch: Batch, optimizer: torch.optim.Optimizer, watch: Stopwatch) -> None:
+Watch = Callable[..., AbstractContextManager[None]]
+
+
+def step(model: KAnoCLIP, batch: Batch, optimizer: torch.optim.Optimizer, watch: Watch) -> None:
     """One training step, as `KAnoCLIP.forward` and Lightning do it, taken apart."""
     own = frozenset(p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()])
     with watch("frozen backbone", own):
@@ -63,13 +66,15 @@ def step(model: KAnoCLIP, batch: Batch, optimizer: torch.optim.Optimizer, watch:
         states = model.prompts(batch.category, model.backbone)
     with watch("adapter", own):
         cls = model.adapter(features.cls, features.patches, features.grid)
-        logits = torch.einsum("bd,bsd->bs", cls, states) / model.temperature
     with watch("interaction", own):
         patches, level_states = model.interaction(features.patches, states)
-    with watch("maps and losses", own):
+    with watch("scoring", own):
+        logits = dot(cls[:, None], states) / model.temperature
         maps = level_maps(patches, level_states, features.grid, model.image_size, model.temperature)
         heat = anomaly_map(maps)
-        losses = model.losses(batch, Scores(heat, heat.flatten(1).amax(1), maps, logits, states))
+        score = model.score(logits.softmax(-1)[:, ANOMALOUS], heat)
+    with watch("losses", own):
+        losses = model.losses(batch, Scores(heat, score, maps, logits, states))
         total = torch.stack(list(losses.values())).sum()
     with watch("backward"):
         total.backward()

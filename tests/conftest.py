@@ -16,6 +16,26 @@ from kanoclip.types import Batch
 settings.register_profile("any machine", deadline=None, max_examples=50)
 settings.load_profile("any machine")
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device", default="cuda", help="where the tests marked gpu run: cuda, or cpu to try them without"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig):
+    """Where a test marked gpu runs what it compares with the CPU."""
+    return pytestconfig.getoption("--device")
+
+
 MERGES = ["s c", "sc r", "a t", "scr at", "c h</w>", "scrat ch</w>"]  # "scratch" becomes one token
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 6, "head_width": 16}
 TEXT = {"context_length": 16, "vocab_size": 512 + len(MERGES) + 2, "width": 24, "heads": 2, "layers": 3}
