@@ -148,21 +148,24 @@ def replace(chance: Chance, image: Tensor, other: Tensor, part: Tensor, below: T
 
     At the rim of a part ``(S, H, W)`` bool what lies below it may come through, as if a piece were cut off.
     """
-    count, size = len(image), image.shape[-1]
-    changed, amount = torch.zeros_like(part), chance.below(4, count).clamp_min(1)
+    count, size = 3 * len(image), image.shape[-1]
+    amount = chance.below(4, len(image)).clamp_min(1)  # 1, 1, 2 or 3
     rim = part & (F.max_pool2d((~part).float()[:, None], 3, 1, 1)[:, 0] > 0)
-    for number in range(3):
-        cut = (chance.happens(0.3, count) & rim.flatten(1).any(1))[:, None, None]
-        centre = torch.where(cut[..., 0], chance.spot(rim), chance.uniform(0, size, count, 2))
-        cover = region(chance, size, centre) & (part | ~cut)
-        new = torch.where(cut[:, None], below, filling(chance, image, other))
-        soft = cover[:, None].float()
-        soft = torch.where(each(chance.happens(0.6, count)), blur(soft, chance.uniform(0.4, 2, count)), soft)
-        inside = soft[:, 0] >= 0.5
+    rims, parts = rim.repeat(3, 1, 1), part.repeat(3, 1, 1)  # all three regions at once: few large operations
+    cut = (chance.happens(0.3, count) & rims.flatten(1).any(1))[:, None, None]
+    centre = torch.where(cut[..., 0], chance.spot(rims), chance.uniform(0, size, count, 2))
+    cover = region(chance, size, centre) & (parts | ~cut)
+    new = filling(chance, image.repeat(3, 1, 1, 1), other.repeat(3, 1, 1, 1))
+    new = torch.where(cut[:, None], below.repeat(3, 1, 1, 1), new)
+    soft = cover[:, None].float()
+    soft = torch.where(each(chance.happens(0.6, count)), blur(soft, chance.uniform(0.4, 2, count)), soft).clamp(0, 1)
+    changed = torch.zeros_like(part)
+    for number, (new_one, soft_one) in enumerate(zip(new.chunk(3), soft.chunk(3), strict=True)):
+        inside = soft_one[:, 0] >= 0.5
         pixels = inside.sum((1, 2))
-        contrast = ((new - image).abs().amax(1) * inside).sum((1, 2)) / pixels.clamp_min(1)
+        contrast = ((new_one - image).abs().amax(1) * inside).sum((1, 2)) / pixels.clamp_min(1)
         seen = ((number < amount) & (pixels >= 8) & (contrast >= 18))[:, None, None]  # else no label
-        image = torch.lerp(image, new, (soft * seen[:, None]).clamp(0, 1))
+        image = torch.lerp(image, new_one, soft_one * seen[:, None])
         changed = changed | (inside & seen)
     return image.floor(), changed
 

@@ -217,12 +217,14 @@ class Studio:
             process.terminate()
 
     def _draw(self, worker: int) -> None:
-        os.nice(10)
+        os.nice(5)
         cv2.setNumThreads(1)
         rng, block = np.random.default_rng([self.seed, worker]), self.facts.shape[1]
         names, defects = list(NAMES), list(DEFECTS)
         for number in count():
-            self.free[worker].acquire()
+            while not self.free[worker].acquire(timeout=10):
+                if not multiprocessing.parent_process().is_alive():
+                    return
             slot, first = 2 * worker + number % 2, self.seed * 10**9 + (number * self.workers + worker) * block
             for i, job in enumerate(jobs(block, rng, self.invented, first)):
                 intact, damaged, part, below = scene(job)

@@ -47,7 +47,7 @@ from kanoclip.data.drawn.materials import SIZE
 
 LAYERS, LEVELS, FIRST, TAU = 5, (2, 3, 4, 5), 2, 0.07
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-HELD_OUT, LOOKS, AVERAGED = 512, 20, 8  # scenes held out; looks at them; steps from one averaging to the next
+HELD_OUT, LOOKS, AVERAGED = 256, 20, 8  # scenes held out; looks at them; steps from one averaging to the next
 
 
 def tower(visual: nn.Module, image: Tensor, corner: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,37 @@ def agreement(logits: Tensor, true: Tensor) -> Tensor:
     rows = -(F.log_softmax(logits, 1) * true / true.sum(1, keepdim=True)).sum(1).mean()
     columns = -(F.log_softmax(logits, 0) * true / true.sum(0, keepdim=True)).sum(0).mean()
     return (rows + columns) / 2
+
+
+class Muon:
+    """Muon as ``torch.optim.Muon``, but for all matrices of a shape at once: one at a time they are 2,000 launches.
+
+    Args:
+        matrices: What is learned.
+        decay: Weight decay.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], decay: float) -> None:
+        self.groups = [[m for m in matrices if m.shape == shape] for shape in dict.fromkeys(m.shape for m in matrices)]
+        self.momentum = [torch.zeros_like(torch.stack(list(group))) for group in self.groups]
+        self.decay = decay
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Take a step of the given learning rate."""
+        for group, momentum in zip(self.groups, self.momentum, strict=True):
+            gradient = torch.stack([matrix.grad for matrix in group])
+            momentum.lerp_(gradient, 0.05)
+            x = gradient.lerp(momentum, 0.95).bfloat16()  # (K, rows, columns)
+            rows, columns = x.shape[1:]
+            x = x.mT if rows > columns else x
+            x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
+            for _ in range(5):  # Newton-Schulz: all singular values become about 1
+                square = x @ x.mT
+                x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+            x = (x.mT if rows > columns else x).float() * max(1, rows / columns) ** 0.5
+            torch._foreach_mul_(group, 1 - rate * self.decay)
+            torch._foreach_add_(group, list(x.unbind()), alpha=-rate)
 
 
 class Pupil(nn.Module):
@@ -173,7 +204,7 @@ def describe(output: Path) -> tuple[dict, open_clip.SimpleTokenizer]:
 
 def save(model: nn.Module, file: Path) -> None:
     """Write the weights in half precision."""
-    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, file)
+    save_file({name: value.half().contiguous().cpu() for name, value in model.state_dict().items()}, file)
 
 
 def take(studio: Studio, held: Pool, pool: Pool) -> None:
@@ -238,7 +269,7 @@ def main(
     blocks = (*pupil.clip.visual.transformer.resblocks, *pupil.clip.transformer.resblocks)
     hidden = [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
     others = [p for p in pupil.parameters() if all(p is not matrix for matrix in hidden)]
-    muon = torch.optim.Muon(hidden, lr=8 * rate, weight_decay=0.01)
+    muon = Muon(hidden, 0.01)
     adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.05, fused=True)
     decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998**AVERAGED)
     average = torch.optim.swa_utils.AveragedModel(pupil, multi_avg_fn=decay)
@@ -256,7 +287,8 @@ def main(
         time.sleep(0.05)
         take(studio, held, pool)
     log(f"{len(pool)} scenes are ready, drawn by {workers} processes, which go on")
-    begin, end = time.monotonic(), START + 60 * minutes - 5  # the last look takes a few seconds
+    begin = time.monotonic()
+    end = max(begin + 1, START + 60 * minutes - 5)  # the last look takes a few seconds
     first, second = (0.4, 0.6) if initial is None else (0.0, 0.25)  # shares of the time, when crops grow
     step, seen, looks, best = 0, 0, 1, math.inf
     terms: dict[str, Tensor] = {}
@@ -264,7 +296,7 @@ def main(
         progress = min(1.0, (time.monotonic() - begin) / (end - begin))
         if progress >= looks / LOOKS:
             found = look(average.module, held, captions, min(batch, 128), bf16)
-            total, looks = sum(found.values()), looks + 1
+            total, looks = sum(found.values()), int(progress * LOOKS) + 1
             said = " ".join(f"{name} {terms[name].item():.3f}/{value:.3f}" for name, value in found.items())
             speed = seen / (time.monotonic() - begin)
             log(f"{progress:.0%} step {step}, {speed:.0f} images/s, {pool.seen} scenes, held out {total:.3f}; {said}")
@@ -277,7 +309,7 @@ def main(
         if step % 8 == 0:
             take(studio, held, pool)
         now = rate * min(1, step / 300) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-        adam.param_groups[0]["lr"], muon.param_groups[0]["lr"] = now, 8 * now
+        adam.param_groups[0]["lr"] = now
         size = 64 if progress < first else 96 if progress < second else SIZE
         count = batch * SIZE**2 // size**2
         losses = pupil(pool.batch(chance, captions, count, size), bf16)
@@ -285,7 +317,7 @@ def main(
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(pupil.clip.parameters(), 1.0)
         adam.step()
-        muon.step()
+        muon.step(8 * now)
         with torch.no_grad():
             pupil.clip.logit_scale.clamp_(0, math.log(100))
         if step % AVERAGED == 0:
