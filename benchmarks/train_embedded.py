@@ -155,16 +155,18 @@ class Pupil(nn.Module):
         with torch.autocast(data.image.device.type, torch.bfloat16, enabled=bf16):
             cls, patches = tower(self.clip.visual, (data.image - self.mean) / self.std, data.corner)
         text = F.normalize(self.clip.encode_text(torch.cat(data.texts)), dim=-1)
+        text = self.clip.logit_scale.exp() * text
         told, kinds, colours = text.split([len(one) for one in data.texts])
-        scale, scenes = self.clip.logit_scale.exp(), len(data.replaced)
+        scenes = len(data.replaced)
         last = patches[-2:]  # v-v and plain features of the last level
-        odd = torch.cat([patches[:, :scenes], patches[:, 2 * scenes :]], 1) @ F.normalize(self.probe, dim=-1).T / TAU
+        odd = patches @ F.normalize(self.probe, dim=-1).T / TAU  # (P, 3 S, N, 2)
+        odd = torch.cat([odd[:, :scenes], odd[:, 2 * scenes :]], 1)
         replaced = torch.cat([torch.zeros_like(data.replaced), data.replaced])
         weight = 1 / torch.stack([(replaced == 0).sum(), (replaced == 1).sum()]).clamp_min(1)
         return {
-            "caption": agreement(scale * cls[: 2 * scenes] @ told.T, data.true),
-            "word": entropy(scale * last @ kinds.T, data.word),
-            "colour": 0.3 * entropy(scale * last @ colours.T, data.colour),
+            "caption": agreement(cls[: 2 * scenes] @ told.T, data.true),
+            "word": entropy(last @ kinds.T, data.word),
+            "colour": 0.3 * entropy(last @ colours.T, data.colour),
             "replaced": entropy(odd, replaced, weight),
         }
 
