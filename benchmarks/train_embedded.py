@@ -297,7 +297,7 @@ def main(
     while True:
         progress = min(1.0, (time.monotonic() - begin) / (end - begin))
         if progress >= looks / LOOKS:
-            found = look(average.module, held, captions, min(batch, 128), bf16)
+            found = look(average.module, held, captions, 64, bf16)
             total, looks = sum(found.values()), int(progress * LOOKS) + 1
             said = " ".join(f"{name} {terms[name].item():.3f}/{value:.3f}" for name, value in found.items())
             speed = seen / (time.monotonic() - begin)
