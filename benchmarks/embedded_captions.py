@@ -6,11 +6,7 @@ Only categories and defects that its training sees are worded here. Ours.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from itertools import pairwise
-
-import numpy as np
-from numpy.typing import NDArray
 
 NAMES = {
     "wood": ["wood", "wooden board", "wood surface"],
@@ -67,43 +63,6 @@ COLOURS = {
     "orange": (0.85, 0.5, 0.2), "yellow": (0.85, 0.8, 0.3), "green": (0.25, 0.6, 0.25), "cyan": (0.3, 0.7, 0.7),
     "blue": (0.2, 0.3, 0.7), "purple": (0.5, 0.25, 0.65), "pink": (0.9, 0.55, 0.7), "brown": (0.4, 0.26, 0.16),
 }  # fmt: skip
-_COLOUR_TABLE = np.array(list(COLOURS.values()), np.float32)
-
-
-def nearest_colour(rgb: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the index into ``COLOURS`` of the nearest colour; rgb ``(..., 3)`` in [0, 1]."""
-    return np.linalg.norm(rgb[..., None, :] - _COLOUR_TABLE, axis=-1).argmin(-1)
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption and what it claims; None claims nothing."""
-
-    text: str
-    category: str | None
-    colour: int | None
-    state: str  # "normal", "anomalous" or a kind of defect
-
-    def holds(self, category: str, colour: int, defect: str | None) -> bool:
-        """Tell whether the caption is true of an image, so that it is not taken for a wrong one."""
-        state = self.state == (defect or "normal") or (self.state == "anomalous" and defect is not None)
-        return state and self.category in (None, category) and self.colour in (None, colour)
-
-
-def caption(rng: np.random.Generator, category: str, colour: int, defect: str | None) -> Caption:
-    """Word a caption of an image: any of kind, colour and state may stay general; so does a kind without a name."""
-    kind = category if category in NAMES and rng.random() < 0.65 else None
-    name = str(rng.choice(GENERIC if kind is None else NAMES[kind]))
-    tint = colour if rng.random() < 0.4 else None
-    if tint is not None:
-        name = f"{list(COLOURS)[tint]} {name}"
-    if defect is None:
-        state, phrases = "normal", NORMAL
-    elif rng.random() < 0.4:
-        state, phrases = "anomalous", ANOMALOUS
-    else:
-        state, phrases = defect, DEFECTS[defect]
-    return Caption(str(rng.choice(TEMPLATES)).format(str(rng.choice(phrases)).format(name)), kind, tint, state)
 
 
 def merges(words: list[str], count: int) -> list[str]:

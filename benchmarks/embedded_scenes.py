@@ -1,8 +1,13 @@
-"""What the embedded CLIP sees: known categories, invented ones, and regions replaced by something foreign. Ours."""
+"""What the embedded CLIP sees, drawn: known categories and invented ones, intact and damaged. Ours."""
 
 from __future__ import annotations
 
+import mmap
+import multiprocessing
+import os
+from collections.abc import Iterator
 from functools import partial
+from itertools import count
 
 import cv2
 import numpy as np
@@ -160,73 +165,76 @@ def scene(job: tuple[int, str, str]) -> tuple[Array, Array, Array, Array]:
     return intact.image, drawn(defect).image, intact.part, below
 
 
-def jobs(count: int, rng: Rng, invented: float) -> list[tuple[int, str, str]]:
-    """Choose what to draw: a share invented, the rest known categories and patterns, 4 : 1; each has a known defect."""
+def jobs(count: int, rng: Rng, invented: float, first: int = 0) -> list[tuple[int, str, str]]:
+    """Choose what to draw: a share invented, the rest known categories and patterns, 4 : 1; each has a known defect.
+
+    ``first`` is the seed of the first drawing, the others follow it.
+    """
     share = (0.8 * (1 - invented) / len(CATEGORIES), 0.2 * (1 - invented) / len(PATTERNS), invented)
     odds = np.repeat(share, (len(CATEGORIES), len(PATTERNS), 1))
     kinds, defects = rng.choice([*CATEGORIES, *PATTERNS, INVENTED], count, p=odds), rng.choice(list(DEFECTS), count)
-    return [(i, str(kind), str(defect)) for i, (kind, defect) in enumerate(zip(kinds, defects, strict=True))]
+    return [(first + i, str(kind), str(defect)) for i, (kind, defect) in enumerate(zip(kinds, defects, strict=True))]
 
 
-def recoloured(rng: Rng, images: list[Array]) -> list[Array]:
-    """Swap and scale the colours of uint8 images, of all in the same way."""
-    order, gain = rng.permutation(3), rng.uniform(0.7, 1.3, 3 if rng.random() < 0.5 else 1)
-    tables = np.clip(np.arange(256)[:, None] * np.broadcast_to(gain, 3), 0, 255).astype(np.uint8)
-    return [np.stack([tables[image[..., c], i] for i, c in enumerate(order)], -1) for image in images]
+class Studio:
+    """Processes that draw scenes without end, in blocks, into memory that they share with this one.
 
+    Made before CUDA is used, as the processes are forks of this one. Each has room for two blocks, and waits when both
+    are full.
 
-def region(rng: Rng, size: int, centre: Array) -> Array:
-    """Draw the region to be replaced: an ellipse or a box, at times ragged, or a scar 2 to 6 pixels thin.
-
-    ``centre`` is (x, y) in pixels.
+    Args:
+        workers: How many processes; they give way to this one.
+        seed: Of what is drawn. No scene of one seed is one of another.
+        invented: Share of invented scenes.
+        block: Scenes of a block.
     """
-    cover = np.zeros((size, size), np.float32)
-    long, shape = size * np.exp(rng.uniform(np.log(0.04), np.log(0.22))), rng.integers(3)
-    sides = (2.5 * long, rng.uniform(2, 6)) if shape == 2 else (2 * long, 2 * long * rng.uniform(0.4, 1))
-    box = (tuple(map(float, centre)), tuple(map(float, sides)), float(rng.uniform(0, 180)))
-    if shape == 0:
-        cv2.ellipse(cover, box, 1.0, -1)
-    else:
-        cv2.fillPoly(cover, [cv2.boxPoints(box).astype(np.int32)], 1.0)
-    if shape < 2 and rng.random() < 0.5:
-        cover *= noise(rng, rng.uniform(4, 10))[:size, :size] > rng.uniform(-1.2, 0)
-    return cover
 
+    def __init__(self, workers: int, seed: int, invented: float, block: int = 64) -> None:
+        context = multiprocessing.get_context("fork")
+        self.workers, self.seed, self.invented = workers, seed, invented
+        self.scenes = self._shared(np.uint8, 2 * workers, block, 10, SIZE, SIZE)
+        self.facts = self._shared(np.int64, 2 * workers, block, 2)
+        self.ready, self.free = context.SimpleQueue(), [context.Semaphore(2) for _ in range(workers)]
+        self.processes = [context.Process(target=self._draw, args=(i,), daemon=True) for i in range(workers)]
+        for process in self.processes:
+            process.start()
 
-def filling(rng: Rng, image: Array, other: Array) -> Array:
-    """Make what a region is replaced by: another image, a shifted self, other colours, an even colour, blur, noise."""
-    size, kind = image.shape[0], rng.integers(6)
-    if kind == 0:
-        return other.astype(np.float32)
-    if kind == 1:
-        return np.roll(np.rot90(image, rng.integers(4)), rng.integers(8, size - 8, 2), (0, 1))
-    if kind == 2:
-        return image * rng.uniform(0.3, 1.8, 3 if rng.random() < 0.5 else 1).astype(np.float32)
-    if kind == 3:
-        return shade(any_colour(rng, 1) * 255, rng.uniform(0, 0.2) * noise(rng, rng.uniform(1, 4))[:size, :size])
-    if kind == 4:
-        return cv2.GaussianBlur(image, (0, 0), 4) * rng.uniform(0.75, 1.3)
-    return image + 255 * rng.uniform(0.08, 0.25) * noise(rng, rng.uniform(1, 3))[:size, :size, None]
+    def take(self) -> Iterator[tuple[Array, Array]]:
+        """Yield the blocks that are drawn: scenes ``(block, 10, SIZE, SIZE)`` and facts, to be copied at once.
 
+        See ``Pool`` for what they are.
+        """
+        while not self.ready.empty():
+            slot = self.ready.get()
+            yield self.scenes[slot], self.facts[slot]
+            self.free[slot // 2].release()
+        if not all(process.is_alive() for process in self.processes):
+            raise RuntimeError("a process that draws has ended")
 
-def replace(rng: Rng, image: Array, other: Array, part: Array, below: Array) -> tuple[Array, Array]:
-    """Replace one to three regions of an image; returns the image and the replaced pixels, float32 in {0, 1}.
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.terminate()
 
-    At the rim of a part what lies below it may come through, as if a piece were cut off.
-    """
-    image, changed, size = image.astype(np.float32), np.zeros(image.shape[:2], np.float32), len(image)
-    rim = np.argwhere(part - cv2.erode(part, np.ones((3, 3), np.uint8)))
-    for _ in range(rng.choice([1, 1, 2, 3])):
-        if len(rim) and rng.random() < 0.3:
-            cover = region(rng, size, rim[rng.integers(len(rim))][::-1]) * part
-            new = below.astype(np.float32)
-        else:
-            cover = region(rng, size, rng.uniform(0, size, 2))
-            new = np.clip(filling(rng, image, other), 0, 255)
-        soft = cv2.GaussianBlur(cover, (0, 0), rng.uniform(0.4, 2)) if rng.random() < 0.6 else cover
-        inside = soft >= 0.5
-        if inside.sum() < 8 or np.abs(new - image)[inside].max(-1).mean() < 18:
-            continue  # nothing to be seen: no label
-        image = image * (1 - soft[..., None]) + new * soft[..., None]
-        changed = np.maximum(changed, inside)
-    return image.astype(np.uint8), changed
+    def _draw(self, worker: int) -> None:
+        os.nice(5)
+        cv2.setNumThreads(1)
+        rng, block = np.random.default_rng([self.seed, worker]), self.facts.shape[1]
+        names, defects = list(NAMES), list(DEFECTS)
+        for number in count():
+            while not self.free[worker].acquire(timeout=10):
+                if not multiprocessing.parent_process().is_alive():
+                    return
+            slot, first = 2 * worker + number % 2, self.seed * 10**9 + (number * self.workers + worker) * block
+            for i, job in enumerate(jobs(block, rng, self.invented, first)):
+                intact, damaged, part, below = scene(job)
+                self.scenes[slot, i, :9] = np.concatenate([intact, damaged, below], 2).transpose(2, 0, 1)
+                self.scenes[slot, i, 9] = part
+                category = names.index(job[1]) if job[1] in NAMES else len(names)
+                self.facts[slot, i] = category, defects.index(job[2])
+            self.ready.put(slot)
+
+    @staticmethod
+    def _shared(kind: type, *shape: int) -> Array:
+        size = int(np.prod(shape)) * np.dtype(kind).itemsize
+        return np.frombuffer(mmap.mmap(-1, size), kind).reshape(shape)
