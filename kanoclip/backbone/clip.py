@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.attention import Attention
+from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.loading import SCHEMES, load, set_activation
 from kanoclip.backbone.text import TextEncoder
 from kanoclip.data.digests import tensor_bytes
@@ -106,8 +107,8 @@ class CLIPBackbone(nn.Module):
         self.context_length = self.text.context_length
         self.text_width = self.text.token_embedding.embedding_dim
 
-        side = image_size // self.patch_size
-        resized = resize_position(visual.positional_embedding.detach(), visual.grid_size, (side, side), position)
+        grid = (image_size // self.patch_size,) * 2
+        resized = resize_position(visual.positional_embedding.detach(), visual.grid_size, grid, position)
         self.register_buffer("position", resized, persistent=False)  # (1 + N, width)
         for key in ("mean", "std"):
             value = torch.tensor(visual.preprocess_cfg[key]).view(3, 1, 1)
@@ -170,11 +171,11 @@ class CLIPBackbone(nn.Module):
         Raises:
             KanoclipError: If the image has another size than the backbone was built for.
         """
-        tokens, levels = run_blocks(self.visual, self.embed_image(image), attention, self.levels)
-        patches = torch.stack([project(self.visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
-        cls = project(self.visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
-        side = self.image_size // self.patch_size
-        return Features(patches, cls, (side, side))
+        visual = cast_once(self.visual)
+        tokens, levels = run_blocks(visual, self.embed_image(image), attention, self.levels)
+        patches = torch.stack([project(visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
+        cls = project(visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
+        return Features(patches, cls, (self.image_size // self.patch_size,) * 2)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Image ``(B, 3, image_size, image_size)`` in [0, 1] -> tokens ``(B, 1 + N, width)`` for the first block.

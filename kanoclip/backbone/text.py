@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kanoclip.backbone.casting import cast_once
 from kanoclip.types import KanoclipError
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class TextEncoder(nn.Module):
             )
         mask = None if self.mask is None else self.mask[:M, :M]
         tokens = (embeddings + self.positional_embedding[:M]).to(self.positional_embedding.dtype)
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(cast_once(self.blocks)):
             if deep is not None and 1 <= number <= len(deep):
                 learned = deep[number - 1].to(tokens.dtype).expand(K, -1, -1)
                 tokens = torch.cat([tokens[:, :1], learned, tokens[:, 1 + deep.shape[1] :]], dim=1)

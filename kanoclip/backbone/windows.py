@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kanoclip.backbone.attention import QKV
+from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.clip import CLIPBackbone, project, run_blocks
 
 WINDOWS_AT_ONCE = 1024  # windows encoded at a time, which bounds the memory of large grids
@@ -38,13 +39,13 @@ def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) 
     Reference:
         J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.2.
     """
-    tokens = backbone.embed_image(image)  # (B, 1 + N, width)
+    visual, tokens = cast_once(backbone.visual), backbone.embed_image(image)  # (B, 1 + N, width)
     found = []
     for size in sizes:
         patches = window_patches(backbone.image_size // backbone.patch_size, size).to(tokens.device)
         numbers = F.pad(patches + 1, (1, 0))  # (W, 1 + size**2), the class token first
         windows = tokens[:, numbers].flatten(0, 1)  # (B * W, 1 + size**2, width)
-        seen = [run_blocks(backbone.visual, part, QKV(), [])[0][:, 0] for part in windows.split(WINDOWS_AT_ONCE)]
-        feature = project(backbone.visual, torch.cat(seen), norm=backbone.cls_norm)
+        seen = [run_blocks(visual, part, QKV(), [])[0][:, 0] for part in windows.split(WINDOWS_AT_ONCE)]
+        feature = project(visual, torch.cat(seen), norm=backbone.cls_norm)
         found.append(feature.unflatten(0, (len(image), -1)))  # (B, W, D)
     return found
