@@ -12,41 +12,20 @@ import albumentations as A
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from kanoclip.data.resizing import Box, resize, shape_of
+
 Frame = Literal["squeeze", "whole", "crop"]
-Box = tuple[float, float, float, float]
-
-
-def whole_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return the shape with ``size`` as its short side that is nearest to a picture's own.
-
-    The long side comes in eighths of ``size``: what is almost square becomes square, and is scored in one piece. It
-    stretches a picture by 1/16 at most.
-
-    Args:
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        size: Short side, pixels.
-
-    Returns:
-        Height and width, pixels.
-    """
-    eighths = round(8 * max(height, width) / min(height, width))
-    long = round(eighths * size / 8)
-    return (long, size) if height > width else (size, long)
 
 
 class AntialiasedResize(A.DualTransform):
-    """Resize as CLIP does: bicubic with antialiasing for the image, nearest for the mask.
-
-    OpenCV's bicubic, Albumentations' own way, does not low-pass before it shrinks, and its nearest is half a pixel off.
+    """Resize as CLIP does, see ``resizing.resize``, and not as Albumentations would, by OpenCV.
 
     Args:
         size: Short side of what comes out, pixels.
         frame: What comes out: "squeeze": a square, whatever shape went in; "whole": the picture in its own shape, see
-            ``whole_shape``; "crop": a square anywhere in that, all places being equally likely.
+            ``shape_of``; "crop": a square anywhere in that, all places being equally likely.
     """
 
     def __init__(self, size: int, frame: Frame = "squeeze") -> None:
@@ -57,7 +36,7 @@ class AntialiasedResize(A.DualTransform):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Choose what to resize, and to which size; a square picture draws no random number for it."""
         height, width = params["shape"][:2]
-        tall, wide = (self.size, self.size) if self.frame == "squeeze" else whole_shape(height, width, self.size)
+        tall, wide = shape_of(height, width, self.size, tile=self.frame != "squeeze")
         if self.frame != "crop":
             return {"to": (wide, tall), "box": (0, 0, width, height)}
         top, left = (self.py_random.randint(0, side - self.size) if side > self.size else 0 for side in (tall, wide))
@@ -66,11 +45,11 @@ class AntialiasedResize(A.DualTransform):
 
     def apply(self, img: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W, 3)`` image."""
-        return np.array(Image.fromarray(img).resize(to, Image.Resampling.BICUBIC, box))
+        return resize(img, to[::-1], box)
 
     def apply_to_mask(self, mask: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W)`` mask."""
-        return np.array(Image.fromarray(mask).resize(to, Image.Resampling.NEAREST, box))
+        return resize(mask, to[::-1], box, nearest=True)
 
 
 class Transform:

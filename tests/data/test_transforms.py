@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from kanoclip.data.transforms import Transform, whole_shape
+from kanoclip.data.resizing import shape_of
+from kanoclip.data.transforms import Transform
 
 
 def test_albumentations_does_not_ask_the_network(monkeypatch):
@@ -125,16 +126,16 @@ def test_a_transform_travels_to_workers(picture):
     [((1250, 55), (2912, 128)), ((500, 1250), (128, 320)), ((90, 90), (128, 128)), ((1000, 1060), (128, 128))],
 )
 def test_a_whole_picture_keeps_its_shape_and_what_is_almost_square_becomes_square(picture_shape, shape):
-    assert whole_shape(*picture_shape, 128) == shape
+    assert shape_of(*picture_shape, 128, tile=True) == shape
     image, mask = Transform(128, frame="whole")(np.full((*picture_shape, 3), 51, np.uint8))
     assert image.shape[1:] == mask.shape == shape
 
 
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), size=st.integers(8, 600))
 def test_the_short_side_is_the_models_and_nothing_is_stretched_by_more_than_a_sixteenth(height, width, size):
-    tall, wide = whole_shape(height, width, size)
+    tall, wide = shape_of(height, width, size, tile=True)
     assert min(tall, wide) == size
-    assert whole_shape(width, height, size) == (wide, tall)
+    assert shape_of(width, height, size, tile=True) == (wide, tall)
     long = size * max(height, width) / min(height, width)
     assert abs(max(tall, wide) - long) <= size / 16 + 0.5
 
