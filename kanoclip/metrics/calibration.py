@@ -81,10 +81,12 @@ class Promise(NamedTuple):
     Attributes:
         rank: k, from 1 to n.
         images: n.
+        kept: Whether ``average`` is no more than was asked for.
     """
 
     rank: int
     images: int
+    kept: bool = True
 
     @property
     def average(self) -> float:
@@ -123,7 +125,12 @@ def promise(images: int, max_fpr: float) -> Promise:
     if images < 1:
         raise KanoclipError("There is no good image, and the threshold is a score of one. Add images of good parts.")
     above = math.floor((images + 1) * Fraction(str(max_fpr)))  # exact: 0.29 * 100 is 28.999999999999996
-    return Promise(images + 1 - max(above, 1), images)
+    return Promise(images + 1 - max(above, 1), images, above > 0)
+
+
+def images_for(max_fpr: float) -> int:
+    """Return how many good images a false-alarm rate takes: the least n with 1 / (n + 1) <= a."""
+    return math.ceil(1 / Fraction(str(max_fpr))) - 1
 
 
 def conformal_threshold(scores: ArrayLike, max_fpr: float) -> float:

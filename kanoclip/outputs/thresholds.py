@@ -60,6 +60,7 @@ class Calibration:
             "min_area": self.threshold.min_area,
             "good_images": self.promise and self.promise.images,
             "rank": self.promise and self.promise.rank,
+            "kept": self.promise and self.promise.kept,
             "false_alarms_on_average": self.promise and self.promise.average,
             "false_alarms_with_95_percent_confidence": self.promise and self.promise.confident,
             "samples": self.samples,
@@ -77,7 +78,7 @@ class Calibration:
             KeyError, TypeError, ValueError: If something is missing, or no number of its range.
         """
         threshold = Threshold(*(_unit(content[name]) for name in ("image", "pixel", "min_area")))
-        promise = Promise(int(content["rank"]), int(content["good_images"]))
+        promise = Promise(int(content["rank"]), int(content["good_images"]), bool(content["kept"]))
         if not 1 <= promise.rank <= promise.images:
             raise ValueError("rank")
         alarms, detected = (_share_from_json(content[name]) for name in ("false_alarms_held_out", "detected"))
