@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kanoclip.data.images import read_image
 from kanoclip.metrics.calibration import Threshold
+from kanoclip.outputs.overlay import overlay, scale_of, verdict
 from kanoclip.outputs.regions import Region, find_regions
 from kanoclip.types import KanoclipError, counted, printable
 
@@ -67,19 +68,15 @@ class Finding:
         Returns:
             ``(H, W, 3)`` RGB, 0-255.
         """
-        from kanoclip.outputs.overlay import overlay, scale_of
-
         scale = scale_of(self.threshold)
         return overlay(self.image, self.anomaly_map, None, scale.low, scale.high, contour=contour)
 
     def __str__(self) -> str:
         """Say it in one line."""
-        name = printable(self.path) or "image"
-        if self.threshold is None:
-            return f"{name}: score {self.score:.3f}, uncalibrated"
-        decided = f"{self.decision} (threshold {self.threshold.image:.3f})"
-        regions = "" if self.threshold.pixel is None else f", {counted(len(self.regions), 'region')}"
-        return f"{name}: score {self.score:.3f}, {decided}{regions}"
+        more = ", uncalibrated" if self.threshold is None else ""
+        if self.threshold is not None and self.threshold.pixel is not None:
+            more = f", {counted(len(self.regions), 'region')}"
+        return f"{printable(self.path) or 'image'}: {verdict(self.score, self.threshold)}{more}"
 
     def _repr_html_(self) -> str:
         """Show the overlay and what ``str`` says, in a notebook."""
