@@ -1,6 +1,7 @@
 """From a photo to a decision in Python, with the numbers of the command line."""
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -299,3 +300,13 @@ print([name for name in ("torch", "lightning", "albumentations", "torchmetrics")
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.returncode) == ("[]\n", 0), ran.stderr
+
+
+def test_what_the_readme_shows_runs(checkpoint, photo, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Inspector(" in block)
+    code = re.sub(r'"runs/[^"]+"', repr(f"{checkpoint}"), code).replace("part.jpg", photo)
+    found: dict = {}
+    exec(code, found)
+    assert found["found"].decision in ("good", "defective")
