@@ -48,7 +48,8 @@ class AnomalyModule(LightningModule):
         optimiser: Options of another optimiser than Adam and of a schedule, such as ``optimizer.lr``, if there are any;
             a fit that goes on must have the same. The command line sets it.
         loaded_from: The checkpoint that ``load_from_checkpoint`` has read; None after a fit, or without one.
-        tiles_at_once: Tiles of a picture that is not square to score together; a trainer sets the data's batch size.
+        tiles_at_once: Tiles of a picture larger than the model's square to score together; 0: no picture is cut. A
+            trainer sets the data's batch size, or 0 without ``--data.tile``.
     """
 
     name = ""
@@ -140,7 +141,8 @@ class AnomalyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""
-        self.tiles_at_once = getattr(self._data, "batch_size", self.tiles_at_once)
+        if hasattr(self._data, "tile"):
+            self.tiles_at_once = self._data.batch_size if self._data.tile else 0
         # DDP would send buffers before every batch, and hang where a rank has fewer batches to validate. Its public
         # switch (broadcast_buffers) is an option of the strategy, which `--trainer.strategy ddp` cannot set.
         same = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]

@@ -46,7 +46,7 @@ class ModelScorer:
             )
         self.device = _find(device, model)
         self._model = model.to(self.device)
-        model.tiles_at_once = tiles_at_once
+        model.tiles_at_once = tiles_at_once if tile else 0
         self.size = model.image_size
         pixels = {"image_size": self.size, "tile": tile}
         self.scoring = scoring(about_model(model, model.loaded_from, "32-true") | {"pixels": pixels})
