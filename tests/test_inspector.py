@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
     os.chdir(root)
     try:
         assert main(["fit", *FIT]) == 0
-        for number, tile in enumerate(("false", "true")):
+        for number, tile in enumerate(("false", "true", "native")):
             assert main(["predict", "parts", "--data.tile", tile, "--data.batch_size", "3"]) == 0
             (root / "runs/predict/kanoclip/folder-parts/version_0").rename(root / f"predicted_{number}")
     finally:
@@ -84,9 +84,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("tile", [False, True])
+TILES = [False, True, "native"]
+
+
+@pytest.mark.parametrize("tile", TILES)
 def test_every_form_of_a_photo_scores_as_predict_has_it(folder, checkpoint, tile):
-    predicted = folder / f"predicted_{int(tile)}"
+    predicted = folder / f"predicted_{TILES.index(tile)}"
     rows = read_csv(predicted / "predictions.csv")
     paths = [folder / row["path"] for row in rows]
     inspector = Inspector(checkpoint, tile=tile, batch_size=3)
@@ -102,9 +105,9 @@ def test_every_form_of_a_photo_scores_as_predict_has_it(folder, checkpoint, tile
             assert one.path == (f"{path}" if form in ("str", "path") else "")
 
 
-@pytest.mark.parametrize("tile", [False, True])
+@pytest.mark.parametrize("tile", TILES)
 def test_it_depends_on_what_predict_depends_on(folder, checkpoint, tile):
-    about = read_json((folder / f"predicted_{int(tile)}/predictions.json").read_bytes())
+    about = read_json((folder / f"predicted_{TILES.index(tile)}/predictions.json").read_bytes())
     assert Thresholds(Calibration(Threshold(0.5)), scoring=scoring(about)).check(
         Inspector(checkpoint, tile=tile).scoring
     ) is None  # fmt: skip

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from kanoclip.data.parsing import local_path
 from kanoclip.models.checkpoint import read_checkpoint
-from kanoclip.models.contents import CheckpointError, check_trust
+from kanoclip.models.contents import SHOWN, CheckpointError, check_trust
 from kanoclip.registry import load_class
 from kanoclip.types import UNKNOWN, Batch, KanoclipError
+
+BY_OPTIONS = "lightning.pytorch.cli.instantiate_module"
+"""What builds a model from options as the command line keeps them."""
 
 
 def batch_of(images: Tensor, category: str) -> Batch:
@@ -59,4 +64,11 @@ def load_model(path: str | Path) -> Any:
             f"such as KAnoCLIP.load_from_checkpoint(path, backbone=...), and give that model."
         )
     check_trust(options, (), f"{path}")
-    return load_class(options["class_path"]).load_from_checkpoint(file, map_location="cpu", weights_only=True)
+    kind = load_class(options["class_path"])
+    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+        raise CheckpointError(f"{path} is of {options['class_path'][:SHOWN]}, which is no model.")
+    try:
+        return kind.load_from_checkpoint(file, map_location="cpu", weights_only=True, _instantiator=BY_OPTIONS)
+    except ArgumentError as error:
+        why = " ".join(str(error).split())[:SHOWN]
+        raise CheckpointError(f"{path} is damaged: its options are none that its model takes ({why}).") from error

@@ -90,6 +90,28 @@ def test_nothing_that_a_strangers_checkpoint_names_is_imported_or_fetched(typed,
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": "hot"}, r"typed\.ckpt is damaged: its options are none that its model takes \(.*hot\)\.$"),
+        ({"adapter": 5}, r"is damaged: its options are none that its model takes"),
+        (
+            {"_class_path": "kanoclip.heads.adapter.ConvAdapter"},
+            r"is of kanoclip\.heads\.adapter\.ConvAdapter, which is",
+        ),
+    ],
+)
+def test_options_that_are_none_are_told_in_one_line(typed, options, message) -> None:
+    with pytest.raises(CheckpointError, match=message) as told:
+        load_model(typed(**options))
+    assert "\n" not in f"{told.value}"
+
+
+@pytest.mark.parametrize("other", ["os.system", None])
+def test_what_a_checkpoint_names_to_build_it_with_plays_no_part(typed, other) -> None:
+    assert type(load_model(typed(_instantiator=other)).adapter) is LinearAdapter
+
+
 def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"No checkpoint at .*none\.ckpt"):
         load_model(tmp_path / "none.ckpt")
