@@ -9,8 +9,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,31 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes], durable: bool = True)
     finally:
         with suppress(OSError):  # a file where a folder should be
             unfinished.unlink()
+
+
+@contextmanager
+def whole_files(path: Path) -> Iterator[Path]:
+    """Let another library write a file, and files beside it that it needs, atomically.
+
+    Yields:
+        Where to write: a file of the same name in a folder of its own. What is in the folder afterwards is moved beside
+        ``path``, which comes last.
+
+    Raises:
+        CannotWriteError: If the files cannot be written; names the file.
+    """
+    unfinished = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished / path.name
+        for one in sorted(unfinished.iterdir(), key=lambda one: one.name == path.name):
+            sync(one)
+            os.replace(one, path.with_name(one.name))
+        sync(path.parent)
+    except OSError as error:
+        raise CannotWriteError(path, error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

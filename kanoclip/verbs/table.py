@@ -41,6 +41,7 @@ VERBS = {
     "predict": Verb("score images: maps, overlays, predictions.csv", "run"),
     "calibrate": Verb("score good parts and choose the threshold of a decision: threshold.json", "calibrate"),
     "benchmark": Verb("models x data sets x seeds -> one table", "benchmark"),
+    "export": Verb("a model of one category as a file that runs without torch: ONNX, OpenVINO", "export"),
     "data": Verb(
         "list, check, show and download data sets",
         "data",
