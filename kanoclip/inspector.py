@@ -13,12 +13,10 @@ from kanoclip.data.images import image_of, read_image
 from kanoclip.data.parsing import local_path
 from kanoclip.data.resizing import Tile, resize, shape_of
 from kanoclip.metrics.calibration import Threshold
+from kanoclip.outputs.exported import SUFFIXES, load_exported
 from kanoclip.outputs.finding import Finding, finding
 from kanoclip.registry import NAMES
 from kanoclip.types import KanoclipError
-
-EXPORTED = (".onnx", ".xml", ".pt2")
-"""Suffixes of exported models."""
 
 
 class Inspector:
@@ -28,7 +26,7 @@ class Inspector:
 
     Args:
         source: A checkpoint, such as ``runs/fit/.../last.ckpt``; a model, which is moved to the device and stays in
-            eval mode; or what ``kanoclip export`` has written (``.onnx``, ``.xml``, ``.pt2``).
+            eval mode; or a file of ``kanoclip export`` (``.onnx``, ``.xml``).
         threshold: Where "good" ends: a file of ``kanoclip calibrate``, which must be of this model, its weights and
             ``tile``; a score from 0 to 1; a ``Threshold`` or ``Thresholds``. None: that of an exported model, if it
             has one; else nothing is decided.
@@ -68,13 +66,11 @@ class Inspector:
             raise KanoclipError(f"tile is {tile!r}, expected True, False, 'native', or 16 pixels or more.")
         self.tile, self.batch_size = tile, batch_size
         self._model: Any
-        self._exported = isinstance(source, (str, Path)) and Path(source).suffix.lower() in EXPORTED
+        self._exported = isinstance(source, (str, Path)) and Path(source).suffix.lower() in SUFFIXES.values()
         if self._exported:
-            from kanoclip.outputs.exported import load_exported
-
             if tile or device not in ("auto", "cpu"):
                 raise KanoclipError("An exported model takes squares on the CPU: leave out tile and device.")
-            self._model = load_exported(local_path(source, "The exported model"))
+            self._model = load_exported(source)
         elif isinstance(source, str) and source in NAMES["model"]:
             module, _, name = NAMES["model"][source].rpartition(".")
             raise KanoclipError(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kanoclip import Inspector, KanoclipError
 from kanoclip.backbone.embedded import EmbeddedBackbone
-from kanoclip.data.files import unit_to_uint16
+from kanoclip.data.files import plain, unit_to_uint16
 from kanoclip.data.images import read_image
 from kanoclip.data.parsing import read_json
 from kanoclip.metrics.calibration import Promise, Threshold
@@ -158,12 +158,12 @@ def test_the_category_reaches_prompts_and_threshold(photo):
 
 def test_a_threshold_is_a_number_a_file_or_an_object(photo, tmp_path):
     model = LocalStats()
-    plain = Inspector(model)
+    inspector = Inspector(model)
     calibrated = Calibration(Threshold(0.2, 0.3, 0.01), Promise(50, 50))
-    Thresholds(calibrated, scoring=plain.scoring).save(tmp_path / "threshold.json")
+    Thresholds(calibrated, scoring=inspector.scoring).save(tmp_path / "threshold.json")
     given = [0.2, f"{tmp_path}/threshold.json", tmp_path / "threshold.json", Threshold(0.2, 0.3)]
     assert [Inspector(model, threshold=one)(photo).threshold.image for one in given] == [0.2] * 4
-    assert plain(photo).decision is None
+    assert inspector(photo).decision is None
     assert Inspector(model, threshold=0.999999)(photo).decision == "good"
     assert Inspector(model, threshold=0)(photo).decision == "defective"
 
@@ -245,27 +245,16 @@ def test_scores_that_are_no_numbers_are_an_error_that_names_the_image(photo):
         overflowing([read_image(photo), photo])
 
 
-FAKE = """
-import sys, types
-import numpy as np
-from kanoclip.metrics.calibration import Promise, Threshold
-
-def load_exported(path):
-    def run(images):
-        assert images.dtype == np.uint8 and images.shape[1:] == (32, 32, 3)
-        return images.mean(3).astype(np.float32) / 255, images.mean((1, 2, 3), dtype=np.float32) / 255
-    return types.SimpleNamespace(size=32, scoring={}, category="bottle", threshold=Threshold(0.5, 0.5), run=run)
-
-module = types.ModuleType("kanoclip.outputs.exported")
-module.load_exported = load_exported
-sys.modules["kanoclip.outputs.exported"] = module
-"""
-
-
 @pytest.fixture
 def exported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "kanoclip.outputs.exported", types.ModuleType("of before"))
-    exec(FAKE)
+    """A model of bottles that scores brightness."""
+
+    def run(images):
+        assert (images.dtype, images.shape[1:]) == (np.uint8, (32, 32, 3))
+        return images.mean(3).astype(np.float32) / 255, images.mean((1, 2, 3)).astype(np.float32) / 255
+
+    model = types.SimpleNamespace(size=32, scoring={}, category="bottle", threshold=Threshold(0.5, 0.5), run=run)
+    monkeypatch.setattr("kanoclip.inspector.load_exported", lambda path: model)
 
 
 def test_an_exported_model_brings_its_threshold_and_category(exported):
@@ -292,17 +281,30 @@ def test_what_an_exported_model_cannot_do_is_told(exported, options, message):
         Inspector("a.onnx")(np.zeros((9, 9)), category="nut")
 
 
-def test_an_exported_model_needs_neither_torch_nor_lightning(tmp_path):
-    Image.fromarray(np.full((20, 40, 3), 200, np.uint8)).save(tmp_path / "photo.jpg")
-    code = f"""{FAKE}
+def test_an_exported_model_finds_the_same_without_torch(checkpoint, folder, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    file, paths = f"{tmp_path}/model.onnx", sorted(map(str, (folder / "parts").iterdir()))
+    from kanoclip.outputs.export import Frozen, describe, write_exported
+
+    model = KAnoCLIP.load_from_checkpoint(checkpoint)
+    write_exported(Frozen(model, "object", False), "onnx", Path(file), describe(model, checkpoint, "object", False))
+    code = f"""
+import sys
+import numpy as np
 from kanoclip import Inspector
-found = Inspector("x.onnx")({f"{tmp_path}/photo.jpg"!r})
-found._repr_html_()
-assert found.decision == "defective" and len(found.regions) == 1 and found.overlay().shape == (20, 40, 3)
+found = Inspector({file!r}, threshold=0.5)({paths!r})
+found[0]._repr_html_()
 print([name for name in ("torch", "lightning", "albumentations", "torchmetrics") if name in sys.modules])
+np.savez({f"{tmp_path}/found.npz"!r}, scores=[one.score for one in found], *[one.anomaly_map for one in found])
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.returncode) == ("[]\n", 0), ran.stderr
+    with np.load(tmp_path / "found.npz") as found:
+        for i, one in enumerate(Inspector(checkpoint)(paths)):
+            assert found["scores"][i] == pytest.approx(one.score, abs=1e-4)
+            np.testing.assert_allclose(found[f"arr_{i}"], one.anomaly_map, atol=1e-4)
+    assert Inspector(file).scoring == plain(Inspector(checkpoint).scoring)  # one threshold.json is for both
 
 
 def test_what_the_readme_shows_runs(checkpoint, photo, monkeypatch, tmp_path):
