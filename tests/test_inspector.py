@@ -1,5 +1,6 @@
 """From a photo to a decision in Python, with the numbers of the command line."""
 
+import doctest
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import kanoclip.inspector
 from kanoclip import Inspector, KanoclipError
 from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data.files import plain, unit_to_uint16
@@ -305,6 +307,10 @@ np.savez({f"{tmp_path}/found.npz"!r}, scores=[one.score for one in found], *[one
             assert found["scores"][i] == pytest.approx(one.score, abs=1e-4)
             np.testing.assert_allclose(found[f"arr_{i}"], one.anomaly_map, atol=1e-4)
     assert Inspector(file).scoring == plain(Inspector(checkpoint).scoring)  # one threshold.json is for both
+
+
+def test_the_example_of_its_help_runs():
+    assert doctest.testmod(kanoclip.inspector).failed == 0
 
 
 def test_what_the_readme_shows_runs(checkpoint, photo, monkeypatch, tmp_path):
