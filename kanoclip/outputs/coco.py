@@ -142,7 +142,9 @@ def _annotations(rows: Path) -> Iterator[bytes]:
                 yield what | drawn | {"score": region["peak"]}
 
     info = {"description": f"Regions found by kanoclip {__version__}", "folder": "/".join(folder or ())}
-    yield f'{{"info": {json.dumps(info)},\n"categories": [{{"id": 1, "name": "anomaly"}}],\n"images": ['.encode()
+    categories = [{"id": 1, "name": "anomaly", "supercategory": ""}]
+    head = json.dumps({"info": info, "licenses": [], "categories": categories}).removesuffix("}")
+    yield f'{head},\n"images": ['.encode()
     yield from _list(images())
     yield b'],\n"annotations": ['
     yield from _list(regions())
