@@ -46,7 +46,8 @@ class ModelScorer:
             )
         self.device = _find(device, model)
         self._model = model.to(self.device)
-        model.tiles_at_once = tiles_at_once if tile else 0
+        if tile:
+            model.tiles_at_once = tiles_at_once
         self.size = model.image_size
         pixels = {"image_size": self.size, "tile": tile}
         self.scoring = scoring(about_model(model, model.loaded_from, "32-true") | {"pixels": pixels})
