@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["KAnoCLIP", "KanoclipError", "__version__", "available", "register"]
+__all__ = ["Inspector", "KAnoCLIP", "KanoclipError", "__version__", "available", "register"]
 
 _WHERE = {
+    "Inspector": "kanoclip.inspector",
     "KAnoCLIP": "kanoclip.models.kanoclip",
     "KanoclipError": "kanoclip.types",
     "available": "kanoclip.registry",

@@ -14,7 +14,6 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 _cast: WeakKeyDictionary[nn.Module, tuple[Any, nn.Module]] = WeakKeyDictionary()
 
 
-@torch.compiler.disable
 def cast_once(module: AnyModule) -> AnyModule:
     """Return a frozen module as autocast would run it, to the last bit; without autocast the module itself.
 
@@ -26,7 +25,7 @@ def cast_once(module: AnyModule) -> AnyModule:
     """
     weights = list(module.parameters())
     kind = weights[0].device.type
-    if not torch.is_autocast_enabled(kind):
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(kind):  # a compiler sees to it by itself
         return module
     dtype = torch.get_autocast_dtype(kind)
     key = dtype, [(weight.data_ptr(), weight._version) for weight in weights]

@@ -222,7 +222,7 @@ class CLIPBackbone(nn.Module):
 def embed_patches(visual: Any, image: Tensor, position: Tensor) -> Tensor:
     """Image ``(B, 3, H, W)``, normalised -> tokens ``(B, 1 + N, width)`` for the first block."""
     patches = visual.conv1(image).flatten(2).transpose(1, 2)  # (B, N, width)
-    cls = visual.class_embedding.expand(len(patches), 1, -1)
+    cls = visual.class_embedding.expand(patches.shape[0], 1, -1)
     return visual.ln_pre(torch.cat([cls, patches], dim=1) + position)
 
 

@@ -45,7 +45,9 @@ def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) 
         patches = window_patches(backbone.image_size // backbone.patch_size, size).to(tokens.device)
         numbers = F.pad(patches + 1, (1, 0))  # (W, 1 + size**2), the class token first
         windows = tokens[:, numbers].flatten(0, 1)  # (B * W, 1 + size**2, width)
-        seen = [run_blocks(visual, part, QKV(), [])[0][:, 0] for part in windows.split(WINDOWS_AT_ONCE)]
+        # an exported graph is the same for any batch: it has no loop
+        parts = (windows,) if torch.compiler.is_compiling() else windows.split(WINDOWS_AT_ONCE)
+        seen = [run_blocks(visual, part, QKV(), [])[0][:, 0] for part in parts]
         feature = project(visual, torch.cat(seen), norm=backbone.cls_norm)
-        found.append(feature.unflatten(0, (len(image), -1)))  # (B, W, D)
+        found.append(feature.unflatten(0, (image.shape[0], -1)))  # (B, W, D)
     return found

@@ -10,7 +10,7 @@ import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -52,10 +52,12 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
             ``--seed_everything``; 111 where the data set is made in Python.
         limit: Use at most this many images of each category and split, drawn by seed, as many normal as anomalous ones
             where there are enough: AP and F1-max depend on that share, and are not those of the whole set. Null: all.
-        tile: Keep the shape of images far from square, such as strips: ``image_size`` becomes their short side, and
-            they are scored one by one in overlapping squares, ``batch_size`` of these at a time. An image n times as
-            long as wide costs about 2n - 1 squares. In fit, each epoch takes one square from a random place of each
-            image; a square of an anomalous image counts as normal if it shows nothing of the mask.
+        tile: How a picture that is larger than the model's square, or of another shape, is scored. False: squeezed to
+            the square. True: in its own shape; ``image_size`` becomes its short side, for strips. "native": at its own
+            scale. A number: so many pixels of the picture fill one square, such as 1024 for photos of 12 megapixels.
+            Tiles overlap by half and are scored ``batch_size`` at a time: a picture m squares high and n wide costs
+            about (2m - 1)(2n - 1) of them. In fit, each epoch takes one square from a random place of each image; a
+            square of an anomalous image counts as normal if it shows nothing of the mask.
         cache: Encode each image once and keep the frozen features on disk, for all epochs and heads to come; see
             docs/cache.md. Not with ``augment`` or ``tile``, and of no use to ``predict``.
 
@@ -93,7 +95,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         holdout: float = 0.0,
         seed: int | None = None,
         limit: int | None = None,
-        tile: bool = False,
+        tile: bool | int | Literal["native"] = False,
         cache: bool = False,
     ) -> None:
         before = set(vars(self))
@@ -106,6 +108,8 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         check_option("holdout", holdout, 0 <= holdout < 1, "a share in [0, 1), such as 0.2")
         check_option("seed", seed, seed is None or seed >= 0, "0 or more, or null")
         check_option("limit", limit, limit is None or limit > 0, "1 or more, or null")
+        sized = isinstance(tile, bool) or tile == "native" or (isinstance(tile, int) and tile >= 16)
+        check_option("tile", tile, sized, "true, false, native, or 16 pixels or more")
         if cache and (augment or tile):
             other = "augment" if augment else "tile"
             raise KanoclipError(
@@ -191,13 +195,12 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
 
     def dataset(self, stage: str) -> AnomalyDataset:
         """The data set of a stage: "fit", "validate", "test" or "predict"."""
-        from kanoclip.data.transforms import Frame, Transform  # late: importing Albumentations takes seconds
+        from kanoclip.data.transforms import Transform  # late: importing Albumentations takes seconds
 
-        frame: Frame = ("crop" if stage == "fit" else "whole") if self.tile else "squeeze"
-        size = self._size or self._model_size()
-        transform = Transform(size, self.augment and stage == "fit", frame)
+        size, crop = self._size or self._model_size(), bool(self.tile) and stage == "fit"
+        transform = Transform(size, self.augment and stage == "fit", self.tile, crop)
         noted = self.unreadable if stage in ("test", "predict") else None
-        return AnomalyDataset(self.part(stage), self.read, transform, self.seed, noted, crops=frame == "crop")
+        return AnomalyDataset(self.part(stage), self.read, transform, self.seed, noted, crops=crop)
 
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""

@@ -79,6 +79,12 @@ def decode(path: str, indices: bool = False) -> Pixels:
         raise UnreadableImageError(path, f"{error}. Copy the file again from its source, or remove it.") from error
 
 
+def from_pillow(image: Image.Image) -> Pixels:
+    """Return the pixels of an image that Pillow has opened or made, as ``decode`` returns those of a file."""
+    image.load()
+    return _upright(_array(image, _target(image, indices=False)), image.getexif().get(274, 1))
+
+
 def too_large() -> str:
     """Say that a picture has too many pixels."""
     return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels, Pillow's limit of safety."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kanoclip.data.digests import digest, file_hashes, is_ours, is_plain
 from kanoclip.data.faults import UnreadableImageError
@@ -26,7 +26,7 @@ class DataIdentity:
     holdout: float
     seed: int
     limit: int | None
-    tile: bool
+    tile: bool | int | Literal["native"]
     _size: int | None
     _hashes: dict[str, list[tuple[str | None, ...]]]
     _shared: set[str]

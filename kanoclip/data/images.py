@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from kanoclip.data.decoding import ROWS, Pixels, decode
+from kanoclip.data.decoding import ROWS, Pixels, decode, from_pillow
 from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.masks import dimensions, read_mask
 
@@ -33,13 +35,39 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         UnreadableImageError: With the file, the reason and the remedy.
     """
-    pixels = decode(str(path))
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        return _on_white(_to_uint8(str(path), pixels[..., :3]), pixels[..., 3])
-    pixels = _to_uint8(str(path), pixels)
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=2)
-    return np.ascontiguousarray(pixels)
+    return _to_rgb(str(path), decode(str(path)))
+
+
+def image_of(given: Any, name: str) -> NDArray[np.uint8]:
+    """Return a picture in memory as ``read_image`` would return it if it were a file.
+
+    Args:
+        given: A Pillow image of any mode, turned as its EXIF says; or an array of numbers, ``(H, W)`` or
+            ``(H, W, 1, 3 or 4)``: grey, RGB, RGB and alpha.
+        name: What it is called in an error.
+
+    Returns:
+        ``(H, W, 3)`` RGB, 0-255; the array itself where that is what was given.
+
+    Raises:
+        UnreadableImageError: With the name, the reason and the remedy.
+    """
+    if isinstance(given, Image.Image):
+        given = _from_pillow(given, name) if all(given.size) else np.empty(given.size, np.uint8)
+    if not isinstance(given, np.ndarray):
+        expected = "a path, a Pillow image, an array, a tensor, or a list of these"
+        raise UnreadableImageError(name, f"it is of type {type(given).__name__}, expected {expected}.")
+    if given.dtype.kind not in "uif":
+        raise UnreadableImageError(name, f"it is an array of {given.dtype}, expected uint8, uint16 or floats.")
+    if given.ndim not in (2, 3) or given.shape[2:] not in ((), (1,), (3,), (4,)):
+        first = given.ndim == 3 and given.shape[0] in (1, 3, 4)
+        remedy = " Its channels come first: give image.transpose(1, 2, 0)." if first else ""
+        raise UnreadableImageError(
+            name, f"its shape is {given.shape}, expected (H, W), (H, W, 3) or (H, W, 4).{remedy}"
+        )
+    if not given.size:
+        raise UnreadableImageError(name, f"its shape is {given.shape}: it holds no pixels. Leave it out.")
+    return _to_rgb(name, given[..., 0] if given.shape[2:] == (1,) else given)
 
 
 def read_pair(
@@ -64,6 +92,23 @@ def read_pair(
             f"Export the mask at the size of the image.",
         )
     return pixels, mask
+
+
+def _from_pillow(image: Image.Image, name: str) -> Pixels:
+    try:
+        return from_pillow(image)
+    except Exception as error:  # what is opened but not loaded yet may fail in any way, see ``decode``
+        raise UnreadableImageError(name, f"{error}. Open it anew, or leave it out.") from error
+
+
+def _to_rgb(name: str, pixels: Pixels) -> NDArray[np.uint8]:
+    if pixels.shape[2:] == (4,):
+        alpha = pixels[..., 3] if pixels.dtype in (np.uint8, np.uint16) else _to_uint8(name, pixels[..., 3])
+        return _on_white(_to_uint8(name, pixels[..., :3]), alpha)
+    pixels = _to_uint8(name, pixels)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return np.ascontiguousarray(pixels)
 
 
 def _on_white(colour: NDArray[np.uint8], alpha: Pixels) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any, Literal
+from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # read while it is imported; otherwise it asks the network for a newer one
 
@@ -12,53 +12,31 @@ import albumentations as A
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-Frame = Literal["squeeze", "whole", "crop"]
-Box = tuple[float, float, float, float]
-
-
-def whole_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Return the shape with ``size`` as its short side that is nearest to a picture's own.
-
-    The long side comes in eighths of ``size``: what is almost square becomes square, and is scored in one piece. It
-    stretches a picture by 1/16 at most.
-
-    Args:
-        height: Of the picture, pixels.
-        width: Of the picture, pixels.
-        size: Short side, pixels.
-
-    Returns:
-        Height and width, pixels.
-    """
-    eighths = round(8 * max(height, width) / min(height, width))
-    long = round(eighths * size / 8)
-    return (long, size) if height > width else (size, long)
+from kanoclip.data.resizing import Box, Tile, resize, shape_of
 
 
 class AntialiasedResize(A.DualTransform):
-    """Resize as CLIP does: bicubic with antialiasing for the image, nearest for the mask.
-
-    OpenCV's bicubic, Albumentations' own way, does not low-pass before it shrinks, and its nearest is half a pixel off.
+    """Resize as CLIP does, see ``resizing.resize``, and not as Albumentations would, by OpenCV.
 
     Args:
-        size: Short side of what comes out, pixels.
-        frame: What comes out: "squeeze": a square, whatever shape went in; "whole": the picture in its own shape, see
-            ``whole_shape``; "crop": a square anywhere in that, all places being equally likely.
+        size: Side of the square that the model takes, pixels.
+        tile: The shape of what comes out, see ``shape_of``.
+        crop: Whether only a square comes out, from anywhere in that shape, all places being equally likely.
     """
 
-    def __init__(self, size: int, frame: Frame = "squeeze") -> None:
+    def __init__(self, size: int, tile: Tile = False, crop: bool = False) -> None:
         super().__init__(p=1)
         self.size = size
-        self.frame = frame
+        self.tile = tile
+        self.crop = crop
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Choose what to resize, and to which size; a square picture draws no random number for it."""
         height, width = params["shape"][:2]
-        tall, wide = (self.size, self.size) if self.frame == "squeeze" else whole_shape(height, width, self.size)
-        if self.frame != "crop":
+        tall, wide = shape_of(height, width, self.size, self.tile)
+        if not self.crop:
             return {"to": (wide, tall), "box": (0, 0, width, height)}
         top, left = (self.py_random.randint(0, side - self.size) if side > self.size else 0 for side in (tall, wide))
         right, bottom = (left + self.size) * width / wide, (top + self.size) * height / tall
@@ -66,11 +44,11 @@ class AntialiasedResize(A.DualTransform):
 
     def apply(self, img: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W, 3)`` image."""
-        return np.array(Image.fromarray(img).resize(to, Image.Resampling.BICUBIC, box))
+        return resize(img, to[::-1], box)
 
     def apply_to_mask(self, mask: NDArray[np.uint8], to: tuple[int, int], box: Box, **params: Any) -> NDArray[np.uint8]:
         """Resize an ``(H, W)`` mask."""
-        return np.array(Image.fromarray(mask).resize(to, Image.Resampling.NEAREST, box))
+        return resize(mask, to[::-1], box, nearest=True)
 
 
 class Transform:
@@ -80,20 +58,20 @@ class Transform:
     seed of the call alone, so it is the same whatever the number of workers and the order of images.
 
     Args:
-        size: Side of the square that comes out, or short side of the whole picture, pixels.
+        size: Side of the square that the model takes, pixels.
         augment: Vary the image.
-        frame: A square ("squeeze"), the picture in its own shape ("whole"), or a random square of it ("crop"); see
-            ``AntialiasedResize``.
+        tile: The shape of what comes out, see ``shape_of``.
+        crop: Whether only a random square of it comes out.
     """
 
-    def __init__(self, size: int, augment: bool = False, frame: Frame = "squeeze") -> None:
+    def __init__(self, size: int, augment: bool = False, tile: Tile = False, crop: bool = False) -> None:
         self.size = size
         variation: list[A.BasicTransform] = [
             A.D4(p=1),
             A.ColorJitter(brightness=(0.9, 1.1), contrast=(0.9, 1.1), saturation=(0.9, 1.1), hue=(-0.02, 0.02), p=0.5),
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.2, 0.8), p=0.2),
         ]
-        self.pipeline = A.Compose([AntialiasedResize(size, frame), *(variation if augment else [])])
+        self.pipeline = A.Compose([AntialiasedResize(size, tile, crop), *(variation if augment else [])])
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8] | None = None, seed: int = 0
@@ -106,7 +84,7 @@ class Transform:
             seed: Of this call's augmentation and crop.
 
         Returns:
-            ``(3, size, size)`` float32 in [0, 1] and ``(size, size)`` uint8, 0/1; longer on one side if "whole".
+            ``(3, size, size)`` float32 in [0, 1] and ``(size, size)`` uint8, 0/1; larger than ``size`` with ``tile``.
         """
         # One generator for the whole pipeline. `set_random_seed` would give each step its own copy of the same stream,
         # and then one number decides every step: all that is turned would be blurred too.

@@ -18,6 +18,7 @@ from kanoclip.backbone.clip import uncopied
 from kanoclip.models.checkpoint import about, check_agreement, plain, run_seed, up_to_date
 from kanoclip.models.contents import check_entry, check_progress, check_weights
 from kanoclip.models.epoch import EpochMetrics
+from kanoclip.models.inference import batch_of
 from kanoclip.models.tiling import tiled
 from kanoclip.types import Batch, KanoclipError, Scores
 
@@ -46,7 +47,9 @@ class AnomalyModule(LightningModule):
         read_files: Files that a fit has read beside those that its options name, see ``outputs.record.files_of``.
         optimiser: Options of another optimiser than Adam and of a schedule, such as ``optimizer.lr``, if there are any;
             a fit that goes on must have the same. The command line sets it.
-        tiles_at_once: Tiles of a picture that is not square to score together; a trainer sets the data's batch size.
+        loaded_from: The checkpoint that ``load_from_checkpoint`` has read; None after a fit, or without one.
+        tiles_at_once: Tiles of a picture larger than the model's square to score together; 0: no picture is cut. A
+            trainer sets the data's batch size, or 0 without ``--data.tile``.
     """
 
     name = ""
@@ -67,6 +70,7 @@ class AnomalyModule(LightningModule):
         self.strict_options = False
         self.optimiser: dict[str, Any] = {}
         self.read_files: list[str] = []
+        self.loaded_from: str | None = None
         self.tiles_at_once = 8
         self._metrics: EpochMetrics | None = None  # of the epoch that runs
         self._random_state: Tensor | None = None
@@ -86,6 +90,21 @@ class AnomalyModule(LightningModule):
         with uncopied(), warnings.catch_warnings():  # it would have objects ignored, and lose the choice made by name
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             super().save_hyperparameters(*args, **kwargs)
+
+    def __call__(self, images: Any, *more: Any, category: str = "object", **options: Any) -> Any:
+        """Score a batch, or images alone: ``model(images)``.
+
+        Args:
+            images: A ``Batch``, or ``(B, 3, image_size, image_size)`` float in [0, 1].
+            *more: For a ``forward`` of your own that takes more.
+            category: What images alone show.
+            **options: As ``more``.
+
+        Raises:
+            KanoclipError: For a tensor of another shape or type.
+        """
+        batch = batch_of(images, category) if isinstance(images, Tensor) else images
+        return super().__call__(batch, *more, **options)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the terms of the training loss by name, weighted; their sum is minimised."""
@@ -122,7 +141,8 @@ class AnomalyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""
-        self.tiles_at_once = getattr(self._data, "batch_size", self.tiles_at_once)
+        if hasattr(self._data, "tile"):
+            self.tiles_at_once = self._data.batch_size if self._data.tile else 0
         # DDP would send buffers before every batch, and hang where a rank has fewer batches to validate. Its public
         # switch (broadcast_buffers) is an option of the strategy, which `--trainer.strategy ddp` cannot set.
         same = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
@@ -131,7 +151,7 @@ class AnomalyModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Remember the auxiliary set and the contents of its images."""
-        data = self._data
+        data, self.loaded_from = self._data, None
         self.auxiliary, self.fit_seed = getattr(data, "identity", None) or "unnamed data", run_seed()
         self.fitted_images = data.image_digests("fit") if hasattr(data, "image_digests") else None
 
@@ -250,7 +270,9 @@ class AnomalyModule(LightningModule):
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Build the model that a checkpoint tells, with its heads; one of version 0.1.0 loads too."""
-        return super().load_from_checkpoint(up_to_date(checkpoint_path, cls, kwargs), *args, **kwargs)
+        model = super().load_from_checkpoint(up_to_date(checkpoint_path, cls, kwargs), *args, **kwargs)
+        model.loaded_from = f"{checkpoint_path}"
+        return model
 
     @property
     def _data(self) -> Any:

@@ -45,8 +45,8 @@ class LocalStats(AnomalyModule):
         colour, edge = _windows(batch.image, window), _windows(edges, window)
         contrast = (_windows(grey**2, window) - _windows(grey, window) ** 2).clamp_min(0).sqrt()
         statistics = torch.cat([colour, contrast, edge], 1)  # (B, 5, h, w)
-        middle = statistics.flatten(2).median(-1).values[..., None, None]
-        spread = (statistics - middle).abs().flatten(2).median(-1).values[..., None, None]
+        middle = _median(statistics)
+        spread = _median((statistics - middle).abs())
         distance = ((statistics - middle).abs() / (spread + 0.01)).amax(1, keepdim=True)  # 0.01: a grey level or two
         heat = F.interpolate(1 - torch.exp(-distance / 4), size=(self.image_size,) * 2, mode="bilinear")[:, 0]
         heat = smooth(heat, 4 * self.image_size / 518)
@@ -64,3 +64,9 @@ class LocalStats(AnomalyModule):
 
 def _windows(values: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(values, window, stride=max(1, window // 2))
+
+
+def _median(values: Tensor) -> Tensor:
+    """Lower median over ``h, w``: ``(B, C, h, w)`` -> ``(B, C, 1, 1)``; ONNX can sort, but has no median."""
+    ordered = values.flatten(2).sort(-1).values
+    return ordered[..., (ordered.shape[-1] - 1) // 2, None, None]

@@ -1,10 +1,12 @@
-"""Tiling: an image far from square is scored in square tiles, and their maps are blended without seams."""
+"""Tiling: a picture larger than the square of a model is scored in squares; their maps are blended without seams."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,43 +14,43 @@ from kanoclip.types import Batch, Scores
 
 
 def tiled(forward: Callable[[Batch], Scores], batch: Batch, size: int, tiles_at_once: int = 8) -> Scores:
-    """Score a batch whose images may be longer than the model's square.
+    """Score a batch whose images are larger than the model's square.
 
-    Images whose short side is ``size`` are cut along the long one into tiles that overlap by half or more. The maps of
-    the tiles are averaged, weighted by a window that falls to zero at the borders of a tile, so that one fades into the
-    next; where tiles agree, the result is their value. The image score is the highest of the tiles.
+    They are cut into square tiles that overlap by half or more. The maps of the tiles are averaged, weighted by a
+    window that falls to zero at the borders of a tile, so that one fades into the next; where tiles agree, the result
+    is their value. The image score is the highest of the tiles.
 
     Args:
         forward: The model.
-        batch: Images of one shape. A batch that needs no tiling, or has another short side than ``size``, goes to
-            ``forward`` as it is.
+        batch: Images of one shape. What is a single tile, or has a side shorter than ``size``, goes to ``forward`` as
+            it is.
         size: Side of the square that the model takes, pixels.
-        tiles_at_once: Most tiles to score together, but at least one of each image.
+        tiles_at_once: Most tiles to score together, but at least one of each image. 0: nothing is cut.
 
     Returns:
         Map and image score only, if the images were cut; else all that ``forward`` returns.
     """
     height, width = batch.image.shape[-2:]
-    if min(height, width) != size or height == width:
+    if not tiles_at_once or min(height, width) < size or height == width == size:
         return forward(batch)
-    axis = 1 if height > width else 2  # the long one of a (B, H, W) map
-    starts = tile_starts(max(height, width), size)
-    step = max(1, tiles_at_once // len(batch.image))
-    heat = torch.zeros_like(batch.image[:, 0], dtype=torch.float32)  # (B, H, W)
-    weight = heat.new_zeros(max(height, width))
-    window = _window(size).to(heat.device)
-    best = None
-    for first in range(0, len(starts), step):
-        group = starts[first : first + step]
-        scores = forward(_cut(batch, group, axis, size))
-        for start, tile in zip(group, scores.anomaly_map.float().split(len(batch.image)), strict=True):
-            # a running mean rather than a sum: where tiles agree, their value stays the same to the last bit
-            weight[start : start + size] += window
-            share = window / weight[start : start + size]
-            heat.narrow(axis, start, size).lerp_(tile, share[:, None] if axis == 1 else share)
-        score = scores.image_score.unflatten(0, (len(group), -1)).amax(0)  # (B,)
-        best = score if best is None else torch.maximum(best, score)
-    assert best is not None  # for the type checker: there are at least two tiles
+    tops, lefts = tile_starts(height, size), tile_starts(width, size)
+    corners, step = list(product(tops, lefts)), max(1, tiles_at_once // len(batch.image))
+    best = batch.image.new_full((len(batch.image),), -math.inf, dtype=torch.float32)
+
+    def maps() -> Iterator[Tensor]:  # (B, size, size), row by row
+        for first in range(0, len(corners), step):
+            group = corners[first : first + step]
+            scores = forward(_cut(batch, group, size))
+            torch.maximum(best, scores.image_score.float().unflatten(0, (len(group), -1)).amax(0), out=best)
+            yield from scores.anomaly_map.float().split(len(batch.image))
+
+    tiles, heat = maps(), torch.zeros_like(batch.image[:, 0], dtype=torch.float32)  # (B, H, W)
+    down, across = (_shares(starts, size, heat.device) for starts in (tops, lefts))
+    for top, share in zip(tops, down, strict=True):
+        strip = heat.new_zeros(len(heat), size, width)
+        for left, part in zip(lefts, across, strict=True):
+            strip.narrow(2, left, size).lerp_(next(tiles), part)
+        heat.narrow(1, top, size).lerp_(strip, share[:, None])
     return Scores(heat, best)
 
 
@@ -56,24 +58,34 @@ def tile_starts(length: int, size: int) -> list[int]:
     """Return where each tile starts, pixels: evenly from end to end, neighbours sharing half a tile or more.
 
     Args:
-        length: Long side of the image, pixels, at least ``size``.
+        length: Side of the image, pixels, at least ``size``.
         size: Side of a tile, pixels.
     """
     steps = math.ceil((length - size) / max(1, size // 2))
     return [round(turn * (length - size) / max(1, steps)) for turn in range(steps + 1)]
 
 
-def _window(size: int) -> Tensor:
-    """Return weights ``(size,)`` along a tile: a squared sine; two that overlap by half sum to 1."""
-    return torch.sin((torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)).square().float()
+def _shares(starts: list[int], size: int, device: torch.device) -> list[Tensor]:
+    """Return what each tile ``(size,)`` along a side adds to the mean of those before it.
+
+    The window is a squared sine; two that overlap by half sum to 1. A running mean rather than a sum: where tiles
+    agree, their value stays the same to the last bit.
+    """
+    window = torch.sin((torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)).square().float()
+    weight, shares = torch.zeros(starts[-1] + size), []
+    for start in starts:
+        weight[start : start + size] += window
+        shares.append((window / weight[start : start + size]).to(device))
+    return shares
 
 
-def _cut(batch: Batch, starts: list[int], axis: int, size: int) -> Batch:
-    """Cut the tiles at ``starts``: the first one of each image, then the second one of each image, and so on."""
-    count = len(starts)
+def _cut(batch: Batch, corners: Sequence[tuple[int, int]], size: int) -> Batch:
+    """Cut the tiles at (top, left): the first one of each image, then the second one of each image, and so on."""
+    count = len(corners)
+    places = [np.s_[..., top : top + size, left : left + size] for top, left in corners]
     return Batch(
-        image=torch.cat([batch.image.narrow(axis + 1, start, size) for start in starts]),
-        mask=torch.cat([batch.mask.narrow(axis, start, size) for start in starts]),
+        image=torch.cat([batch.image[place] for place in places]),
+        mask=torch.cat([batch.mask[place] for place in places]),
         label=batch.label.repeat(count),
         has_mask=batch.has_mask.repeat(count),
         size=batch.size.repeat(count, 1),

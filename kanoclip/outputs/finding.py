@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,14 +11,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from kanoclip.data.images import read_image
 from kanoclip.metrics.calibration import Threshold
+from kanoclip.outputs.overlay import overlay, scale_of, verdict
 from kanoclip.outputs.regions import Region, find_regions
-from kanoclip.types import KanoclipError
+from kanoclip.types import KanoclipError, counted, printable
+
+SHOWN = 800
+"""Longer side of an overlay in a notebook, at most, pixels: the notebook keeps it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finding:
-    """What was found on one photo.
+    """What was found on one photo; a notebook shows it as its overlay.
+
+    It takes 4 bytes for each pixel of the photo, and the pixels of a photo from memory; one from a file is read again
+    when it is asked for.
 
     Attributes:
         path: The photo's file; "" for one from memory.
@@ -27,6 +37,7 @@ class Finding:
         decision: "good" or "defective"; None without a threshold.
         margin: Score minus threshold; None without a threshold.
         regions: Connected regions above the pixel threshold, the highest peak first; empty without one.
+        pixels: The photo, if it is from memory: ``(H, W, 3)`` RGB, 0-255.
     """
 
     path: str
@@ -36,7 +47,47 @@ class Finding:
     threshold: Threshold | None = None
     decision: str | None = None
     margin: float | None = None
-    regions: list[Region] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list, repr=False)
+    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The photo, ``(H, W, 3)`` RGB, 0-255.
+
+        Raises:
+            UnreadableImageError: If its file cannot be read any more.
+        """
+        return read_image(self.path) if self.pixels is None else self.pixels
+
+    def overlay(self, contour: bool = True) -> NDArray[np.uint8]:
+        """Draw the map over the photo; colour begins at the threshold, or without one at a fixed score.
+
+        Args:
+            contour: Whether a line is drawn around what is coloured, for red parts and grey print.
+
+        Returns:
+            ``(H, W, 3)`` RGB, 0-255.
+        """
+        scale = scale_of(self.threshold)
+        return overlay(self.image, self.anomaly_map, None, scale.low, scale.high, contour=contour)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        more = ", uncalibrated" if self.threshold is None else ""
+        if self.threshold is not None and self.threshold.pixel is not None:
+            more = f", {counted(len(self.regions), 'region')}"
+        return f"{printable(self.path) or 'image'}: {verdict(self.score, self.threshold)}{more}"
+
+    def _repr_html_(self) -> str:
+        """Show the overlay and what ``str`` says, in a notebook."""
+        picture: Any = self.overlay()
+        if (factor := SHOWN / max(picture.shape)) < 1:
+            picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        content = base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()).decode()
+        text = html.escape(f"{self}")
+        return (
+            f'<figure><img src="data:image/png;base64,{content}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+        )
 
 
 def finding(
@@ -46,6 +97,8 @@ def finding(
     path: str = "",
     category: str = "",
     threshold: Threshold | None = None,
+    pixels: NDArray[np.uint8] | None = None,
+    name: str = "this image",
 ) -> Finding:
     """Bring a model's map to the photo's size, decide, and look for regions.
 
@@ -56,18 +109,21 @@ def finding(
         path: The photo's file.
         category: What it shows.
         threshold: Where "good" ends; None: no decision.
+        pixels: The photo, if it is from memory: ``(H, W, 3)`` RGB, 0-255.
+        name: What it is called in an error, if it has no path.
 
     Raises:
         KanoclipError: If a score is NaN or infinite.
     """
     if not (np.isfinite(anomaly_map).all() and np.isfinite(score)):
         raise KanoclipError(
-            f"The scores of {path or 'this image'} are NaN or infinite. The model overflowed: use --trainer.precision "
+            f"The scores of {path or name} are NaN or infinite. The model overflowed: use --trainer.precision "
             f"32-true, or look for NaN in its weights."
         )
     enlarged: Any = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     heat: NDArray[np.float32] = enlarged.clip(0, 1)
     if threshold is None:
-        return Finding(path, category, score, heat)
+        return Finding(path, category, score, heat, pixels=pixels)
     regions = [] if threshold.pixel is None else find_regions(heat, threshold.pixel, threshold.min_area)
-    return Finding(path, category, score, heat, threshold, threshold.decide(score), threshold.margin(score), regions)
+    decision, margin = threshold.decide(score), threshold.margin(score)
+    return Finding(path, category, score, heat, threshold, decision, margin, regions, pixels)

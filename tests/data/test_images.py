@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from kanoclip.data import decoding
 from kanoclip.data.faults import Remark, UnreadableImageError, hearing
 from kanoclip.data.formats import HAS_HEIF
-from kanoclip.data.images import _to_uint8, read_image, read_pair
+from kanoclip.data.images import _to_uint8, image_of, read_image, read_pair
 from kanoclip.data.masks import read_mask
 
 
@@ -459,3 +459,65 @@ def test_a_large_photo_is_read_at_its_own_size_and_so_is_its_mask(tmp_path):
     Image.new("L", (3000, 2600), 255).save(tmp_path / "m.png")
     image, mask = read_pair(str(tmp_path / "a.jpg"), [str(tmp_path / "m.png")], None, None)
     assert image.shape[:2] == mask.shape == (2600, 3000)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_in_memory_is_read_like_its_file(picture, tmp_path, mode, orientation):
+    grey = Image.fromarray(picture[..., 0])
+    image = Image.fromarray(picture[..., 0].astype(np.uint16) * 16) if mode == "I;16" else grey.convert(mode)
+    if mode in ("RGB", "RGBA", "CMYK"):
+        image = Image.fromarray(picture).convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(picture[..., 1]))
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a.{ {'CMYK': 'jpg', 'F': 'tif'}.get(mode, 'png') }"
+    image.save(path, exif=exif)
+    with Image.open(path) as opened:
+        read = image_of(opened, "a")
+    np.testing.assert_array_equal(read, read_image(path))
+    if mode == "RGB":
+        np.testing.assert_array_equal(read, picture if orientation == 1 else np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, np.float64])
+def test_an_array_is_scaled_as_a_file_is(picture, kind):
+    top = {np.uint8: 255, np.uint16: 4095}.get(kind, 1)
+    given = (picture / 255 * top).round(0 if top > 1 else 9).astype(kind)
+    given[0, 0] = top  # as the largest value tells the bit depth
+    expected = picture.copy()
+    expected[0, 0] = 255
+    np.testing.assert_array_equal(image_of(given, "a"), expected)
+    np.testing.assert_array_equal(image_of(given[..., 0], "a"), expected[..., :1].repeat(3, 2))
+    np.testing.assert_array_equal(image_of(given[..., :1], "a"), expected[..., :1].repeat(3, 2))
+    clear, opaque = np.zeros_like(given[..., :1]), np.full_like(given[..., :1], 1 if top == 1 else np.iinfo(kind).max)
+    np.testing.assert_array_equal(image_of(np.concatenate([given, opaque], 2), "a"), expected)
+    assert image_of(np.concatenate([given, clear], 2), "a").min() == 255
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 3, 5)), r"Cannot use images\[4\]: its shape is \(2, 3, 5\), expected \(H, W\), \(H, W, 3\) or"),
+        (np.zeros((3, 20, 30)), r"Its channels come first: give image\.transpose\(1, 2, 0\)\."),
+        (np.zeros((0, 5, 3), np.uint8), r"images\[4\]: its shape is \(0, 5, 3\): it holds no pixels\. Leave it out\."),
+        (Image.new("RGB", (0, 5)), r"it holds no pixels"),
+        (np.zeros((5, 5), bool), r"it is an array of bool, expected uint8, uint16 or floats\."),
+        (np.array([["a"]]), r"it is an array of <U1, expected"),
+        (np.full((5, 5), np.nan), r"images\[4\]: some pixels are not finite numbers"),
+        (None, r"images\[4\]: it is of type NoneType, expected a path, a Pillow image, an array, a tensor, or a list"),
+        ([1, 2], r"it is of type list, expected"),
+    ],
+)
+def test_what_is_no_picture_is_told_by_its_name(given, message):
+    with pytest.raises(UnreadableImageError, match=message):
+        image_of(given, "images[4]")
+
+
+def test_a_truncated_file_that_pillow_has_opened_is_told_by_its_name(picture, tmp_path):
+    Image.fromarray(np.tile(picture, (8, 8, 1))).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "a.jpg") as opened, pytest.raises(UnreadableImageError, match=r"images\[0\]: .*truncat"):
+        image_of(opened, "images[0]")

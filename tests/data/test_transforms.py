@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from kanoclip.data.transforms import Transform, whole_shape
+from kanoclip.data.resizing import shape_of
+from kanoclip.data.transforms import Transform
 
 
 def test_albumentations_does_not_ask_the_network(monkeypatch):
@@ -125,16 +126,16 @@ def test_a_transform_travels_to_workers(picture):
     [((1250, 55), (2912, 128)), ((500, 1250), (128, 320)), ((90, 90), (128, 128)), ((1000, 1060), (128, 128))],
 )
 def test_a_whole_picture_keeps_its_shape_and_what_is_almost_square_becomes_square(picture_shape, shape):
-    assert whole_shape(*picture_shape, 128) == shape
-    image, mask = Transform(128, frame="whole")(np.full((*picture_shape, 3), 51, np.uint8))
+    assert shape_of(*picture_shape, 128, True) == shape
+    image, mask = Transform(128, tile=True)(np.full((*picture_shape, 3), 51, np.uint8))
     assert image.shape[1:] == mask.shape == shape
 
 
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), size=st.integers(8, 600))
 def test_the_short_side_is_the_models_and_nothing_is_stretched_by_more_than_a_sixteenth(height, width, size):
-    tall, wide = whole_shape(height, width, size)
+    tall, wide = shape_of(height, width, size, True)
     assert min(tall, wide) == size
-    assert whole_shape(width, height, size) == (wide, tall)
+    assert shape_of(width, height, size, True) == (wide, tall)
     long = size * max(height, width) / min(height, width)
     assert abs(max(tall, wide) - long) <= size / 16 + 0.5
 
@@ -142,11 +143,26 @@ def test_the_short_side_is_the_models_and_nothing_is_stretched_by_more_than_a_si
 def test_a_square_picture_is_the_same_in_every_frame():
     square = np.random.default_rng(2).integers(0, 256, (30, 30, 3)).astype(np.uint8)
     for augment in (False, True):
-        frames = [Transform(24, augment, frame)(square, square[..., 0] // 128, 4) for frame in ("squeeze", "crop")]
-        frames += [Transform(24, augment, "whole")(square, square[..., 0] // 128, 4)]
+        ways = [(False, False), (True, False), (True, True), (30, False), (99, True)]  # tile, crop
+        frames = [Transform(24, augment, *way)(square, square[..., 0] // 128, 4) for way in ways]
         for image, mask in frames[1:]:
             assert torch.equal(image, frames[0][0])
             assert torch.equal(mask, frames[0][1])
+
+
+@pytest.mark.parametrize(
+    ("picture", "tile", "shape"),
+    [
+        ((3024, 4032), "native", (3024, 4032)),
+        ((3024, 4032), 1036, (1512, 2016)),
+        ((400, 1000), "native", (518, 1295)),  # its short side is enlarged to one square
+        ((400, 1000), 1036, (518, 1295)),
+        ((518, 518), "native", (518, 518)),
+    ],
+)
+def test_a_picture_keeps_its_scale_or_gets_the_one_asked_for(picture, tile, shape):
+    assert shape_of(*picture, 518, tile) == shape
+    assert Transform(518, tile=tile)(np.zeros((*picture, 3), np.uint8))[0].shape == (3, *shape)
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -155,7 +171,7 @@ def test_a_crop_is_a_piece_of_the_whole_picture_and_every_place_is_as_likely(tur
     strip = np.repeat(np.linspace(0, 255, 400)[:, None, None], 20, 1).repeat(3, 2).astype(np.uint8)
     lower = np.repeat(np.arange(400)[:, None] >= 200, 20, 1).astype(np.uint8)
     pair = [np.ascontiguousarray(one.swapaxes(0, 1)) if turned else one for one in (strip, lower)]
-    crop, whole = Transform(16, frame="crop"), Transform(16, frame="whole")(*pair)
+    crop, whole = Transform(16, tile=True, crop=True), Transform(16, tile=True)(*pair)
     wide, marked = [(one.mT if turned else one) for one in whole]  # (3, 320, 16), (320, 16)
     starts = []
     for seed in range(300):

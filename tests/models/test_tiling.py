@@ -51,23 +51,24 @@ def constant(batch: Batch) -> Scores:
 
 
 @given(
-    long=st.integers(SIDE, 6 * SIDE),
-    tall=st.booleans(),
+    height=st.integers(SIDE, 6 * SIDE),
+    width=st.integers(SIDE, 6 * SIDE),
+    strip=st.booleans(),
     odd=st.sampled_from([0, 1]),
     count=st.integers(1, 3),
     at_once=st.integers(1, 9),
 )
-def test_what_is_scored_pixel_by_pixel_comes_back_to_the_last_bit(long, tall, odd, count, at_once) -> None:
+def test_what_is_scored_pixel_by_pixel_comes_back_to_the_last_bit(height, width, strip, odd, count, at_once) -> None:
     size = SIDE - odd
-    batch = pictures(long, size, count) if tall else pictures(size, long, count)
+    batch = pictures(height, size if strip else width, count)
     scores = tiled(grey, batch, size, at_once)
     assert torch.equal(scores.anomaly_map, grey(batch).anomaly_map)
     assert torch.equal(scores.image_score, grey(batch).image_score)
 
 
-@given(long=st.integers(SIDE + 1, 6 * SIDE))
-def test_an_even_answer_gives_an_even_map(long) -> None:
-    scores = tiled(constant, pictures(long, SIDE), SIDE)
+@given(long=st.integers(SIDE + 1, 6 * SIDE), wide=st.integers(SIDE, 3 * SIDE))
+def test_an_even_answer_gives_an_even_map(long, wide) -> None:
+    scores = tiled(constant, pictures(long, wide), SIDE)
     assert scores.anomaly_map.unique().tolist() == [pytest.approx(0.3)]
     assert scores[2:] == (None, None, None)
 
@@ -131,10 +132,24 @@ def test_the_image_score_is_that_of_the_worst_tile_and_each_picture_has_its_own(
     assert torch.equal(tiled(grey, batch, SIDE, 1).anomaly_map, scores.anomaly_map)
 
 
-@pytest.mark.parametrize("shape", [(SIDE, SIDE), (2 * SIDE, 2 * SIDE), (SIDE // 2, SIDE), (2 * SIDE, 3 * SIDE)])
-def test_a_square_and_what_does_not_fit_go_to_the_model_as_they_are(shape) -> None:
+@pytest.mark.parametrize(("shape", "at_once"), [((SIDE, SIDE), 8), ((SIDE // 2, SIDE), 8), ((2 * SIDE, 3 * SIDE), 0)])
+def test_one_square_what_does_not_fit_and_what_is_not_to_be_cut_go_to_the_model_as_they_are(shape, at_once) -> None:
     batch, answer = pictures(*shape), constant(pictures(*shape))
-    assert tiled(lambda given: answer if given is batch else None, batch, SIDE) is answer
+    assert tiled(lambda given: answer if given is batch else None, batch, SIDE, at_once) is answer
+
+
+def test_a_large_square_is_cut_both_ways_and_scores_like_its_worst_tile() -> None:
+    seen: list[Batch] = []
+
+    def spot(batch: Batch) -> Scores:
+        seen.append(batch)
+        return Scores(batch.image[:, 0], batch.image[:, 0].flatten(1).amax(1))
+
+    batch = pictures(3 * SIDE, 2 * SIDE)
+    scores = tiled(spot, batch, SIDE, 4)
+    assert sum(len(part.image) for part in seen) == 5 * 3
+    assert max(len(part.image) for part in seen) == 4
+    assert scores.image_score.item() == batch.image[0, 0].max()
 
 
 class Grey(AnomalyModule):
