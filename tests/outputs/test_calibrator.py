@@ -120,7 +120,7 @@ def test_settings_out_of_range_are_told(setting):
 
 def test_the_place_is_checked_before_anything_is_scored(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(KanoclipError, match="Cannot write .*file/t.json"):
+    with pytest.raises(KanoclipError, match=r"Cannot write .*file/t.json"):
         Calibrator(output=f"{tmp_path}/file/t.json")
     with pytest.raises(KanoclipError, match="is an address"):
         Calibrator(output="s3://bucket/t.json")
