@@ -4,9 +4,9 @@
     kanoclip fit --config quickstart --trainer.max_epochs 2
     python benchmarks/calibration.py --root DATA --checkpoint runs/fit/.../last.ckpt
 
-Each image is scored once, by `kanoclip calibrate`; then 100 good ones are drawn again and again to choose the threshold,
+Each image is scored once, by `kanoclip calibrate`; then 100 good ones are drawn again and again to choose the threshold
 and all others are decided on. A split drawn at random keeps the promise's one condition, that good parts are
-exchangeable; that new parts differ from those of the calibration is tried by choosing from one group of photos, such as
+exchangeable. Parts that differ from those of the calibration are tried by choosing from one group of photos, such as
 those of one exposure, and deciding on the good ones of all other groups.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,9 +53,10 @@ class Model(NamedTuple):
 
 
 def score(words: list[str], folder: Path) -> Model:
-    """Score all images with the command."""
-    code = kanoclip(["calibrate", *words, "--trainer.default_root_dir", str(folder)])
-    if code:
+    """Score all images with the command, unless an earlier run has left their scores in the folder."""
+    if not any(folder.rglob("calibration.csv")) and (
+        code := kanoclip(["calibrate", *words, "--trainer.default_root_dir", str(folder)])
+    ):
         raise SystemExit(code)
     with next(folder.rglob("calibration.csv")).open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["path"])
@@ -100,9 +100,8 @@ def plot(measured: dict[str, tuple[Rates, Rates]], average: float, confident: fl
     )
     for (name, (few, many)), (left, right) in zip(measured.items(), axes, strict=True):
         left.hist(100 * many.alarms, bins=30, color="0.8", label=f"{len(many.alarms)} splits")
-        left.plot(
-            100 * few.alarms, np.full(len(few.alarms), 2), "|", color="black", ms=14, label=f"{len(few.alarms)} of them"
-        )
+        at, bottom = 100 * few.alarms, left.get_xaxis_transform()
+        left.plot(at, [0.04] * len(at), "|", transform=bottom, color="black", ms=16, label=f"{len(at)} of them")
         left.axvline(100 * average, color="tab:blue", label=f"promised on average, {100 * average:.2f} %")
         left.axvline(
             100 * many.alarms.mean(), color="tab:blue", ls=":", label=f"measured, {100 * many.alarms.mean():.2f} %"
@@ -133,7 +132,7 @@ def main(
 
     Args:
         root: Folder that contains the data set.
-        output: Markdown file to write; the plot gets its name with .png.
+        output: Markdown file to write; the plot gets its name with .png, the scores a folder of its name.
         data: A data set with normal and anomalous images.
         checkpoint: A fit on other data, to measure beside clip_vv, which learns nothing.
         images: Good images that choose the threshold.
@@ -148,8 +147,7 @@ def main(
     asked, rows, shifted, shown = promise(images, max_fpr), [], [], {}
     models = {}
     for name, own in runs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            models[name] = score([*words, *own], Path(folder))
+        models[name] = score([*words, *own], output.with_suffix("") / name)
     for name, model in models.items():
         for which, kind in enumerate(("image score", "region score")):
             good, bad = model.good[:, which], model.bad[:, which]
@@ -171,9 +169,10 @@ def main(
     head = ["model", "threshold of", "splits", "false alarms %, mean", "largest", "above the 95 % promise",
             "bad ones found %", "AUROC"]  # fmt: skip
     lines = [
-        f"{images} of {len(model.good)} good images of `{data}` choose the threshold for {100 * max_fpr:g} %; the other "
-        f"{len(model.good) - images} and {len(model.bad)} bad ones are decided on. Promised: {100 * asked.average:.3g} % "
-        f"on average, and with 95 % confidence not above {100 * asked.confident:.3g} %. Embedded backbone. {machine()}.",
+        f"{images} of {len(model.good)} good images of `{data}` choose the threshold for {100 * max_fpr:g} %; the "
+        f"other {len(model.good) - images} and {len(model.bad)} bad ones are decided on. Promised: "
+        f"{100 * asked.average:.3g} % on average, and with 95 % confidence not above {100 * asked.confident:.3g} %. "
+        f"Embedded backbone. {machine()}.",
         "",
         *table(head, rows),
         "",

@@ -92,7 +92,10 @@ def test_mistakes_are_told_before_a_photo_is_read(capsys, options, said) -> None
 def test_no_good_photo_and_an_empty_folder(capsys) -> None:
     draw("photos/abnormal/1.png")
     assert calibrate() == 2
-    assert "are labelled anomalous, and a threshold is the score of a good one" in capsys.readouterr().err
+    assert (
+        "has anomalous images and no normal one, and a threshold is the score of a good image"
+        in capsys.readouterr().err
+    )
     Path("photos/abnormal/1.png").unlink()
     assert calibrate() == 2
     assert "No images in" in capsys.readouterr().err
