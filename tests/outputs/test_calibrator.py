@@ -61,6 +61,12 @@ def test_exact_copies_count_once_in_whatever_folder():
     assert calibrate([one._replace(content="same") for one in HUNDRED], 0.01, 0.001).pooled.promise.images == 1
 
 
+def test_images_of_unknown_content_are_told_apart_by_path():
+    found = calibrate([one._replace(content="") for one in HUNDRED], 0.01, 0.001).pooled
+    assert (found.promise.images, found.samples) == (100, "")
+    assert len(calibrate(HUNDRED, 0.01, 0.001).pooled.samples) == 16
+
+
 def test_images_without_labels_are_all_taken_for_good_but_not_beside_labelled_ones():
     unlabelled = [one._replace(label=UNKNOWN) for one in HUNDRED]
     found = calibrate(unlabelled, 0.01, 0.001)
