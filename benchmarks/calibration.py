@@ -7,7 +7,7 @@
 Each image is scored once, by `kanoclip calibrate`; then 100 good ones are drawn again and again to choose the threshold
 and all others are decided on. A split drawn at random keeps the promise's one condition, that good parts are
 exchangeable. Parts that differ from those of the calibration are tried by choosing from one group of photos, such as
-those of one exposure, and deciding on the good ones of all other groups.
+those of one series, and deciding on the good ones of all other groups.
 """
 
 from __future__ import annotations
