@@ -40,7 +40,7 @@ class Scored(NamedTuple):
         label: ``NORMAL`` or ``ANOMALOUS``; ``UNKNOWN`` where nobody has said.
         score: Image score in [0, 1].
         region_score: See ``metrics.calibration.region_score``.
-        content: Digest of its file, so that copies count once; its path where that is not known.
+        content: Digest of its file, so that copies count once; "" where that is not known.
     """
 
     path: str
@@ -117,7 +117,7 @@ class Calibrator(Callback):
             about = about_run(trainer, pl_module)
             paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
             contents = dict(zip(paths, (data.image_digests("predict") if paths else None) or [], strict=False))
-            scored = [one._replace(content=f"{contents.get(one.path, one.path)}") for one in scored]
+            scored = [one._replace(content=str(contents.get(one.path, ""))) for one in scored]
             thresholds = calibrate(scored, self.max_fpr, self.min_area, self.holdout, getattr(data, "seed", 111))
             samples = data.samples_digest("predict") if hasattr(data, "samples_digest") else None
             known = {"model": about["model"], "checkpoint": about["checkpoint"], "data": about["data"]}
@@ -151,7 +151,8 @@ def calibrate(
     if unlabelled == len(given):
         given = [one._replace(label=NORMAL) for one in given]
     used = [one for one in given if one.label != UNKNOWN]
-    unique = sorted({(one.content, one.label): one for one in used}.values(), key=lambda one: one.content)
+    unique = list({(one.content or one.path, one.label): one for one in sorted(used)}.values())
+    unique.sort(key=lambda one: one.content)  # the draw below does not depend on names
     bad = [one for one in unique if one.label == ANOMALOUS]
     choosing, apart = [], []
     draw = np.random.default_rng(seed)
@@ -189,7 +190,7 @@ def _calibration(
     alarms, detected = (
         Share(sum(one.score > image for one in group), len(group)) if group else None for group in (apart, bad)
     )
-    samples = digest(sorted(one.content for one in good))[:16]
+    samples = digest(sorted(one.content for one in good))[:16] if all(one.content for one in good) else ""
     f1_max = _f1_max([*good, *apart], bad) if bad else None
     return Calibration(
         Threshold(image, pixel, min_area), promise(len(good), max_fpr), samples, alarms, detected, f1_max

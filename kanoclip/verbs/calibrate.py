@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from kanoclip.models.checkpoint import zero_shot
 from kanoclip.outputs import PredictionWriter
 from kanoclip.outputs.calibrator import Calibrator
-from kanoclip.types import ANOMALOUS, KanoclipError
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 from kanoclip.verbs import run
 from kanoclip.verbs.arguments import CALIBRATION, CommandLine
 from kanoclip.verbs.say import note
@@ -41,11 +41,11 @@ class CalibrateCLI(run.KanoclipCLI):
         chosen: Any = self.config["calibrate"]
         self.calibrator = Calibrator(**{name: chosen[name] for name in CALIBRATION})
         super().before_instantiate_classes()
-        samples = self.datamodule.part("predict")
-        if all(sample.label == ANOMALOUS for sample in samples):
+        labels = {sample.label for sample in self.datamodule.part("predict")}
+        if ANOMALOUS in labels and NORMAL not in labels:
             raise KanoclipError(
-                f"All {len(samples)} images of {self.datamodule.identity} are labelled anomalous, and a threshold is "
-                f"the score of a good one. Add good ones, or give their folder with --data.root."
+                f"{self.datamodule.identity} has anomalous images and no normal one, and a threshold is the score of a "
+                f"good image. Add good ones, or give their folder with --data.root."
             )
         images = self.about.get("images") if self.checkpoint else None
         if images is not None and zero_shot(images, self.datamodule.image_digests("predict")) is False:

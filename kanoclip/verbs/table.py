@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # `| head` has read enough; Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(any(verb.module in ("run", "benchmark") for name, verb in VERBS.items() if name in argv[:1]))
+        return int(
+            any(verb.module in ("run", "calibrate", "benchmark") for name, verb in VERBS.items() if name in argv[:1])
+        )
     except Exception as error:
         if (said := mistake(error, "--output")) is None:  # fit, validate, test and predict answer for themselves
             raise  # a fault of ours keeps its traceback

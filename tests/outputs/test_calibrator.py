@@ -61,6 +61,12 @@ def test_exact_copies_count_once_in_whatever_folder():
     assert calibrate([one._replace(content="same") for one in HUNDRED], 0.01, 0.001).pooled.promise.images == 1
 
 
+def test_images_of_unknown_content_are_told_apart_by_path():
+    found = calibrate([one._replace(content="") for one in HUNDRED], 0.01, 0.001).pooled
+    assert (found.promise.images, found.samples) == (100, "")
+    assert len(calibrate(HUNDRED, 0.01, 0.001).pooled.samples) == 16
+
+
 def test_images_without_labels_are_all_taken_for_good_but_not_beside_labelled_ones():
     unlabelled = [one._replace(label=UNKNOWN) for one in HUNDRED]
     found = calibrate(unlabelled, 0.01, 0.001)
@@ -120,7 +126,7 @@ def test_settings_out_of_range_are_told(setting):
 
 def test_the_place_is_checked_before_anything_is_scored(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(KanoclipError, match="Cannot write .*file/t.json"):
+    with pytest.raises(KanoclipError, match=r"Cannot write .*file/t.json"):
         Calibrator(output=f"{tmp_path}/file/t.json")
     with pytest.raises(KanoclipError, match="is an address"):
         Calibrator(output="s3://bucket/t.json")

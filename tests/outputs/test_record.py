@@ -186,6 +186,7 @@ def test_runs_that_start_at_once_get_a_folder_each(tmp_path):
     [
         ("checkpoints/last.ckpt", "x", True),
         ("results.json", "{}", True),
+        ("threshold.json", "{}", True),
         ("predictions.csv", "path\na.png\n", True),
         ("predictions.csv", "path\n", False),
         ("events.out.tfevents.1", "x", False),
