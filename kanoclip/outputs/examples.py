@@ -91,7 +91,8 @@ def panel(shown: Example, threshold: Threshold | None = None, tile: int = 256) -
         mask = cv2.resize(shown.mask, size, interpolation=cv2.INTER_NEAREST)
         truth = np.repeat((mask > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
     scale = scale_of(threshold)
-    three = [image, truth, overlay(image, anomaly_map, mask, scale.low, scale.high, contour=True)]
+    min_area = threshold.min_area if threshold else 0.0
+    three = [image, truth, overlay(image, anomaly_map, mask, scale.low, scale.high, contour=True, min_area=min_area)]
     pictures = np.vstack(three) if size[0] >= 3 * size[1] else np.hstack(three)
     label = {UNKNOWN: "label unknown", ANOMALOUS: "anomalous"}.get(shown.label, "normal")
     what = f"{shown.category} / {shown.defect}: {label}" if shown.defect else f"{shown.category}: {label}"

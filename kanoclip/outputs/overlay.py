@@ -3,8 +3,8 @@
 Colour must mean the same in every picture that is compared, so the scale never depends on the image at hand: stretching
 each map to its own minimum and maximum paints a red spot on every good part. Nor does it depend on the run, or a part
 would be clean in one and spotted in another. There are two scales, see ``scale_of``: with a threshold colour begins
-where regions do; without one at 0.5, where a model finds "anomalous" likelier than "normal", and the picture says
-"uncalibrated". Both are full at 1.
+where regions do, and what is smaller than a region that counts has none; without one at 0.5, where a model finds
+"anomalous" likelier than "normal", and the picture says "uncalibrated". Both are full at 1.
 
 A red spot on a red part, or any spot in grey print, shows by its border: a light line between two dark ones.
 """
@@ -67,6 +67,7 @@ def overlay(
     low: float = 0.0,
     high: float = 1.0,
     contour: bool = False,
+    min_area: float = 0.0,
 ) -> NDArray[np.uint8]:
     """Lay the heat map of the scores over a photo.
 
@@ -81,6 +82,7 @@ def overlay(
         low: Score where colour begins.
         high: Score where colour is full. Equal to ``low``: only what scores more is coloured, fully.
         contour: Whether to draw a line around what is coloured, light between dark, that shows on any colour.
+        min_area: Smallest region that is coloured, as a share of the picture.
 
     Returns:
         ``(H, W, 3)`` RGB, 0-255.
@@ -96,24 +98,35 @@ def overlay(
             )
     if high < low:
         raise KanoclipError(f"The colour scale runs from low={low:g} to high={high:g}; give high >= low.")
-    result = image.copy()
+    result, coloured = image.copy(), hot(anomaly_map, low, min_area)
     rows = max(1, STRIP // image.shape[1])
     for top in range(0, len(image), rows):  # a strip at a time: what is computed takes 100 bytes a pixel
-        strip, scores = result[top : top + rows], anomaly_map[top : top + rows]
-        hot = scores > low  # not NaN
-        strength = np.sqrt(((scores[hot] - low) / max(high - low, 1e-12)).clip(0, 1))
+        strip, here = result[top : top + rows], coloured[top : top + rows]
+        scores = anomaly_map[top : top + rows][here]
+        strength = np.sqrt(((scores - low) / max(high - low, 1e-12)).clip(0, 1))
         opacity = FAINT + (OPACITY - FAINT) * strength[:, None]
         colours = _COLOURS[np.rint(strength * 255).astype(np.uint8)]
-        strip[hot] = np.rint((1 - opacity) * strip[hot] + opacity * colours).astype(np.uint8)
+        strip[here] = np.rint((1 - opacity) * strip[here] + opacity * colours).astype(np.uint8)
     thickness = max(1, round(min(image.shape[:2]) / 400))
     if contour:
-        borders, _ = cv2.findContours((anomaly_map > low).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        borders, _ = cv2.findContours(coloured.view(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         for colour, width in ((DARK, 3 * thickness), (LIGHT, thickness)):
             cv2.drawContours(result, borders, -1, colour, width)
     if mask is not None and mask.any():
         outlines, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(result, outlines, -1, OUTLINE, thickness)
     return result
+
+
+def hot(anomaly_map: NDArray[np.floating], low: float, min_area: float = 0.0) -> NDArray[np.bool_]:
+    """Return which pixels ``(H, W)`` score more than ``low`` and are in a region of at least ``min_area``, a share."""
+    above: NDArray[np.bool_] = anomaly_map > low  # not NaN
+    if min_area <= 0:
+        return above
+    labels: Any
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8)
+    counts = stats[:, cv2.CC_STAT_AREA] / above.size >= min_area
+    return above & counts[labels]
 
 
 def legend(width: int, lines: list[str], scale: Scale) -> NDArray[np.uint8]:
@@ -174,7 +187,8 @@ def marked(
         ``(H', W', 3)`` RGB, 0-255: the photo's pixels are its upper left part, and none is covered by the legend.
     """
     scale = scale_of(threshold)
-    drawn = overlay(image, anomaly_map, None, scale.low, scale.high, contour=True)
+    min_area = threshold.min_area if threshold else 0.0
+    drawn = overlay(image, anomaly_map, None, scale.low, scale.high, contour=True, min_area=min_area)
     if plain:
         return drawn
     below = legend(image.shape[1], [path, verdict(score, threshold)], scale)
@@ -193,7 +207,7 @@ def colour_note(coloured: int, images: int, highest: float, calibrated: bool) ->
     """Say it if none of some images is coloured, or every one, and what to type; "" otherwise.
 
     Args:
-        coloured: How many have a pixel above their scale's lower end.
+        coloured: How many have some colour.
         images: How many there are.
         highest: Highest score of a pixel of all of them.
         calibrated: Whether there is a threshold.

@@ -28,7 +28,7 @@ from kanoclip.outputs.examples import Example, example, panel
 from kanoclip.outputs.identity import RESULTS_VERSION, identity, scoring
 from kanoclip.outputs.images import ImageTable, decided
 from kanoclip.outputs.names import file_name, plain_name
-from kanoclip.outputs.overlay import colour_note, scale_of
+from kanoclip.outputs.overlay import colour_note, hot, scale_of
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.sheet import choose
 from kanoclip.outputs.tables import print_results, results_csv, tell
@@ -176,8 +176,9 @@ class ResultsWriter(Callback):
         entry = self.thresholds.entry if self.thresholds else lambda category: None
         thresholds = [entry(one.category) for one in self._examples.values()]
         highest = [float(one.anomaly_map.max()) for one in self._examples.values()]
-        coloured = [score > scale_of(one).low for score, one in zip(highest, thresholds, strict=True)]
-        found = gather((sum(coloured), len(coloured), max(highest, default=0.0)))
+        pairs = zip(self._examples.values(), thresholds, strict=True)
+        coloured = [hot(one.anomaly_map, scale_of(at).low, at.min_area if at else 0).any() for one, at in pairs]
+        found = gather((sum(map(bool, coloured)), len(coloured), max(highest, default=0.0)))
         counts = sum(one[0] for one in found), sum(one[1] for one in found), max(one[2] for one in found)
         if trainer.is_global_zero and (said := colour_note(*counts, calibrated=self.thresholds is not None)):
             tell(said)

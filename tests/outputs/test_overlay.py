@@ -8,6 +8,7 @@ from kanoclip.outputs.overlay import (
     NARROWEST,
     OUTLINE,
     colour_note,
+    hot,
     legend,
     marked,
     overlay,
@@ -43,6 +44,16 @@ def test_opacity_and_warmth_grow_with_the_score():
 def test_a_score_at_the_lower_end_of_the_scale_is_not_coloured():
     assert np.array_equal(overlay(GREY, np.full((20, 30), 0.5), None, *LIKELIER, contour=True), GREY)
     assert not np.array_equal(overlay(GREY, np.full((20, 30), 0.51), None, *LIKELIER), GREY)
+
+
+def test_what_is_smaller_than_a_region_that_counts_is_not_coloured():
+    heat = np.zeros((20, 30), np.float32)
+    heat[2, 3], heat[10:14, 10:16] = 1, 0.8
+    assert np.array_equal(hot(heat, 0.5, 24 / 600), heat == np.float32(0.8))
+    picture = marked(GREY, heat, "a.png", 1, Threshold(0.5, 0.5, 24 / 600), plain=True)
+    assert (picture[:6] == 100).all()
+    assert (picture[11, 12] != 100).any()
+    assert (marked(GREY, heat, "a.png", 1, Threshold(0.5, 0.5), plain=True)[2, 3] != 100).any()
 
 
 def test_the_outline_lies_on_the_edge_of_the_mask_and_nowhere_else():
