@@ -55,14 +55,16 @@ def tiled(forward: Callable[[Batch], Scores], batch: Batch, size: int, tiles_at_
 
 
 def tile_starts(length: int, size: int) -> list[int]:
-    """Return where each tile starts, pixels: evenly from end to end, neighbours sharing half a tile or more.
+    """Return where each tile starts, pixels: every half tile, and the last one so that it ends where the picture does.
+
+    Tiles begin at the same places whatever lies behind them, so a picture with more background to its right or below
+    is scored by the tiles that it was scored by before, and more.
 
     Args:
         length: Side of the image, pixels, at least ``size``.
         size: Side of a tile, pixels.
     """
-    steps = math.ceil((length - size) / max(1, size // 2))
-    return [round(turn * (length - size) / max(1, steps)) for turn in range(steps + 1)]
+    return [*range(0, length - size, max(1, size // 2)), length - size]
 
 
 def _shares(starts: list[int], size: int, device: torch.device) -> list[Tensor]:
