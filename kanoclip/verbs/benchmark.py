@@ -157,6 +157,7 @@ def _report(plan: Plan, output: Path) -> int:
     """Print and write the table of what is done, and tell what is not; returns the exit code."""
     from kanoclip.data.files import write_json, write_text
     from kanoclip.outputs.comparison import Comparison, Tested
+    from kanoclip.outputs.report import write_comparison
     from kanoclip.outputs.tables import print_table, table_text
     from kanoclip.verbs.jobs import read_report
 
@@ -182,7 +183,9 @@ def _report(plan: Plan, output: Path) -> int:
         text = table_text(comparison.table()) + "\n" + "\n".join(comparison.notes) + "\n"
         print_table(comparison.table(), comparison.table(1), comparison.narrow_table())
         print("\n".join(map(folded, comparison.notes)))
-        print(f"{output}/table.txt (all columns, ± over seeds), table.md, table.tex, results.csv, results.json")
+        print(
+            f"{output}/table.txt (all columns, ± over seeds), table.md, table.tex, results.csv, results.json, report.html"
+        )
         write_text(output / "table.txt", text)
         write_text(output / "table.md", comparison.markdown())
         write_text(output / "table.tex", comparison.latex())
@@ -191,6 +194,11 @@ def _report(plan: Plan, output: Path) -> int:
             {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
         ]
         write_json(output / "results.json", {"tests": tests})
+        where = {f"{one.model} ({one.auxiliary}) on {one.data}": one.report.get("folder") for one in found}
+        try:
+            write_comparison(output, comparison, where)
+        except OSError as error:  # all numbers are written
+            failures.append(str(error))
     for failure in failures:
         complain(failure)
     return 1 if failures else 0
