@@ -196,9 +196,9 @@ def overlap_curve(normal: Curve, weights: Curve, max_fpr: float) -> tuple[Curve,
 
 
 def thinned(rate: Curve, other: Curve, points: int = 256) -> NDArray[np.intp]:
-    """Choose points of a curve that rises in both coordinates, evenly along it, its first and last among them."""
-    if not len(rate):
-        return np.zeros(0, np.intp)
+    """Choose about so many points of a curve that rises in both coordinates, evenly along it, both ends among them."""
+    if len(rate) <= points:
+        return np.arange(len(rate))
     way = rate / (rate[-1] or 1) + other / (other[-1] or 1)
     return np.unique(np.append(np.searchsorted(way, np.linspace(0, way[-1], points)), [0, len(way) - 1]))
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kanoclip.metrics.ranking import cumulated, thinned
-from kanoclip.types import ANOMALOUS, NORMAL, printable
+from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, printable
 
 Floats = NDArray[np.float64]
 Pairs = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -31,17 +31,16 @@ def image_curves(scores: Floats, labels: NDArray[np.integer]) -> dict[str, list[
         ``threshold`` (from the highest score down), ``false_positive_rate``, ``recall`` and ``precision`` of calling
         each image anomalous that scores as much; nothing where there is but one class.
     """
-    values, place = np.unique(scores, return_inverse=True)
+    known = labels != UNKNOWN
+    labels, (values, place) = labels[known], np.unique(scores[known], return_inverse=True)
     normal, anomalous = (
         cumulated(np.bincount(place[labels == label], minlength=len(values)))[1:] for label in (NORMAL, ANOMALOUS)
     )
     if not len(values) or not normal[-1] or not anomalous[-1]:
         return {}
-    known = normal + anomalous > 0
-    values, normal, anomalous = values[::-1][known], normal[known], anomalous[known]
     at = thinned(normal, anomalous)
     found = {
-        "threshold": values,
+        "threshold": values[::-1],
         "false_positive_rate": normal / normal[-1],
         "recall": anomalous / anomalous[-1],
         "precision": anomalous / (normal + anomalous),

@@ -183,9 +183,7 @@ def _report(plan: Plan, output: Path) -> int:
         text = table_text(comparison.table()) + "\n" + "\n".join(comparison.notes) + "\n"
         print_table(comparison.table(), comparison.table(1), comparison.narrow_table())
         print("\n".join(map(folded, comparison.notes)))
-        print(
-            f"{output}/table.txt (all columns, ± over seeds), table.md, table.tex, results.csv, results.json, report.html"
-        )
+        print(f"{output}/table.txt (all columns, ± over seeds), table.md, table.tex, results.csv, results.json")
         write_text(output / "table.txt", text)
         write_text(output / "table.md", comparison.markdown())
         write_text(output / "table.tex", comparison.latex())
@@ -194,14 +192,19 @@ def _report(plan: Plan, output: Path) -> int:
             {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
         ]
         write_json(output / "results.json", {"tests": tests})
-        where = {f"{one.model} ({one.auxiliary}) on {one.data}": one.report.get("folder") for one in found}
         try:
-            write_comparison(output, comparison, where)
+            write_comparison(output, comparison, {_name(one): one.report.get("folder") for one in found})
+            print(f"{output}/report.html")
         except OSError as error:  # all numbers are written
             failures.append(str(error))
     for failure in failures:
         complain(failure)
     return 1 if failures else 0
+
+
+def _name(test: Tested) -> str:
+    seed = "" if test.report["seed"] is None else f", seed {test.report['seed']}"
+    return f"{test.model} ({test.auxiliary}{seed}) on {test.data}"
 
 
 def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:
