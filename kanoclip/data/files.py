@@ -8,7 +8,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -43,12 +44,12 @@ class CannotWriteError(KanoclipError, OSError):
     __str__ = BaseException.__str__  # not the system's way, "[Errno 28] ..."
 
 
-def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
     """Write a file atomically; its folder is made, and an older file of that name replaced.
 
     Args:
         path: File to write.
-        data: Its content.
+        data: Its content, or pieces of it, which need not be in memory together.
         durable: Whether it must be whole, the old or the new one, after a power cut too. That takes a millisecond on a
             good disk, and much longer on others.
 
@@ -60,7 +61,11 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     unfinished = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
+        if isinstance(data, bytes):
+            unfinished.write_bytes(data)
+        else:
+            with open(unfinished, "wb") as file:
+                file.writelines(data)
         if durable:
             sync(unfinished)  # or a power cut may leave the new name without content
         os.replace(unfinished, path)
@@ -103,10 +108,12 @@ def _sync(path: Path, flags: int) -> None:
 def append_text(path: Path, text: str) -> None:
     """Append UTF-8 text to a file, all of it or nothing; undecodable file names in it are kept byte for byte.
 
+    A surrogate that is no such byte, which a category from JSON may hold, becomes a question mark.
+
     Raises:
         CannotWriteError: If it cannot be written; names the file.
     """
-    data = text.encode("utf-8", errors="surrogateescape")
+    data = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", text).encode("utf-8", errors="surrogateescape")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file:

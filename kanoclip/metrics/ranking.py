@@ -153,11 +153,11 @@ class PixelMetrics(RankingMetric):
         """Return ``auroc``, ``ap``, ``f1_max`` and ``aupro`` in [0, 1]."""
         mine = self._mine
         normal, anomalous = self._curves(mine.counts[0], mine.counts[1])
-        rate, overlap = overlap_curve(normal, cumulated(mine.weights), self.max_fpr)
+        weights = cumulated(mine.weights)
+        rate, overlap = overlap_curve(normal, weights, self.max_fpr)
         at = thinned(rate, overlap)
         self.overlap = rate[at], overlap[at]
-        aupro = float(np.trapezoid(overlap, rate) / self.max_fpr) if len(rate) else math.nan
-        return _tensors({**ranking(normal, anomalous), "aupro": aupro})
+        return _tensors({**ranking(normal, anomalous), "aupro": per_region_overlap(normal, weights, self.max_fpr)})
 
     def _joined(self) -> Tensor:
         return self._mine.pack()
@@ -183,6 +183,12 @@ def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:
         "ap": float(np.sum(np.diff(anomalous / anomalies) * precision)),
         "f1_max": float(np.max(2 * anomalous / (anomalous + normal + anomalies))),
     }
+
+
+def per_region_overlap(normal: Curve, weights: Curve, max_fpr: float) -> float:
+    """Compute AUPRO: the mean overlap of regions, averaged over false positive rates from 0 to ``max_fpr``."""
+    rate, overlap = overlap_curve(normal, weights, max_fpr)
+    return float(np.trapezoid(overlap, rate) / max_fpr) if len(rate) else math.nan
 
 
 def overlap_curve(normal: Curve, weights: Curve, max_fpr: float) -> tuple[Curve, Curve]:

@@ -20,9 +20,10 @@ from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image, write_json
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
+from kanoclip.outputs.examples import photo
 from kanoclip.outputs.finding import finding
 from kanoclip.outputs.names import csv_text, file_name, read_csv
-from kanoclip.outputs.overlay import LIKELIER, overlay, photo
+from kanoclip.outputs.overlay import LIKELIER, colour_note, marked
 from kanoclip.outputs.record import run_folder
 from kanoclip.outputs.results import about_run, tell_unwritten
 from kanoclip.outputs.tables import tell
@@ -67,6 +68,7 @@ class PredictionWriter(Callback):
         self._names: dict[str, str] = {}  # in the order of the data
         self._taken: set[str] = set()
         self._count = self._coloured = 0  # images done, and those among them with some colour
+        self._highest = 0.0  # score of a pixel
         self._batch: Future[None] | None = None  # what is being written
         self.unwritten: list[tuple[str, str]] = []
 
@@ -80,6 +82,7 @@ class PredictionWriter(Callback):
         self._root = _common([_place(path).parent for path in paths])
         self._names, self._taken, self._batch, self.unwritten = {}, set(), None, []
         self._count = self._coloured = 0
+        self._highest = 0.0
         self._pool = ThreadPoolExecutor(5)  # encoding releases Python's lock; the fifth lists what four have written
         for path in paths:
             self._name(path)
@@ -109,6 +112,7 @@ class PredictionWriter(Callback):
         self._finish()
         self._pool.shutdown()
         self._count, self._coloured = (sum(gather(number)) for number in (self._count, self._coloured))
+        self._highest = max(gather(self._highest))
         self.unwritten = tell_unwritten(self.unwritten, "the scores and maps are complete")
         if trainer.world_size > 1:
             self._join(trainer)
@@ -117,9 +121,8 @@ class PredictionWriter(Callback):
             write_json(self._folder / "predictions.json", about)
             folders = "maps/, overlays/" if self.overlays else "maps/"
             tell(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
-            if self.overlays and self._count and not self._coloured:
-                begin = f"colour begins at {LIKELIER[0]:g}"
-                tell(f"No overlay is coloured: {begin} and no map reaches it. The values are in maps/ and in the csv.")
+            if self.overlays and (said := colour_note(self._coloured, self._count, self._highest, calibrated=False)):
+                tell(said)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish, and say what is there, when the run stops early."""
@@ -148,7 +151,9 @@ class PredictionWriter(Callback):
         if rows:  # a full disk in the middle of a batch: what is written is also listed
             append_text(self._file, csv_text(rows[i] for i in sorted(rows)))
         self._count += len(rows)
-        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows.values())
+        highest = [float(row[COLUMNS.index("map_max")]) for row in rows.values()]
+        self._coloured += sum(score > LIKELIER[0] for score in highest)
+        self._highest = max([self._highest, *highest])
         if failures:
             raise failures[0]
 
@@ -192,13 +197,14 @@ class PredictionWriter(Callback):
             write_image(self._folder / map_file, unit_to_uint16(heat))
         else:
             write_bytes(self._folder / map_file, _npy(heat), durable=False)
-        if not (self.overlays and self._write_overlay(overlay_file, batch, i, heat)):
+        if not (self.overlays and self._write_overlay(overlay_file, batch, scores, i, heat)):
             overlay_file = ""
         return batch.path[i], batch.category[i], f"{score:.6f}", f"{heat.max():.6f}", map_file, overlay_file
 
-    def _write_overlay(self, name: str, batch: Batch, i: int, heat: NDArray[np.float32]) -> bool:
+    def _write_overlay(self, name: str, batch: Batch, scores: Scores, i: int, heat: NDArray[np.float32]) -> bool:
         try:
-            write_image(self._folder / name, overlay(_original(batch, i), heat, None, *LIKELIER))
+            picture = marked(_original(batch, i), heat, batch.path[i], float(scores.image_score[i]))
+            write_image(self._folder / name, picture)
         except (OSError, cv2.error) as error:
             self.unwritten.append((name, str(error)))
             return False

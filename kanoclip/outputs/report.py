@@ -21,10 +21,11 @@ from kanoclip.data.files import read_json, write_json, write_text
 from kanoclip.outputs.comparison import HEADINGS, Comparison, cells
 from kanoclip.outputs.curves import Pairs, draw, image_curves
 from kanoclip.outputs.listed import Told, read_images
-from kanoclip.outputs.overlay import LIKELIER
+from kanoclip.outputs.overlay import LIKELIER, Scale, scale_of
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.results import headline
 from kanoclip.outputs.tables import METRICS, results_rows, tell
+from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.outputs.thumbnails import Thumbnails, thumbnail
 from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, Batch, counted, printable
@@ -49,7 +50,7 @@ class ReportWriter(Callback):
     writes thumbnails, the first one the page. What cannot be written is told and left out.
 
     Args:
-        thresholds: Has ``entry(category)``: the threshold where colour begins; None: the scale without one.
+        thresholds: Where the colour of heat maps begins; None: the scale without thresholds.
         images: Most images to list.
 
     Attributes:
@@ -57,7 +58,7 @@ class ReportWriter(Callback):
             all.
     """
 
-    def __init__(self, thresholds: Any = None, images: int = IMAGES) -> None:
+    def __init__(self, thresholds: Thresholds | None = None, images: int = IMAGES) -> None:
         self.thresholds, self.images = thresholds, images
         self.unwritten: list[tuple[str, str]] = []
         self._folder = Path()
@@ -67,6 +68,7 @@ class ReportWriter(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
         self._folder, self.unwritten, self._drawing = run_folder(trainer), [], None
+        self._uncalibrated = self.thresholds is None
         self._thumbnails = Thumbnails(self._folder / "report", self.images, self._scale)
         self._pool = ThreadPoolExecutor(1)
 
@@ -93,9 +95,7 @@ class ReportWriter(Callback):
         if trainer.is_global_zero:
             try:
                 overlap = getattr(pl_module, "overlap", {}) if trainer.testing else {}
-                write_report(
-                    self._folder, overlap, self.images, UNCALIBRATED if self.thresholds is None else CALIBRATED
-                )
+                write_report(self._folder, overlap, self.images, UNCALIBRATED if self._uncalibrated else CALIBRATED)
                 tell(f"{self._folder}/report.html")
             except OSError as error:
                 self.unwritten.append(("report.html", str(error)))
@@ -116,9 +116,10 @@ class ReportWriter(Callback):
             self._thumbnails = None
         self._drawing = None
 
-    def _scale(self, category: str) -> tuple[float, float]:
-        threshold = self.thresholds.entry(category) if self.thresholds else None
-        return LIKELIER if threshold is None or threshold.pixel is None else (threshold.pixel, 1.0)
+    def _scale(self, category: str) -> Scale:
+        scale = scale_of(self.thresholds.entry(category) if self.thresholds else None)
+        self._uncalibrated |= not scale.calibrated
+        return scale
 
 
 def write_report(folder: Path, overlap: Pairs, most: int = IMAGES, scale: str = "") -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kanoclip.data.files import write_bytes
-from kanoclip.outputs.overlay import overlay
+from kanoclip.outputs.overlay import Scale, overlay
 from kanoclip.types import Batch, Scores
 
 SIDE = 160  # longer side of a thumbnail, pixels
@@ -37,10 +37,10 @@ class Thumbnails:
     Args:
         folder: Where to write; none is read, so that a run that goes on keeps those that are there.
         most: Number of images to keep; thumbnails of others are deleted, or not written at all.
-        scale: Category -> score where colour begins, and where it is full.
+        scale: Category -> which scores are coloured.
     """
 
-    def __init__(self, folder: Path, most: int, scale: Callable[[str], tuple[float, float]]) -> None:
+    def __init__(self, folder: Path, most: int, scale: Callable[[str], Scale]) -> None:
         self.folder, self.most, self.scale = folder, most, scale
         self._kept: list[tuple[float, str]] = []  # a heap, the lowest score first
 
@@ -80,5 +80,5 @@ class Thumbnails:
         mask = None
         if bool(batch.has_mask[i]) and bool(batch.mask[i].any()):
             mask = (small(batch.mask[i].cpu().numpy() * np.uint8(255)) > 0).astype(np.uint8)
-        low, high = self.scale(batch.category[i])
-        return photo, overlay(photo, heat, mask, low, high)
+        low, high, _ = self.scale(batch.category[i])
+        return photo, overlay(photo, heat, mask, low, high, contour=True)

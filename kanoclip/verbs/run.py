@@ -67,6 +67,7 @@ class KanoclipCLI(LightningCLI):
 
     datamodule: Any
     model: Any
+    trainer_kind: type[Trainer] = Trainer
 
     def __init__(self, command: CommandLine) -> None:
         self.command = command
@@ -88,6 +89,7 @@ class KanoclipCLI(LightningCLI):
             None,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
+            trainer_class=self.trainer_kind,
             trainer_defaults={
                 "default_root_dir": RUNS,
                 "max_epochs": 15,  # AnomalyCLIP's; Lightning's own is 1000
@@ -262,11 +264,11 @@ class KanoclipCLI(LightningCLI):
             )
 
 
-def main(command: CommandLine) -> int:
+def main(command: CommandLine, kind: type[KanoclipCLI] = KanoclipCLI) -> int:
     """Run one verb; returns the exit code (see ``kanoclip.verbs.table.main``)."""
     quiet()
     try:
-        cli = KanoclipCLI(command)
+        cli = kind(command)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
         if isinstance(end, SIGTERMException) or end.code == 143:
             stopped(joined=rank_of()[1] > 1)

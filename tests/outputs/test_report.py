@@ -3,11 +3,9 @@ import re
 import shutil
 import time
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning.pytorch import Callback
 from PIL import Image
 
 from kanoclip.outputs import PredictionWriter, ReportWriter, ResultsWriter
@@ -26,28 +24,9 @@ PATHS = [
 ]
 
 
-class Rows(Callback):
-    """Writes images.csv as a test does."""
-
-    def __init__(self):
-        self.rows = []
-
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        for i, path in enumerate(batch.path):
-            score = float(outputs.image_score[i])
-            self.rows.append((path, batch.category[i], int(batch.label[i]), batch.defect[i], f"{score:.6f}", ""))
-
-    def on_test_end(self, trainer, pl_module):
-        columns = ("path", "category", "label", "defect", "score", "overlay")
-        text = csv_text([columns, *self.rows]).encode("utf-8", "surrogateescape")
-        (Path(trainer.default_root_dir) / "images.csv").write_bytes(text)
-
-
-def report_of(kit, *callbacks, paths=PATHS):
+def report_of(kit, paths=PATHS):
     writer = ReportWriter()
-    kit.trainer(ResultsWriter(overlays=0), Rows(), *callbacks, writer).test(
-        kit.model(), kit.data(kit.samples(*paths)), verbose=False
-    )
+    kit.trainer(ResultsWriter(overlays=0), writer).test(kit.model(), kit.data(kit.samples(*paths)), verbose=False)
     return writer
 
 
@@ -146,13 +125,6 @@ def test_a_report_that_cannot_be_written_is_told_after_the_numbers(kit, capsys, 
     assert (kit.folder / "results.json").is_file()
     assert len(writer.unwritten) == 1
     assert "The report is not complete; the numbers are. Cannot write" in capsys.readouterr().err
-
-
-def test_a_test_without_results_of_ours_has_a_report_of_what_there_is(kit):
-    kit.trainer(ResultsWriter(overlays=0), ReportWriter()).test(
-        kit.model(), kit.data(kit.samples("d/nut/good/1.png")), verbose=False
-    )
-    assert "brightness on samples" in page_of(kit)
 
 
 @pytest.fixture(scope="module")
