@@ -28,6 +28,7 @@ from kanoclip.models.contents import check_trust
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
 from kanoclip.outputs.progress import Bar
 from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
+from kanoclip.outputs.report import ReportWriter
 from kanoclip.ranks import rank_of
 from kanoclip.registry import available, name_of
 from kanoclip.types import KanoclipError, MissingError, counted
@@ -102,6 +103,7 @@ class KanoclipCLI(LightningCLI):
                     ExampleMaps(),
                     ResultsWriter(),
                     PredictionWriter(),
+                    ReportWriter(),
                     FitNote(),
                     EndWhenTold(),
                 ],
