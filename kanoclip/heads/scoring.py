@@ -63,14 +63,13 @@ def window_map(probability: Tensor, grid: tuple[int, int], size: int) -> Tensor:
 
 def _cover(windows: Tensor, size: int) -> Tensor:
     """Sum, for each patch, the windows that cover it: ``(B, h - size + 1, w - size + 1)`` -> ``(B, h, w)``."""
-    rows, columns = windows.shape[-2:]
-    if rows == columns == 1:  # the image as one window
+    rest = size - 1
+    if windows.shape[-2:] == (1, 1):  # the image as one window
         return windows.expand(-1, size, size)
-    summed = windows.new_zeros(windows.shape[0], rows + size - 1, columns + size - 1)
-    for down in range(size):
-        for right in range(size):
-            summed[:, down : down + rows, right : right + columns] += windows
-    return summed
+    shifted = (
+        F.pad(windows, (right, rest - right, down, rest - down)) for down in range(size) for right in range(size)
+    )
+    return sum(shifted, torch.zeros(()))
 
 
 def harmonic_mean(maps: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.files import plain, whole_files
 from kanoclip.heads.prompts import Prompts
 from kanoclip.models.base import AnomalyModule
-from kanoclip.outputs.exported import ENTRY, FORMAT, Exported, require
+from kanoclip.outputs.exported import ENTRY, FORMAT, Exported, import_openvino, require
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.results import about_model
 from kanoclip.types import UNKNOWN, Batch
@@ -166,12 +166,11 @@ def _write_onnx(program: Any, path: Path, text: str) -> None:
 
 
 def _write_openvino(program: Any, path: Path, text: str, half: bool) -> None:
-    import openvino
-
+    openvino = import_openvino()
     with TemporaryDirectory(dir=path.parent) as folder:
         between = Path(folder, "model.onnx")
         _write_onnx(program, between, text)
-        model = openvino.convert_model(between)
+        model = openvino.Core().read_model(between)
         model.set_rt_info(text, [ENTRY])
         openvino.save_model(model, path, compress_to_fp16=half)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -111,6 +112,19 @@ def require(*packages: str) -> None:
             raise KanoclipError(f"{name} is not installed. Type: pip install 'kanoclip[export]'")
 
 
+def import_openvino() -> Any:
+    """Import OpenVINO without what reports each import to a server, which it can do without.
+
+    Raises:
+        KanoclipError: If it is not installed.
+    """
+    require("openvino")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    import openvino
+
+    return openvino
+
+
 def _about(file: Path, text: str | None) -> dict[str, Any]:
     """Read what stands beside the graph."""
     try:
@@ -148,9 +162,7 @@ def _onnx(file: Path) -> tuple[str | None, Run]:
 
 
 def _openvino(file: Path) -> tuple[str | None, Run]:
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     model = core.read_model(file)
     text = model.get_rt_info([ENTRY]).astype(str) if model.has_rt_info([ENTRY]) else None
     # on some processors it would choose bfloat16 by itself

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     if output.suffix != SUFFIXES[kind]:
         raise UsageError(f"--output {output}: a file of the format {kind} ends in {SUFFIXES[kind]}.")
     quiet()
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells which constants it leaves
     from kanoclip.outputs.export import Frozen, check_packages, describe, difference, write_exported
 
     check_packages(kind)
@@ -83,7 +85,7 @@ def _parse(options: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _format(chosen: argparse.Namespace) -> str:
     """Return the format: the one that is asked for, or that of the output's suffix."""
-    suffix = Path(chosen.output or ".onnx").suffix
+    suffix = Path(chosen.output or "model.onnx").suffix
     kind = chosen.format or next((name for name, known in SUFFIXES.items() if known == suffix), "")
     if kind not in SUFFIXES:
         option = f"--format {kind}" if kind else f"--output {chosen.output}"
@@ -106,7 +108,7 @@ def _model(rest: Sequence[str]) -> tuple[Any, Path | None]:
     from kanoclip.models.base import AnomalyModule
     from kanoclip.models.checkpoint import check_name, read_checkpoint
     from kanoclip.models.contents import check_trust
-    from kanoclip.verbs.build import Parser, build, model_name, named
+    from kanoclip.verbs.build import Parser, model_name, named
 
     command = prepare(["export", "--data=folder", *rest])  # it asks for data, which an export needs none of
     fitted: dict[str, Any] = {}
@@ -118,13 +120,13 @@ def _model(rest: Sequence[str]) -> tuple[Any, Path | None]:
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     words = [word for word in command.words(fitted)[1:] if not word.startswith("--data")]
     try:
-        section = parser.parse_args(words).model
+        config = parser.parse_args(words)
     except UsageError as error:
         raise UsageError(explain(str(error), command)) from error
-    name = model_name(section.class_path)
+    name = model_name(config.model.class_path)
     if checkpoint:
         check_name(entry, name)
-    model = build(section)
+    model = parser.instantiate_classes(config).model
     if not isinstance(model, AnomalyModule):
         raise KanoclipError(f"--model {name} is a {type(model).__name__}, expected an AnomalyModule.")
     if checkpoint:
