@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -43,12 +43,12 @@ class CannotWriteError(KanoclipError, OSError):
     __str__ = BaseException.__str__  # not the system's way, "[Errno 28] ..."
 
 
-def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
     """Write a file atomically; its folder is made, and an older file of that name replaced.
 
     Args:
         path: File to write.
-        data: Its content.
+        data: Its content, whole or in pieces.
         durable: Whether it must be whole, the old or the new one, after a power cut too. That takes a millisecond on a
             good disk, and much longer on others.
 
@@ -60,7 +60,11 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     unfinished = path.with_name(f".{uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(data)
+        if isinstance(data, bytes):
+            unfinished.write_bytes(data)
+        else:
+            with open(unfinished, "wb") as file:
+                file.writelines(data)
         if durable:
             sync(unfinished)  # or a power cut may leave the new name without content
         os.replace(unfinished, path)

@@ -21,7 +21,7 @@ ANOMALOUS_WORDS = (
     "abnormal", "anomalous", "anomaly", "anomalies", "bad", "defect", "defects", "defective", "ng", "nok", "ko",
 )  # fmt: skip
 LOOKED_AT = 5  # files opened of a folder, to see whether it holds masks
-_REPORT = re.compile(r"predictions(-\d+)?\.csv|results\.json")
+_REPORT = re.compile(r"predictions(-\d+)?(-of-\d+(-\d+)?)?\.csv|results\.json")
 _SHEET = re.compile(r"(?:^|/)runs/data/([^/]+)\.png$")
 _MASK_WORDS = ("mask", "masks", "groundtruth", "gt")
 
