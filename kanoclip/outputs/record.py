@@ -69,7 +69,11 @@ def claim_version(folder: Path) -> Path:
 def drop_if_empty(folder: Path) -> None:
     """Delete the folder of a run that failed, unless it has a checkpoint, results or rows of predictions."""
     lists = [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("predictions*.csv")]
-    done = any(folder.rglob("*.ckpt")) or (folder / "results.json").exists() or any(t.count("\n") > 1 for t in lists)
+    done = (
+        any(folder.rglob("*.ckpt"))
+        or any((folder / name).exists() for name in ("results.json", "threshold.json"))
+        or any(t.count("\n") > 1 for t in lists)
+    )
     if not done and not getattr(rank_zero_only, "rank", 0):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # others have runs there

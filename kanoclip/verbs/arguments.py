@@ -15,14 +15,15 @@ from jsonargparse import ArgumentParser, set_dumper, set_loader
 
 from kanoclip.data.parsing import NAMED, UnreadableTextError, read_yaml
 from kanoclip.registry import NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
-from kanoclip.verbs import options as own
 from kanoclip.verbs.configs import find
+from kanoclip.verbs.options import names
 from kanoclip.verbs.words import Pair, UsageError, pairs_of, paths_as_folder
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 CONFIG = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "optimizer", "lr_scheduler", "config", "ckpt_path", "seed_everything",
             "print_config", "help")  # fmt: skip
+CALIBRATION = ("max_fpr", "min_area", "holdout", "output")
 RARE = ("verbose", "weights_only", "return_predictions")  # options of Lightning that no message need mention
 Config = dict[str, Any]
 
@@ -81,10 +82,11 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     set_loader("kanoclip", lambda text: expand(read_yaml(text, "it")), (UnreadableTextError,))
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
     asks = any(key in ("-h", "--help") or key.endswith(".help") for key, _ in pairs)
+    sections = (*SECTIONS, *names(verb), *(CALIBRATION if verb == "calibrate" else ()))
     for key, value in pairs:
-        _check_option(key, value, verb)
+        _check_option(key, value, sections)
     pairs = [(key, find(value) if key in CONFIG and value else value) for key, value in pairs]
-    configs = {path: _checked(path, read_config(path), verb) for key, path in pairs if key in CONFIG and path}
+    configs = {path: _checked(path, read_config(path), sections) for key, path in pairs if key in CONFIG and path}
     typed = [(key.removesuffix(".class_path"), _expand_value(key, value)) for key, value in pairs]
     typed = [pair for pair in typed if pair != ("--model", "null")]  # none is asked for
     printed = next((_word(pair) for pair in typed if pair[0] == "--print_config"), None)
@@ -215,7 +217,7 @@ def _accepted(group: str, command: CommandLine) -> list[str]:
     """Return the options of the class that was chosen for ``model``, ``data`` or one of their components."""
     path = "lightning.pytorch.Trainer" if group == "trainer" else _chosen(group, command)
     if "." not in path:  # none, or a bare class name, which the parser alone can find
-        return [] if group else [*SECTIONS, *own.names(command.verb)]
+        return [] if group else [*SECTIONS, *names(command.verb)]
     parser = ArgumentParser()
     parser.add_class_arguments(load_class(path), fail_untyped=False)
     return list(parser.get_defaults(skip_validation=True).as_dict())
@@ -229,26 +231,24 @@ def _chosen(group: str, command: CommandLine) -> str:
     return next((found for one in reversed(sections) if (found := _class_path(one))), default)
 
 
-def _check_option(key: str, value: str | None, verb: str) -> None:
+def _check_option(key: str, value: str | None, sections: Sequence[str]) -> None:
     """Raise if a word is no option, surely does not exist or has no value; the rest is left to the parser."""
     if not key.startswith("-"):
         hint = f" Did you mean --data {key}?" if key in NAMES["data"] else ""
         raise UsageError(f"{key!r} is not an option. Options begin with --.{hint}")
     section = _parts(key)[0].removesuffix("+")
-    known = (*SECTIONS, *own.names(verb))
-    if key.startswith("--") and section not in (*known, *RARE):
-        raise UsageError(_unknown("", ".".join(_parts(key)), known))
+    if key.startswith("--") and section not in (*sections, *RARE):
+        raise UsageError(_unknown("", ".".join(_parts(key)), sections))
     if value is None and not re.search(r"^-h$|help$|^--print_config$", key):
         raise UsageError(f"{key} needs a value: {key} VALUE.")
 
 
-def _checked(path: str, config: Config, verb: str) -> Config:
+def _checked(path: str, config: Config, sections: Sequence[str]) -> Config:
     """Return a config; raises if it has a section that does not exist, or a model that is none."""
     if config.get("model", "") is None:
         raise UsageError(f"{path}: model is null. Name one, such as kanoclip, or leave the key out.")
-    known = (*SECTIONS, *own.names(verb))
-    for key in set(map(str, config)) - {*known, *RARE}:
-        raise UsageError(f"{path}: {_unknown('', key, known).replace('option --', 'key ').replace('--', '')}")
+    for key in set(map(str, config)) - {*sections, *RARE}:
+        raise UsageError(f"{path}: {_unknown('', key, sections).replace('option --', 'key ').replace('--', '')}")
     return config
 
 

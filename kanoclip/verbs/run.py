@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import (
     LightningArgumentParser,
@@ -77,6 +77,7 @@ class KanoclipCLI(LightningCLI):
 
     datamodule: Any
     model: Any
+    trainer_kind: type[Trainer] = Trainer
 
     def __init__(self, command: CommandLine) -> None:
         self.command = command
@@ -98,6 +99,7 @@ class KanoclipCLI(LightningCLI):
             None,
             save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},
+            trainer_class=self.trainer_kind,
             trainer_defaults={
                 "default_root_dir": RUNS,
                 "max_epochs": 15,  # AnomalyCLIP's; Lightning's own is 1000
@@ -230,7 +232,7 @@ class KanoclipCLI(LightningCLI):
         names = self.command.verb, self.model.name or "model", folder_name(self.datamodule.identity)
         place, self.folder = place_of(trainer, self.options.output, Path(trainer.default_root_dir or RUNS), *names)
         kwargs |= place
-        self.trainer_defaults["callbacks"] = usual_callbacks(self.options, trainer)
+        self.trainer_defaults["callbacks"] = self.usual_callbacks(trainer)
         try:
             built = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:  # about its options
@@ -240,6 +242,10 @@ class KanoclipCLI(LightningCLI):
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()
         return built
+
+    def usual_callbacks(self, trainer: Namespace) -> list[Callback]:
+        """Return the callbacks of every run but for those that are given."""
+        return usual_callbacks(self.options, trainer)
 
     def predict(self, **kwargs: Any) -> None:
         """Score all images once, or go on for ever."""
@@ -259,11 +265,11 @@ class KanoclipCLI(LightningCLI):
             )
 
 
-def main(command: CommandLine) -> int:
+def main(command: CommandLine, kind: type[KanoclipCLI] = KanoclipCLI) -> int:
     """Run one verb; returns the exit code (see ``kanoclip.verbs.table.main``)."""
     quiet()
     try:
-        cli = KanoclipCLI(command)
+        cli = kind(command)
     except SystemExit as end:  # --help, or Lightning's answer to Ctrl-C
         if isinstance(end, SIGTERMException) or end.code == 143:
             stopped(joined=rank_of()[1] > 1)

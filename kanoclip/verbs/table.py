@@ -39,6 +39,7 @@ VERBS = {
     "validate": Verb("metrics on the held-out part of a data set", "run"),
     "test": Verb("metrics on a data set, zero-shot", "run"),
     "predict": Verb("score images: maps, overlays, predictions.csv", "run"),
+    "calibrate": Verb("score good parts and choose the threshold of a decision: threshold.json", "calibrate"),
     "benchmark": Verb("models x data sets x seeds -> one table", "benchmark"),
     "data": Verb(
         "list, check, show and download data sets",
@@ -148,11 +149,13 @@ def _run(argv: Any) -> int:
             before == "--data" or (name == "data" and before == options[0] and not word.startswith("-"))
         ):
             resolve("data", word)  # a mistyped name is answered before torch is imported
-    for word in options if verb.module in ("run", "benchmark") else ():  # which write it into configs and reports
+    for word in (
+        options if verb.module in ("run", "calibrate", "benchmark") else ()
+    ):  # which write it into configs and reports
         if any("\udc80" <= letter <= "\udcff" for letter in word):
             shown = word.encode("utf-8", "backslashreplace").decode()
             return complain(f"{shown} is not a UTF-8 name. Rename it, or give a link to it: ln -s FOLDER photos.")
-    if verb.module == "run":
+    if verb.module in ("run", "calibrate"):
         from kanoclip.verbs.arguments import prepare
 
         argv = prepare(argv)
