@@ -48,7 +48,7 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes], durable: bool = True)
 
     Args:
         path: File to write.
-        data: Its content, whole or in pieces.
+        data: Its content, or pieces of it, which need not be in memory together.
         durable: Whether it must be whole, the old or the new one, after a power cut too. That takes a millisecond on a
             good disk, and much longer on others.
 

@@ -99,3 +99,18 @@ def test_json_that_is_damaged_counts_as_absent_and_that_is_said_once(tmp_path, c
     assert caplog.messages == [f"{file} is empty, damaged or of another version, so it counts as absent."]
     write_json(file, {"a": 1})
     assert read_json(file, a=int) == {"a": 1}
+
+
+def test_pieces_become_one_file_or_none(tmp_path):
+    file = tmp_path / "rows"
+    write_bytes(file, (piece for piece in (b"a", b"bc")))
+    assert file.read_bytes() == b"abc"
+
+    def fails():
+        yield b"half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"Cannot write .*rows: No space left"):
+        write_bytes(file, fails())
+    assert file.read_bytes() == b"abc"
+    assert os.listdir(tmp_path) == ["rows"]
