@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
-from kanoclip.outputs.finding import finding
+from kanoclip.outputs.coco import ANNOTATIONS, append_regions
+from kanoclip.outputs.finding import Finding, finding
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.names import csv_text
 from kanoclip.outputs.overlay import LIKELIER, overlay, photo
@@ -56,7 +58,8 @@ class PredictionWriter(Callback):
         map_format: "png" for 16 bit grey, 65535 = 1, or "npy" for float32.
         overlays: Whether to write overlays.
         maps: Whether to write maps.
-        thresholds: What decides between good and defective; None: the rows have no decision.
+        thresholds: What decides between good and defective, and where regions end, which go to regions.jsonl and
+            annotations.json; None: the rows have no decision, and there are no regions.
         resume: Go on with the rows that the folder has, if they are of the same run, and score only images without
             one. The data must be an ``AnomalyDataModule``.
         shard: Score this share of the images alone; the last shard joins the rows. With ``resume``.
@@ -145,7 +148,9 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             left = self._left - self._count - len(unreadable)
             about = about_run(trainer, pl_module)
-            images, waiting = self._listing.finish(about, self._task, self._paths, left, self.sort)
+            images, waiting = self._listing.finish(
+                about, self._task, self._paths, left, self.sort, self.thresholds is not None
+            )
             self._tell_done(images, waiting)
         self._listing.close()
 
@@ -176,10 +181,11 @@ class PredictionWriter(Callback):
         }
 
     def _tell_done(self, images: int, waiting: list[int]) -> None:
-        folders = [f"{name}/" for name, there in (("maps", self.maps), ("overlays", self.overlays)) if there]
+        kinds = {"maps/": self.maps, "overlays/": self.overlays, ANNOTATIONS: self.thresholds is not None and self.sort}
+        more = [name for name, there in kinds.items() if there and not (waiting and name == ANNOTATIONS)]
         now = f", {self._count} of them now" if self._count != images else ""
         file = self._listing.whole if waiting else self._listing.joined
-        tell(f"{counted(images, 'image')}{now}: {', '.join([str(file), *folders])}")
+        tell(f"{counted(images, 'image')}{now}: {', '.join([str(file), *more])}")
         if waiting and self.shard.of > 1:
             tell(f"predictions.csv is made when all {self.shard.of} shards are complete; missing: {waiting}")
         if self.overlays and self._count and not self._coloured:
@@ -193,21 +199,24 @@ class PredictionWriter(Callback):
 
     def _write_batch(self, batch: Batch, scores: Scores, names: list[str]) -> None:
         """Write the files of a batch, then its rows; in a thread, where no signal comes between file and row."""
-        rows: dict[int, tuple[Any, ...]] = {}
+        done: dict[int, tuple[tuple[Any, ...], Finding]] = {}
         at_once = max(1, min(4, AT_ONCE // int(batch.size.prod(1).max())))
 
         def write(first: int) -> None:
             for i in range(first, len(names), at_once):
-                rows[i] = self._write(batch, scores, i, names[i])
+                done[i] = self._write(batch, scores, i, names[i])
 
         writing = [self._pool.submit(write, first) for first in range(at_once)]
-        failures = [error for done in writing if (error := done.exception())]
+        failures = [error for one in writing if (error := one.exception())]
+        rows = [done[i][0] for i in sorted(done)]
         if rows:  # a full disk in the middle of a batch: what is written is also listed
-            append_text(self._listing.file, csv_text(rows[i] for i in sorted(rows)))
+            if self.thresholds:
+                append_regions(self._listing.regions, [done[i][1] for i in sorted(done)])
+            append_text(self._listing.file, csv_text(rows))
         if not self._count and self._left > MANY and not failures and not getattr(rank_zero_only, "rank", 0):
-            self._tell_size([name for row in rows.values() for name in row[4:6] if name], len(rows))
+            self._tell_size([name for row in rows for name in row[4:6] if name], len(rows))
         self._count += len(rows)
-        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows.values())
+        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows)
         if failures:
             raise failures[0]
 
@@ -222,7 +231,7 @@ class PredictionWriter(Callback):
                 f"are free.{least} Rows alone: --maps false --overlays false"
             )
 
-    def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[Any, ...]:
+    def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[tuple[Any, ...], Finding]:
         height, width = batch.size[i].tolist()
         heat, score = scores.anomaly_map[i].float().cpu().numpy(), float(scores.image_score[i])
         path, category = batch.path[i], batch.category[i]
@@ -237,10 +246,11 @@ class PredictionWriter(Callback):
                 write_bytes(self._folder / map_file, _npy(heat), durable=False)
         if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, heat):
             overlay_file = f"overlays/{name}.png"
-        # regions of `found` go to their writer here
         margin = "" if found.margin is None else f"{found.margin:.6f}"
         scored = (f"{score:.6f}", f"{heat.max():.6f}")
-        return path, category, *scored, map_file, overlay_file, found.decision or "", margin
+        row = path, category, *scored, map_file, overlay_file, found.decision or "", margin
+        # of the map its shape alone is wanted from here on, and a batch of them may be gigabytes
+        return row, replace(found, anomaly_map=np.broadcast_to(np.float32(0), heat.shape))
 
     def _write_overlay(self, name: str, batch: Batch, i: int, heat: NDArray[np.float32]) -> bool:
         try:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from kanoclip.data.files import CannotWriteError, append_text, plain, read_json, write_bytes, write_json
+from kanoclip.outputs.coco import write_regions
 from kanoclip.outputs.names import csv_text, true_text
 from kanoclip.ranks import gather, rank_of
 from kanoclip.types import KanoclipError
@@ -40,8 +41,9 @@ class Listing:
 
     Each process appends to a file of its own: ``predictions.csv`` if it is the only one, else ``predictions-R.csv``;
     of a shard ``predictions-I-of-N.csv`` and ``predictions-I-of-N-R.csv``. They become ``predictions.csv`` in the order
-    of the data when all are complete. predictions.json says of what run they are. Rank 0 of each command holds a lock
-    until it ends; a second lock guards predictions.json and the join.
+    of the data when all are complete. Regions are in ``regions.jsonl`` and files named alike. predictions.json says of
+    what run they are. Rank 0 of each command holds a lock until it ends; a second lock guards predictions.json and the
+    join.
 
     Args:
         folder: Where they are.
@@ -57,6 +59,7 @@ class Listing:
         self.joined = folder / "predictions.csv"
         self.whole = folder / f"{self._stem}.csv"
         self.file = folder / f"{self._stem}-{self._rank}.csv" if self._world > 1 else self.whole
+        self.regions = self._regions_of(self.file)
         self._state = folder / "predictions.json"
         self._held = ExitStack()
 
@@ -80,6 +83,7 @@ class Listing:
                         _repair(file)
                     else:
                         file.unlink()
+                        self._regions_of(file).unlink(missing_ok=True)
         gather(None)  # nobody reads before all is mended
         done: dict[str, str] = {}
         for file in self._files():
@@ -119,7 +123,13 @@ class Listing:
             append_text(self.file, csv_text([COLUMNS]))
 
     def finish(
-        self, about: Mapping[str, Any], task: Mapping[str, Any], paths: Sequence[str], left: int, sort: bool = True
+        self,
+        about: Mapping[str, Any],
+        task: Mapping[str, Any],
+        paths: Sequence[str],
+        left: int,
+        sort: bool = True,
+        regions: bool = False,
     ) -> tuple[int, list[int]]:
         """Make one csv of all processes, in the order of the data, and one of all shards after the last; by rank 0.
 
@@ -129,6 +139,7 @@ class Listing:
             paths: All images, in order.
             left: How many images of this shard are neither listed nor unreadable.
             sort: Bring rows into the order of the data that an earlier part of the run has left in another.
+            regions: Likewise bring the rows of regions together, and write them as annotations; with ``sort``.
 
         Returns:
             How many rows there are, and the numbers of the shards that are not finished.
@@ -142,6 +153,9 @@ class Listing:
             if self.shard.of > 1 and not waiting:
                 shards = [self.folder / f"predictions-{number}-of-{self.shard.of}.csv" for number in every]
                 _join([self.joined, *shards], paths, self.joined)
+            if regions and sort and not waiting:
+                parts = sorted(self.folder.glob("regions*.jsonl"))
+                write_regions(self.folder, parts, {path: place for place, path in enumerate(paths)})
             images = sum(1 for _ in rows_of(self.whole if waiting else self.joined))
             self._write_state(about, task, images, sorted(finished))
         return images, waiting
@@ -161,6 +175,9 @@ class Listing:
     def _files(self) -> list[Path]:
         """All files with rows of this command's images."""
         return [file for file in dict.fromkeys([self.joined, self.whole, *self._parts()]) if file.exists()]
+
+    def _regions_of(self, file: Path) -> Path:
+        return file.with_name(file.name.replace("predictions", "regions")).with_suffix(".jsonl")
 
     def _guard(self) -> FileLock:
         return FileLock(self.folder / ".predictions.json.lock")

@@ -19,11 +19,12 @@ from kanoclip.models.contents import leaves
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord
 from kanoclip.outputs.record import claim_version
 from kanoclip.outputs.resuming import Shard
-from kanoclip.registry import NAMES, WHICH_DATA, load_class, name_of
+from kanoclip.registry import NAMES, WHICH_DATA, available, load_class, name_of
 from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import CommandLine, UsageError
 from kanoclip.verbs.ending import EndWhenTold
 from kanoclip.verbs.options import Chosen
+from kanoclip.verbs.table import VERBS
 
 
 class Parser(LightningArgumentParser):
@@ -32,6 +33,15 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing a usage dump."""
         raise UsageError(message) from ex
+
+
+def about(verb: str) -> str:
+    """Describe a verb above its options."""
+    return (
+        f"{VERBS[verb].about}. Data sets (--data): {', '.join(available('data'))}. Models (--model): "
+        f"{', '.join(available('model'))}; kanoclip without --model. Options of one of them: --data.help NAME, "
+        f"--model.help NAME. Components: kanoclip list."
+    )
 
 
 def model_name(path: str) -> str:

@@ -28,11 +28,12 @@ from kanoclip.outputs import WholeCheckpoints
 from kanoclip.outputs.progress import Bar
 from kanoclip.outputs.record import drop_if_empty, folder_name, newest_fit
 from kanoclip.ranks import rank_of
-from kanoclip.registry import available, name_of
+from kanoclip.registry import name_of
 from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import (
     Parser,
+    about,
     build,
     check_options,
     learns,
@@ -45,7 +46,6 @@ from kanoclip.verbs.build import (
 from kanoclip.verbs.ending import reason
 from kanoclip.verbs.options import add_options, read_options
 from kanoclip.verbs.say import complain, note, quiet, stopped, unless_quick
-from kanoclip.verbs.table import VERBS
 from kanoclip.verbs.watching import wait_for_first, watch
 
 RUNS = "runs"
@@ -108,7 +108,7 @@ class KanoclipCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             seed_everything_default=111,
-            parser_kwargs={"parser_mode": "kanoclip", verb: {"description": _about(verb)}},
+            parser_kwargs={"parser_mode": "kanoclip", verb: {"description": about(verb)}},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -292,12 +292,3 @@ def main(command: CommandLine, kind: type[KanoclipCLI] = KanoclipCLI) -> int:
     if unreadable:
         note(f"{counted(len(unreadable), 'file')} could not be read; all others are done.")
     return 1 if unreadable or any(getattr(one, "unwritten", []) for one in callbacks) else 0
-
-
-def _about(verb: str) -> str:
-    """Describe a verb above its options."""
-    return (
-        f"{VERBS[verb].about}. Data sets (--data): {', '.join(available('data'))}. Models (--model): "
-        f"{', '.join(available('model'))}; kanoclip without --model. Options of one of them: --data.help NAME, "
-        f"--model.help NAME. Components: kanoclip list."
-    )
