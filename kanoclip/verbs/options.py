@@ -47,6 +47,7 @@ OPTIONS = {
     ),
     "overlays": Option(bool, True, "Write overlays."),
     "maps": Option(bool, True, "Write maps.", ("predict",)),
+    "report": Option(bool, True, "Write report.html."),
     "watch": Option(
         bool, False, "Go on for ever: score each new file of the folder once. With --output.", ("predict",)
     ),
@@ -86,6 +87,7 @@ class Chosen:
         thresholds: What decides between good and defective.
         overlays: Whether to write overlays.
         maps: Whether to write maps.
+        report: Whether to write report.html.
         watch: Whether to go on for ever.
         shard: Number and count; (1, 1): all images.
     """
@@ -94,6 +96,7 @@ class Chosen:
     thresholds: Thresholds | None = None
     overlays: bool = True
     maps: bool = True
+    report: bool = True
     watch: bool = False
     shard: tuple[int, int] = (1, 1)
 
@@ -126,7 +129,7 @@ def read_options(verb: str, given: Any) -> Chosen:
         raise KanoclipError("--watch true and --shard exclude each other: leave one out.")
     if output is not None:
         _check_place(output, verb)
-    return Chosen(output, thresholds, value["overlays"], value.get("maps", True), watch, shard)
+    return Chosen(output, thresholds, value["overlays"], value.get("maps", True), value["report"], watch, shard)
 
 
 def _shard(text: str | None) -> tuple[int, int]:
