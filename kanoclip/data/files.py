@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -107,10 +108,12 @@ def _sync(path: Path, flags: int) -> None:
 def append_text(path: Path, text: str) -> None:
     """Append UTF-8 text to a file, all of it or nothing; undecodable file names in it are kept byte for byte.
 
+    A surrogate that is no such byte, which a category from JSON may hold, becomes a question mark.
+
     Raises:
         CannotWriteError: If it cannot be written; names the file.
     """
-    data = text.encode("utf-8", errors="surrogateescape")
+    data = re.sub("[\ud800-\udc7f\udd00-\udfff]", "?", text).encode("utf-8", errors="surrogateescape")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab", buffering=0) as file:

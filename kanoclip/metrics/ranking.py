@@ -115,6 +115,10 @@ class PixelMetrics(RankingMetric):
     Args:
         max_fpr: False positive rate up to which AUPRO integrates, in (0, 1].
 
+    Attributes:
+        overlap: After ``compute``: some false positive rates up to ``max_fpr`` and the mean overlap of regions at each,
+            over all ranks, to draw the curve; empty where AUPRO is undefined.
+
     Shapes:
         anomaly_map ``(B, H, W)``, any real numbers, and mask ``(B, H, W)``, non-zero = anomalous.
 
@@ -131,6 +135,7 @@ class PixelMetrics(RankingMetric):
         if not 0 < max_fpr <= 1:
             raise KanoclipError(f"max_fpr is {max_fpr}, expected a rate in (0, 1], such as 0.3.")
         self.max_fpr = max_fpr
+        self.overlap: tuple[Curve, Curve] = (np.zeros(0), np.zeros(0))
 
     def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
         """Add a batch."""
@@ -148,8 +153,11 @@ class PixelMetrics(RankingMetric):
         """Return ``auroc``, ``ap``, ``f1_max`` and ``aupro`` in [0, 1]."""
         mine = self._mine
         normal, anomalous = self._curves(mine.counts[0], mine.counts[1])
-        overlap = per_region_overlap(normal, cumulated(mine.weights), self.max_fpr)
-        return _tensors({**ranking(normal, anomalous), "aupro": overlap})
+        weights = cumulated(mine.weights)
+        rate, overlap = overlap_curve(normal, weights, self.max_fpr)
+        at = thinned(rate, overlap)
+        self.overlap = rate[at], overlap[at]
+        return _tensors({**ranking(normal, anomalous), "aupro": per_region_overlap(normal, weights, self.max_fpr)})
 
     def _joined(self) -> Tensor:
         return self._mine.pack()
@@ -179,13 +187,26 @@ def ranking(normal: Curve, anomalous: Curve) -> dict[str, float]:
 
 def per_region_overlap(normal: Curve, weights: Curve, max_fpr: float) -> float:
     """Compute AUPRO: the mean overlap of regions, averaged over false positive rates from 0 to ``max_fpr``."""
+    rate, overlap = overlap_curve(normal, weights, max_fpr)
+    return float(np.trapezoid(overlap, rate) / max_fpr) if len(rate) else math.nan
+
+
+def overlap_curve(normal: Curve, weights: Curve, max_fpr: float) -> tuple[Curve, Curve]:
+    """Return false positive rates from 0 to ``max_fpr`` and the mean overlap of regions at each; empty if undefined."""
     if not normal[-1] or not weights[-1]:
-        return math.nan
+        return normal[:0], weights[:0]
     rate, overlap = normal / normal[-1], weights / weights[-1]
     below = rate <= max_fpr
     at_limit = np.interp(max_fpr, rate, overlap)
-    rate, overlap = np.append(rate[below], max_fpr), np.append(overlap[below], at_limit)
-    return float(np.trapezoid(overlap, rate) / max_fpr)
+    return np.append(rate[below], max_fpr), np.append(overlap[below], at_limit)
+
+
+def thinned(rate: Curve, other: Curve, points: int = 256) -> NDArray[np.intp]:
+    """Choose about so many points of a curve that rises in both coordinates, evenly along it, both ends among them."""
+    if len(rate) <= points:
+        return np.arange(len(rate))
+    way = rate / (rate[-1] or 1) + other / (other[-1] or 1)
+    return np.unique(np.append(np.searchsorted(way, np.linspace(0, way[-1], points)), [0, len(way) - 1]))
 
 
 def _region_weights(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -38,6 +38,7 @@ class AnomalyModule(LightningModule):
     Attributes:
         results: After a validation or test epoch: category -> name of the metric -> value, with ``mean`` over the
             categories where a metric is defined. None = undefined (one class only, no mask).
+        overlap: Likewise: category -> false positive rates and the mean overlap of regions at each.
         auxiliary: The data set it was fitted on; None before.
         fitted_images: Digests of the images it was fitted on, see ``AnomalyDataModule.image_digests``; None: not known.
         fit_seed: Seed of its fit; None: not known, or not seeded.
@@ -61,6 +62,7 @@ class AnomalyModule(LightningModule):
         self.lr = float(lr)  # NumPy's numbers would stand in the optimiser's state
         self.betas = float(betas[0]), float(betas[1])
         self.results: dict[str, dict[str, float | None]] = {}
+        self.overlap: dict[str, tuple[list[float], list[float]]] = {}
         self.auxiliary: str | None = None
         self.fitted_images: list[int] | None = None
         self.fit_seed: int | None = None
@@ -200,7 +202,7 @@ class AnomalyModule(LightningModule):
 
     def _finish_metrics(self, stage: str) -> None:
         assert self._metrics is not None  # for the type checker: an epoch has started
-        self.results, self._metrics = self._metrics.compute(), None
+        self.results, self.overlap, self._metrics = self._metrics.compute(), self._metrics.overlap, None
         mean = self.results.get("mean", {})
         defined = {f"{stage}/{name}": value for name, value in mean.items() if value is not None}
         self.log_dict(defined, rank_zero_only=True)

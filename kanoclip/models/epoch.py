@@ -24,10 +24,15 @@ class EpochMetrics:
     Args:
         device: Where the states are kept.
         categories: Those that are known before; others are added as they come.
+
+    Attributes:
+        overlap: After ``compute``: category -> false positive rates and the mean overlap of regions at each, see
+            ``PixelMetrics``; of those categories where it is defined.
     """
 
     def __init__(self, device: torch.device, categories: Iterable[str] = ()) -> None:
         self.device = device
+        self.overlap: dict[str, tuple[list[float], list[float]]] = {}
         self._pool = ThreadPoolExecutor(1)
         self._counting: Future[None] | None = None
         self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
@@ -50,8 +55,11 @@ class EpochMetrics:
             image, pixel = self._of(category)
             found = {f"image_{name}": float(value) for name, value in image.compute().items()}
             found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
-            results[f"{category} (category)" if category in RESERVED else category] = {
-                **{name: None if math.isnan(value) else value for name, value in found.items()},
+            name = f"{category} (category)" if category in RESERVED else category
+            if len(pixel.overlap[0]):
+                self.overlap[name] = pixel.overlap[0].tolist(), pixel.overlap[1].tolist()
+            results[name] = {
+                **{metric: None if math.isnan(value) else value for metric, value in found.items()},
                 "images": sum(image.counts),
                 "anomalous": image.counts[ANOMALOUS],
             }

@@ -3,12 +3,21 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["ExampleMaps", "FitNote", "PredictionWriter", "ResultsWriter", "RunRecord", "WholeCheckpoints"]
+__all__ = [
+    "ExampleMaps",
+    "FitNote",
+    "PredictionWriter",
+    "ReportWriter",
+    "ResultsWriter",
+    "RunRecord",
+    "WholeCheckpoints",
+]
 
 _WHERE = {
     "ExampleMaps": "tensorboard",
     "FitNote": "record",
     "PredictionWriter": "predictions",
+    "ReportWriter": "report",
     "ResultsWriter": "results",
     "RunRecord": "record",
     "WholeCheckpoints": "record",

@@ -114,8 +114,8 @@ class Comparison:
         for at, heading in enumerate(HEADINGS):
             table.add_column(heading.replace(" ", "\n"), justify="left" if at < 3 else "right", no_wrap=True)
         for section in self.sections:
-            for cells in _cells(section):
-                table.add_row(*cells)
+            for line in cells(section):
+                table.add_row(*line)
             table.add_section()
         return table
 
@@ -138,7 +138,7 @@ class Comparison:
     def markdown(self) -> str:
         """Return it as a Markdown table."""
         lines = [list(HEADINGS), ["---"] * 3 + ["--:"] * (len(HEADINGS) - 3)]
-        lines += [list(map(markdown, cells)) for section in self.sections for cells in _cells(section)]
+        lines += [list(map(markdown, line)) for section in self.sections for line in cells(section)]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return "\n\n".join([table, *map(markdown, self.notes)]) + "\n"
 
@@ -164,8 +164,8 @@ class Comparison:
         ]
         for at, section in enumerate(self.sections):
             lines += [r"\midrule"] if at or not long else []
-            for cells in _cells(section):
-                lines.append(" & ".join(map(_tex, [*cells[:last], cells[-1]])) + r" \\")
+            for line in cells(section):
+                lines.append(" & ".join(map(_tex, [*line[:last], line[-1]])) + r" \\")
         lines += [r"\bottomrule", rf"\end{{{kind}}}", "", r"{\footnotesize"]
         return "\n".join([*lines, *(_tex(note) + r"\par" for note in self.notes), "}"]) + "\n"
 
@@ -262,14 +262,14 @@ def _published(tested: Sequence[Tested], family: str) -> tuple[list[Row], list[s
     return rows, list(sources.values())
 
 
-def _cells(section: Sequence[Row]) -> list[list[str]]:
+def cells(section: Sequence[Row]) -> list[list[str]]:
     """Return the texts of a section's rows; what is the same as in the row above, the data, is said once."""
     lines = []
     for at, row in enumerate(section):
-        cells = [_cell(name, row.values[name]) + partly for name, partly in zip(METRICS, _partly(row), strict=True)]
+        shown = [_cell(name, row.values[name]) + partly for name, partly in zip(METRICS, _partly(row), strict=True)]
         speed = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
         counts = ["" if count is None else str(count) for count in (row.images, row.seeds)]
-        lines.append(["" if at else row.data, row.model, row.auxiliary, *cells, speed, *counts])
+        lines.append(["" if at else row.data, row.model, row.auxiliary, *shown, speed, *counts])
     return lines
 
 

@@ -1,33 +1,36 @@
-"""Pictures for people: a photo under its heat map, and beside its ground truth.
+"""Pictures for people: a photo under its heat map, with a legend.
 
-Colour must mean the same in every picture that is compared, so a scale ``low .. high`` is never taken from the image
-at hand: stretching each map to its own minimum and maximum paints a red spot on every good part. Two scales are used:
+Colour must mean the same in every picture that is compared, so the scale never depends on the image at hand: stretching
+each map to its own minimum and maximum paints a red spot on every good part. Nor does it depend on the run, or a part
+would be clean in one and spotted in another. There are two scales, see ``scale_of``: with a threshold colour begins
+where regions do; without one at 0.5, where a model finds "anomalous" likelier than "normal", and the picture says
+"uncalibrated". Both are full at 1.
 
-- ``LIKELIER`` (0.5 .. 1), fixed: colour begins where the model finds "anomalous" likelier than "normal" and is full
-  at certainty. It needs no other image, so it serves prediction and pictures that are compared over epochs.
-- the scale of the run (``ScoreRange``): from the scores of all images together, for tests, where the maps of a
-  training-free model may all lie between 0.45 and 0.55. Colour then is a rank among the pixels of that data set.
-
-Both are written on the picture. Opacity grows with the score from zero, so a part without findings is just a photo.
+A red spot on a red part, or any spot in grey print, shows by its border: a light line between two dark ones.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image, ImageDraw, ImageFont
 
-from kanoclip.ranks import gather
-from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, KanoclipError, Scores
+from kanoclip.metrics.calibration import Threshold
+from kanoclip.types import KanoclipError, printable
 
 LIKELIER = (0.5, 1.0)
 OUTLINE = (0, 255, 255)  # cyan: on no part of the heat map's path from violet over red to yellow
-OPACITY = 0.75
+LIGHT, DARK = (255, 255, 255), (0, 0, 0)
+FAINT, OPACITY = 0.2, 0.75  # where colour begins, and where it is full
 STRIP = 1 << 20  # pixels that are coloured at once
-LONGEST = 2048  # longer side of a kept example, pixels: a strip enlarged to the model's size has millions of them
+GREY = 32  # of a legend
+NARROWEST = 320  # width of a legend, pixels
 
 # Inferno grows in lightness all the way, also for colour-blind eyes; its first third is nearly black, which would
 # darken the photo instead of marking it.
@@ -36,17 +39,40 @@ _COLOURS = cv2.cvtColor(
 )[:, 0]
 
 
+class Scale(NamedTuple):
+    """Which scores are coloured.
+
+    Attributes:
+        low: Score where colour begins.
+        high: Score where colour is full.
+        calibrated: Whether colour begins at a threshold.
+    """
+
+    low: float
+    high: float
+    calibrated: bool
+
+
+def scale_of(threshold: Threshold | None) -> Scale:
+    """Return the colour scale: from the pixel threshold to 1, or without one from 0.5 to 1."""
+    if threshold is None or threshold.pixel is None:
+        return Scale(*LIKELIER, calibrated=False)
+    return Scale(threshold.pixel, max(threshold.pixel, LIKELIER[1]), calibrated=True)
+
+
 def overlay(
     image: NDArray[np.uint8],
     anomaly_map: NDArray[np.floating],
     mask: NDArray[np.uint8] | None = None,
     low: float = 0.0,
     high: float = 1.0,
+    contour: bool = False,
 ) -> NDArray[np.uint8]:
     """Lay the heat map of the scores over a photo.
 
     Pixels that score ``low`` or less stay exactly as they are; from there to ``high`` colour goes from violet over
-    red to yellow and opacity from 0 to 0.75. Give all pictures that are to be compared the same scale.
+    red to yellow and opacity from 0.2 to 0.75, both with the root of the score's distance from ``low``: what is just
+    above a threshold is what a person wants to tell apart. Give all pictures that are to be compared the same scale.
 
     Args:
         image: ``(H, W, 3)`` RGB, 0-255.
@@ -54,6 +80,7 @@ def overlay(
         mask: ``(H, W)`` ground truth, 1 = anomalous, drawn as a cyan outline; None or all zeros: no outline.
         low: Score where colour begins.
         high: Score where colour is full. Equal to ``low``: only what scores more is coloured, fully.
+        contour: Whether to draw a line around what is coloured, light between dark, that shows on any colour.
 
     Returns:
         ``(H, W, 3)`` RGB, 0-255.
@@ -72,151 +99,122 @@ def overlay(
     result = image.copy()
     rows = max(1, STRIP // image.shape[1])
     for top in range(0, len(image), rows):  # a strip at a time: what is computed takes 100 bytes a pixel
-        strip = result[top : top + rows]
-        scores = np.nan_to_num(anomaly_map[top : top + rows].astype(np.float64)) - low
-        strength = np.clip(scores / max(high - low, 1e-12), 0, 1)
-        hot = strength > 0
-        opacity = OPACITY * strength[hot][:, None]
-        colours = _COLOURS[np.rint(strength[hot] * 255).astype(np.uint8)]
+        strip, scores = result[top : top + rows], anomaly_map[top : top + rows]
+        hot = scores > low  # not NaN
+        strength = np.sqrt(((scores[hot] - low) / max(high - low, 1e-12)).clip(0, 1))
+        opacity = FAINT + (OPACITY - FAINT) * strength[:, None]
+        colours = _COLOURS[np.rint(strength * 255).astype(np.uint8)]
         strip[hot] = np.rint((1 - opacity) * strip[hot] + opacity * colours).astype(np.uint8)
+    thickness = max(1, round(min(image.shape[:2]) / 400))
+    if contour:
+        borders, _ = cv2.findContours((anomaly_map > low).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        for colour, width in ((DARK, 3 * thickness), (LIGHT, thickness)):
+            cv2.drawContours(result, borders, -1, colour, width)
     if mask is not None and mask.any():
         outlines, _ = cv2.findContours((mask > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(result, outlines, -1, OUTLINE, max(1, round(min(mask.shape) / 400)))
+        cv2.drawContours(result, outlines, -1, OUTLINE, thickness)
     return result
 
 
-class Example(NamedTuple):
-    """One image with what is known and what was found, on the CPU.
+def legend(width: int, lines: list[str], scale: Scale) -> NDArray[np.uint8]:
+    """Draw lines of text above the colour scale, to be set above or below a picture.
 
-    Attributes:
-        image: ``(H, W, 3)`` RGB, 0-255.
-        anomaly_map: ``(H, W)`` in [0, 1].
-        mask: ``(H, W)``, 1 = anomalous; None without ground truth.
-        score: Image score in [0, 1].
-        label: 0 = normal, 1 = anomalous, -1 = unknown.
-        category: What is shown.
-        defect: Kind of defect, "good" or "".
-        path: Where it came from.
+    Args:
+        width: Of the picture, pixels; the legend has this width, or 320 if that is more.
+        lines: What to say; of one that is too long the middle is left out.
+        scale: That of the picture.
+
+    Returns:
+        ``(H', max(width, 320), 3)`` RGB, 0-255.
     """
+    width = max(width, NARROWEST)
+    size = max(13, round(width / 64))  # of letters, pixels
+    row, edge = round(1.4 * size), size // 2
+    drawn = Image.new("RGB", (width, row * (len(lines) + 1) + 2 * edge), (GREY,) * 3)
+    draw, font = ImageDraw.Draw(drawn), _font(size)
 
-    image: NDArray[np.uint8]
-    anomaly_map: NDArray[np.float32]
-    mask: NDArray[np.uint8] | None
-    score: float
-    label: int
-    category: str
-    defect: str
-    path: str
+    for turn, line in enumerate(lines):
+        text = whole = printable(line, 1000)
+        kept = len(whole)
+        while draw.textlength(text, font) > width - 2 * edge:
+            kept -= 1
+            text = f"{whole[: kept // 2]}…{whole[len(whole) - kept // 2 :]}"
+        draw.text((edge, edge + turn * row), text, (235, 235, 235), font)
+    low, high = f"{scale.low:.4g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
+    top, left = edge + len(lines) * row, edge + round(draw.textlength(low + " ", font))
+    right = left + width // 3
+    draw.text((edge, top), low, (235, 235, 235), font)
+    draw.text((right + edge, top), high, (235, 235, 235), font)
+    picture = np.array(drawn)
+    # As the heat map is drawn, over mid-grey: what is transparent on the photo is grey here.
+    ramp = np.tile(np.linspace(scale.low, scale.high, right - left), (size, 1))
+    picture[top : top + size, left:right] = overlay(np.full((*ramp.shape, 3), 96, np.uint8), ramp, None, *scale[:2])
+    return picture
 
 
-def photo(image: Tensor) -> NDArray[np.uint8]:
-    """Turn ``(3, H, W)`` in [0, 1] into ``(H, W, 3)`` of 0-255."""
-    return (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+def marked(
+    image: NDArray[np.uint8],
+    anomaly_map: NDArray[np.floating],
+    path: str,
+    score: float,
+    threshold: Threshold | None = None,
+    plain: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw a photo with its heat map, and below it its name, score, decision and colour scale.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, 0-255.
+        anomaly_map: ``(H, W)`` scores in [0, 1].
+        path: The photo's file.
+        score: Image score in [0, 1].
+        threshold: For the decision, and where colour begins; None: it begins at 0.5.
+        plain: Leave out the legend, so that the picture has the photo's size.
+
+    Returns:
+        ``(H', W', 3)`` RGB, 0-255: the photo's pixels are its upper left part, and none is covered by the legend.
+    """
+    scale = scale_of(threshold)
+    drawn = overlay(image, anomaly_map, None, scale.low, scale.high, contour=True)
+    if plain:
+        return drawn
+    below = legend(image.shape[1], [path, verdict(score, threshold)], scale)
+    missing = below.shape[1] - image.shape[1]
+    return np.vstack([np.pad(drawn, ((0, 0), (0, missing), (0, 0)), constant_values=GREY), below])
 
 
-def example(batch: Batch, scores: Scores, index: int) -> Example:
-    """Take one image out of a batch and of its scores; long strips are shrunk."""
-    image: Any = photo(batch.image[index])
-    anomaly_map: Any = scores.anomaly_map[index].detach().float().cpu().numpy().copy()
-    mask: Any = batch.mask[index].cpu().numpy().copy() if bool(batch.has_mask[index]) else None
-    factor = LONGEST / max(anomaly_map.shape)
-    if factor < 1 and image.shape[0] != image.shape[1]:
-        size = tuple(max(1, round(side * factor)) for side in image.shape[1::-1])
-        image, anomaly_map = (cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in (image, anomaly_map))
-        mask = mask if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-    return Example(
-        image=image,
-        anomaly_map=anomaly_map,
-        mask=mask,
-        score=float(scores.image_score[index]),
-        label=int(batch.label[index]),
-        category=batch.category[index],
-        defect=batch.defect[index],
-        path=batch.path[index],
+def verdict(score: float, threshold: Threshold | None) -> str:
+    """Say a score and, with a threshold, the decision, in half a line."""
+    if threshold is None:
+        return f"score {score:.3f}"
+    return f"score {score:.3f}: {threshold.decide(score)} (threshold {threshold.image:.3f})"
+
+
+def colour_note(coloured: int, images: int, highest: float, calibrated: bool) -> str:
+    """Say it if none of some images is coloured, or every one, and what to type; "" otherwise.
+
+    Args:
+        coloured: How many have a pixel above their scale's lower end.
+        images: How many there are.
+        highest: Highest score of a pixel of all of them.
+        calibrated: Whether there is a threshold.
+    """
+    if not images or 0 < coloured < max(images, 2):
+        return ""
+    which, begin = ("Every", "each map exceeds") if coloured else ("No", "no map reaches")
+    if calibrated:
+        return f"{which} overlay is coloured: {begin} its pixel threshold. The highest score is {highest:.4g}."
+    return (
+        f"{which} overlay is coloured: colour begins at {LIKELIER[0]:g} and {begin} it. The highest score is "
+        f"{highest:.4g}. To begin where good images end: kanoclip calibrate, then --threshold threshold.json (or a "
+        f"number)."
     )
 
 
-def panel(shown: Example, low: float, high: float, tile: int = 256) -> NDArray[np.uint8]:
-    """Set photo, ground truth and overlay side by side, under a caption with score, label and colour scale.
-
-    Those of a wide image, three times as wide as high or more, are set one below the other.
-
-    Args:
-        shown: The image and what was found on it.
-        low: Score where colour begins.
-        high: Score where colour is full.
-        tile: Smallest height of the three pictures, in pixels; smaller ones are enlarged so that the caption fits.
-
-    Returns:
-        ``(H', W', 3)`` RGB, 0-255.
-    """
-    height, width = shown.image.shape[:2]
-    factor = max(1.0, tile / min(height, width))
-    size = (round(width * factor), round(height * factor))  # (W, H), as OpenCV wants it
-    mask: Any
-    image: Any = cv2.resize(shown.image, size, interpolation=cv2.INTER_CUBIC)
-    anomaly_map: Any = cv2.resize(shown.anomaly_map, size, interpolation=cv2.INTER_LINEAR)
-    unit = min(size) / 256
-    if shown.mask is None:
-        mask, truth = None, np.full_like(image, 96)
-        _write(truth, "no ground truth", (round(8 * unit), round(128 * unit)), unit)
-    else:
-        mask = cv2.resize(shown.mask, size, interpolation=cv2.INTER_NEAREST)
-        truth = np.repeat((mask > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
-    three = [image, truth, overlay(image, anomaly_map, mask, low, high)]
-    pictures = np.vstack(three) if size[0] >= 3 * size[1] else np.hstack(three)
-
-    caption = np.full((round(44 * unit), pictures.shape[1], 3), 32, np.uint8)
-    label = {UNKNOWN: "label unknown", ANOMALOUS: "anomalous"}.get(shown.label, "normal")
-    what = f"{shown.category} / {shown.defect}" if shown.defect else shown.category
-    _write(caption, f"{what}: {label}", (round(8 * unit), round(18 * unit)), unit)
-    _write(caption, f"image score {shown.score:.3f}", (round(8 * unit), round(37 * unit)), unit)
-    left, right = round(pictures.shape[1] * 2 / 3 + 80 * unit), round(pictures.shape[1] - 80 * unit)
-    top, bottom = round(12 * unit), round(32 * unit)
-    # The legend is drawn as the heat map is, over mid-grey: what is transparent on the photo is grey here.
-    ramp = np.tile(np.linspace(0, 1, right - left), (bottom - top, 1))
-    caption[top:bottom, left:right] = overlay(np.full((*ramp.shape, 3), 96, np.uint8), ramp)
-    _write(caption, f"{low:.4g}", (left - round(70 * unit), bottom - round(5 * unit)), unit)
-    _write(caption, f"{high:.4g}", (right + round(8 * unit), bottom - round(5 * unit)), unit)
-    return np.vstack([caption, pictures])
-
-
-def _write(picture: NDArray[np.uint8], text: str, at: tuple[int, int], unit: float) -> None:
-    drawable = text.encode("ascii", "replace").decode()  # OpenCV's built-in font knows no other letters
-    thickness = max(1, round(unit))
-    cv2.putText(picture, drawable, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * unit, (235,) * 3, thickness, cv2.LINE_AA)
-
-
-class ScoreRange:
-    """Learn the colour scale of a run from the pixel scores of all its images, in constant memory.
-
-    Colour begins at the 0.9 quantile (nine pixels in ten stay as they are) and is full at the 0.999 quantile: the
-    scale knows no labels, and a good part is coloured only where it scores like the most suspicious pixels of the
-    whole data set. In a run without any defect these are just noise; the numbers beside the legend tell.
-
-    Args:
-        images: How many there will be.
-        pixels: About how many scores to take from each image, on a regular grid.
-        limit: Most scores to take from all images together.
-    """
-
-    def __init__(self, images: int = 1, pixels: int = 1024, limit: int = 1 << 21) -> None:
-        self.pixels = max(1, min(pixels, limit // max(1, images)))
-        self._kept: list[NDArray[np.float32]] = []
-
-    def update(self, anomaly_map: Tensor) -> None:
-        """Take in the maps ``(B, H, W)`` of a batch."""
-        scores = anomaly_map.detach().flatten(1)
-        # An odd step does not fall on the same column in every row of the usual even widths.
-        step = max(1, scores.shape[1] // self.pixels) | 1
-        self._kept.append(scores[:, ::step].float().cpu().numpy().ravel())
-
-    def scale(self) -> tuple[float, float]:
-        """Return ``(low, high)`` of what was seen, by all processes; ``LIKELIER`` when nothing was."""
-        mine = np.concatenate([np.empty(0, np.float32), *self._kept])
-        scores = np.concatenate(gather(mine))
-        scores = scores[np.isfinite(scores)]
-        if not scores.size:
-            return LIKELIER
-        low, high = np.quantile(scores.astype(np.float64), (0.9, 0.999))
-        return float(low), float(high)
+@cache
+def _font(size: int) -> Any:
+    """Return DejaVu Sans, which matplotlib brings, for file names in Latin, Greek and Cyrillic; or Pillow's own."""
+    place = find_spec("matplotlib")
+    try:
+        return ImageFont.truetype(Path(str(place and place.origin)).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf", size)
+    except OSError:  # not installed
+        return ImageFont.load_default(size)

@@ -24,10 +24,11 @@ from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
 from kanoclip.outputs.coco import ANNOTATIONS, append_regions
+from kanoclip.outputs.examples import photo
 from kanoclip.outputs.finding import Finding, finding
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.names import csv_text
-from kanoclip.outputs.overlay import LIKELIER, overlay, photo
+from kanoclip.outputs.overlay import colour_note, marked, scale_of
 from kanoclip.outputs.places import Places
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.results import about_run, tell_unwritten
@@ -92,6 +93,7 @@ class PredictionWriter(Callback):
         self._folder = Path()
         self._paths: list[str] = []  # in the order of the data
         self._left = self._count = self._coloured = 0  # images to do and done, and those among them with some colour
+        self._highest = 0.0  # score of a pixel
         self._batch: Future[None] | None = None  # what is being written
         self.unwritten: list[tuple[str, str]] = []
         self.waiting: Collection[str] = ()
@@ -108,7 +110,8 @@ class PredictionWriter(Callback):
         mine = self._paths[self.shard.number - 1 :: self.shard.of]
         if self.resume:
             data.leave_out = {*done, *self.waiting, *(set(self._paths) - set(mine) if self.shard.of > 1 else ())}
-        self._left, self._count, self._coloured = sum(path not in done for path in mine), 0, 0
+        self._left = sum(path not in done for path in mine)
+        self._count, self._coloured, self._highest = 0, 0, 0.0
         self._places = Places(self._paths if self.maps or self.overlays else [], f".{self.map_format}", done)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,6 +146,7 @@ class PredictionWriter(Callback):
         self._finish()
         self._pool.shutdown()
         self._count, self._coloured = (sum(gather(number)) for number in (self._count, self._coloured))
+        self._highest = max(gather(self._highest))
         self.unwritten = tell_unwritten(self.unwritten, "the scores and maps are complete")
         unreadable = gather_unreadable(getattr(getattr(trainer, "datamodule", None), "unreadable", []), self._paths)
         if trainer.is_global_zero:
@@ -188,9 +192,9 @@ class PredictionWriter(Callback):
         tell(f"{counted(images, 'image')}{now}: {', '.join([str(file), *more])}")
         if waiting and self.shard.of > 1:
             tell(f"predictions.csv is made when all {self.shard.of} shards are complete; missing: {waiting}")
-        if self.overlays and self._count and not self._coloured:
-            begin = f"colour begins at {LIKELIER[0]:g}"
-            tell(f"No overlay is coloured: {begin} and no map reaches it. The values are in maps/ and in the csv.")
+        counts = self._coloured, self._count, self._highest
+        if self.overlays and (said := colour_note(*counts, calibrated=self.thresholds is not None)):
+            tell(said)
 
     def _finish(self) -> None:
         """Wait until the batch is written and listed; raises what went wrong."""
@@ -216,7 +220,10 @@ class PredictionWriter(Callback):
         if not self._count and self._left > MANY and not failures and not getattr(rank_zero_only, "rank", 0):
             self._tell_size([name for row in rows for name in row[4:6] if name], len(rows))
         self._count += len(rows)
-        self._coloured += sum(float(row[COLUMNS.index("map_max")]) > LIKELIER[0] for row in rows)
+        highest = [float(row[COLUMNS.index("map_max")]) for row in rows]
+        scales = [scale_of(done[i][1].threshold) for i in sorted(done)]
+        self._coloured += sum(score > scale.low for score, scale in zip(highest, scales, strict=True))
+        self._highest = max([self._highest, *highest])
         if failures:
             raise failures[0]
 
@@ -244,7 +251,7 @@ class PredictionWriter(Callback):
                 write_image(self._folder / map_file, unit_to_uint16(heat))
             else:
                 write_bytes(self._folder / map_file, _npy(heat), durable=False)
-        if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, heat):
+        if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, found):
             overlay_file = f"overlays/{name}.png"
         margin = "" if found.margin is None else f"{found.margin:.6f}"
         scored = (f"{score:.6f}", f"{heat.max():.6f}")
@@ -252,9 +259,10 @@ class PredictionWriter(Callback):
         # of the map its shape alone is wanted from here on, and a batch of them may be gigabytes
         return row, replace(found, anomaly_map=np.broadcast_to(np.float32(0), heat.shape))
 
-    def _write_overlay(self, name: str, batch: Batch, i: int, heat: NDArray[np.float32]) -> bool:
+    def _write_overlay(self, name: str, batch: Batch, i: int, found: Finding) -> bool:
         try:
-            write_image(self._folder / name, overlay(_original(batch, i), heat, None, *LIKELIER))
+            picture = marked(_original(batch, i), found.anomaly_map, found.path, found.score, found.threshold)
+            write_image(self._folder / name, picture)
         except (OSError, cv2.error) as error:
             self.unwritten.append((name, str(error)))
             return False

@@ -1,10 +1,12 @@
-"""What a test leaves behind: a table, results.json, results.csv and a few overlays; of a validation the table."""
+"""What a test leaves behind: a table, results.json, results.csv, images.csv and a few overlays.
+
+Of a validation the table.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +22,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from kanoclip import __version__
 from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.data.loading import gather_unreadable
+from kanoclip.metrics.calibration import Threshold
 from kanoclip.models.checkpoint import backbone_of, settings, zero_shot
-from kanoclip.outputs.identity import RESULTS_VERSION, identity
+from kanoclip.outputs.examples import Example, example, panel
+from kanoclip.outputs.identity import RESULTS_VERSION, identity, scoring
+from kanoclip.outputs.images import ImageTable, decided
 from kanoclip.outputs.names import file_name, plain_name
-from kanoclip.outputs.overlay import Example, ScoreRange, example, panel
+from kanoclip.outputs.overlay import colour_note, scale_of
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.sheet import choose
 from kanoclip.outputs.tables import print_results, results_csv, tell
+from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.ranks import gather
 from kanoclip.types import Batch, Scores, counted
 
@@ -46,18 +52,24 @@ class ResultsWriter(Callback):
     Args:
         overlays: How many panels to write, spread over categories, labels and kinds of defect; 0 for none. They come
             last, and one that cannot be written is told and left out.
+        thresholds: For decisions, and where colour begins; None: no decisions, and it begins at 0.5.
 
     Attributes:
         unwritten: Each panel that could not be written, and why; of several processes the first one has all.
+
+    Raises:
+        KanoclipError: If the thresholds are for other scores, or for none of the categories that are tested.
+        CannotWriteError: If a table cannot be written.
     """
 
-    def __init__(self, overlays: int = 16) -> None:
+    def __init__(self, overlays: int = 16, thresholds: Thresholds | None = None) -> None:
         self.overlays = overlays
+        self.thresholds = thresholds
         self._start = 0.0
         self._seconds = 0.0
         self._images = 0
         self._folder = Path()
-        self._range = ScoreRange()
+        self._table: ImageTable | None = None
         self._chosen: dict[str, int] = {}
         self._examples: dict[int, Example] = {}
         self.unwritten: list[tuple[str, str]] = []
@@ -66,12 +78,16 @@ class ResultsWriter(Callback):
         """Start anew: one trainer may test several sets. Choose the images to show, whatever they will score."""
         self._images, self._examples, self._folder, self.unwritten = 0, {}, run_folder(trainer), []
         data: Any = getattr(trainer, "datamodule", None)
+        if self.thresholds:  # refused before images are scored
+            self.thresholds.check(scoring(about_run(trainer, pl_module)))
+            for category in getattr(data, "categories", []):
+                self.thresholds.entry(category)
+        self._table = ImageTable(self._folder, trainer, self.thresholds)
         samples = data.part("test") if hasattr(data, "part") else []
         batch_size = getattr(trainer.test_dataloaders, "batch_size", None) or 1
         reached = gather(trainer.num_test_batches[0])[0] * batch_size * trainer.world_size  # none has more batches
         samples = samples[: int(min(reached, len(samples)))]
         self._chosen = {path: turn for turn, path in enumerate(choose(samples)[: self.overlays])}
-        self._range = ScoreRange(len(samples) or int(min(reached, sys.maxsize)))
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
@@ -92,11 +108,14 @@ class ResultsWriter(Callback):
         """Count, and keep the images to show; of data that cannot say what will come, the first ones of one process."""
         scores: Scores = outputs
         self._images += len(batch.label)
-        self._range.update(scores.anomaly_map)
+        names = [""] * len(batch.path)
         for i, path in enumerate(batch.path):
             turn = self._chosen.get(path) if self._chosen else len(self._examples)
             if turn is not None and turn < self.overlays and (self._chosen or trainer.is_global_zero):
                 self._examples[turn] = example(batch, scores, i)
+                names[i] = _picture(turn, self._examples[turn])
+        assert self._table is not None  # for the type checker: a test has started
+        self._table.add(batch, scores, names)
         self._seconds = time.monotonic() - self._start
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,15 +125,20 @@ class ResultsWriter(Callback):
         data: Any = getattr(trainer, "datamodule", None)
         paths = [sample.image for sample in data.part("test")] if hasattr(data, "part") else []
         unreadable = gather_unreadable(getattr(data, "unreadable", []), paths)
+        assert self._table is not None  # for the type checker: a test has started
+        self._table.join({path: place for place, path in enumerate(paths)})
+        decisions = self._table.decisions()
         if trainer.is_global_zero:
-            report, folder = self._report(trainer, pl_module, unreadable), self._folder
+            report, folder = self._report(trainer, pl_module, unreadable, decisions), self._folder
             results = getattr(pl_module, "results", {})
             write_text(folder / "results.csv", results_csv(results))
             write_json(folder / "results.json", report)  # last: where it is, all numbers are
             tell(f"\n{headline(report)}")
             print_results(results)
-            tell(f"{folder}/results.json, results.csv{', overlays/' if shown else ''}")
-        self._write_overlays(self._folder)
+            if decisions:
+                tell(decided(decisions))
+            tell(f"{folder}/results.json, results.csv, images.csv{', overlays/' if shown else ''}")
+        self._write_overlays(trainer)
         self.unwritten = tell_unwritten(self.unwritten, "the numbers are complete")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,7 +147,11 @@ class ResultsWriter(Callback):
             print_results(getattr(pl_module, "results", {}))
 
     def _report(
-        self, trainer: Trainer, pl_module: LightningModule, unreadable: Sequence[tuple[str, str]]
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        unreadable: Sequence[tuple[str, str]],
+        decisions: dict[str, Any] | None,
     ) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
         model: Any = pl_module
@@ -138,24 +166,37 @@ class ResultsWriter(Callback):
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
             "results": getattr(model, "results", {}),
+            "threshold": self.thresholds and self.thresholds.source,
+            "decisions": decisions,
         }
         return report | {"identity": identity(report)}
 
-    def _write_overlays(self, folder: Path) -> None:
-        """Write the kept images on the colour scale of the whole run."""
-        low, high = self._range.scale()
+    def _write_overlays(self, trainer: Trainer) -> None:
+        """Write the kept images, and say it if all or none of them are coloured."""
+        entry = self.thresholds.entry if self.thresholds else lambda category: None
+        thresholds = [entry(one.category) for one in self._examples.values()]
+        highest = [float(one.anomaly_map.max()) for one in self._examples.values()]
+        coloured = [score > scale_of(one).low for score, one in zip(highest, thresholds, strict=True)]
+        found = gather((sum(coloured), len(coloured), max(highest, default=0.0)))
+        counts = sum(one[0] for one in found), sum(one[1] for one in found), max(one[2] for one in found)
+        if trainer.is_global_zero and (said := colour_note(*counts, calibrated=self.thresholds is not None)):
+            tell(said)
 
-        def write(turn: int) -> None:
-            shown = self._examples[turn]
-            name = plain_name(f"{turn:02d}_{shown.category}_{shown.defect or 'unknown'}")
-            path = folder / "overlays" / file_name(name, f"_{shown.score:.3f}.png")
+        def write(turn: int, threshold: Threshold | None) -> None:
+            path = self._folder / _picture(turn, self._examples[turn])
             try:
-                write_image(path, panel(shown, low, high))
+                write_image(path, panel(self._examples[turn], threshold))
             except (OSError, cv2.error) as error:
                 self.unwritten.append((path.name, str(error)))
 
         with ThreadPoolExecutor(4) as pool:  # drawing and encoding release Python's lock
-            list(pool.map(write, sorted(self._examples)))  # the first other error is raised
+            list(pool.map(write, self._examples, thresholds))  # the first other error is raised
+
+
+def _picture(turn: int, shown: Example) -> str:
+    """Return where the picture of an image goes in a run's folder."""
+    name = plain_name(f"{turn:02d}_{shown.category}_{shown.defect or 'unknown'}")
+    return f"overlays/{file_name(name, f'_{shown.score:.3f}.png')}"
 
 
 def about_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

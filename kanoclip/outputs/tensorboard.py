@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from kanoclip.outputs.overlay import LIKELIER, Example, example, panel
+from kanoclip.outputs.examples import Example, example, panel
 from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, Batch, Scores
 
@@ -103,6 +103,4 @@ class ExampleMaps(Callback):
         writer: Any = getattr(trainer.logger, "experiment", None)
         for number, key in enumerate(sorted(found)[: self.images]):
             shown = found[key][1]
-            writer.add_image(
-                f"examples/{stage}/{number}", panel(shown, *LIKELIER), trainer.current_epoch, dataformats="HWC"
-            )
+            writer.add_image(f"examples/{stage}/{number}", panel(shown), trainer.current_epoch, dataformats="HWC")

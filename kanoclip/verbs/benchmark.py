@@ -157,6 +157,7 @@ def _report(plan: Plan, output: Path) -> int:
     """Print and write the table of what is done, and tell what is not; returns the exit code."""
     from kanoclip.data.files import write_json, write_text
     from kanoclip.outputs.comparison import Comparison, Tested
+    from kanoclip.outputs.report import write_comparison
     from kanoclip.outputs.tables import print_table, table_text
     from kanoclip.verbs.jobs import read_report
 
@@ -191,9 +192,19 @@ def _report(plan: Plan, output: Path) -> int:
             {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
         ]
         write_json(output / "results.json", {"tests": tests})
+        try:
+            write_comparison(output, comparison, {_name(one): one.report.get("folder") for one in found})
+            print(f"{output}/report.html")
+        except OSError as error:  # all numbers are written
+            failures.append(str(error))
     for failure in failures:
         complain(failure)
     return 1 if failures else 0
+
+
+def _name(test: Tested) -> str:
+    seed = "" if test.report["seed"] is None else f", seed {test.report['seed']}"
+    return f"{test.model} ({test.auxiliary}{seed}) on {test.data}"
 
 
 def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:

@@ -16,7 +16,7 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.parsing import local_path, read_yaml
 from kanoclip.models.base import AnomalyModule, learns_nothing
 from kanoclip.models.contents import leaves
-from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord
+from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ReportWriter, ResultsWriter, RunRecord
 from kanoclip.outputs.record import claim_version
 from kanoclip.outputs.resuming import Shard
 from kanoclip.registry import NAMES, WHICH_DATA, available, load_class, name_of
@@ -125,7 +125,7 @@ def usual_callbacks(options: Chosen, trainer: Namespace) -> list[Callback]:
         ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
         RunRecord(),
         ExampleMaps(),
-        ResultsWriter(**({} if options.overlays else {"overlays": 0})),
+        ResultsWriter(**({} if options.overlays else {"overlays": 0}), thresholds=options.thresholds),
         PredictionWriter(
             overlays=options.overlays,
             maps=options.maps,
@@ -134,6 +134,7 @@ def usual_callbacks(options: Chosen, trainer: Namespace) -> list[Callback]:
             shard=Shard(*options.shard),
             sort=not options.watch,
         ),
+        *([ReportWriter(options.thresholds)] if options.report else []),
         FitNote(),
         EndWhenTold(),
     ]

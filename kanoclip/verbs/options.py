@@ -47,7 +47,7 @@ OPTIONS = {
     ),
     "overlays": Option(bool, True, "Write overlays."),
     "maps": Option(bool, True, "Write maps.", ("predict",)),
-    "report": Option(bool, True, "Write report.html."),
+    "report": Option(bool, True, "Write report.html; not with --watch or --shard."),
     "watch": Option(
         bool, False, "Go on for ever: score each new file of the folder once. With --output.", ("predict",)
     ),
@@ -96,7 +96,7 @@ class Chosen:
     thresholds: Thresholds | None = None
     overlays: bool = True
     maps: bool = True
-    report: bool = True
+    report: bool = False
     watch: bool = False
     shard: tuple[int, int] = (1, 1)
 
@@ -127,9 +127,10 @@ def read_options(verb: str, given: Any) -> Chosen:
             raise KanoclipError(f"--{name} needs a folder that stays the same: add --output FOLDER.")
     if watch and shard[1] > 1:
         raise KanoclipError("--watch true and --shard exclude each other: leave one out.")
+    report = value["report"] and not watch and shard == (1, 1)  # it needs all rows
     if output is not None:
         _check_place(output, verb)
-    return Chosen(output, thresholds, value["overlays"], value.get("maps", True), value["report"], watch, shard)
+    return Chosen(output, thresholds, value["overlays"], value.get("maps", True), report, watch, shard)
 
 
 def _shard(text: str | None) -> tuple[int, int]:

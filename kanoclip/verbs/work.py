@@ -123,7 +123,7 @@ def _test(job: Job, data: Data) -> dict[str, Any] | None:
     report: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for path, why in report.get("unreadable", ()):
         raise UnreadableImageError(path, why)  # a row of a table is of all images
-    return report | {"files": files_of(report["options"]["model"])}
+    return report | {"files": files_of(report["options"]["model"]), "folder": os.path.relpath(folder, job.output)}
 
 
 def _fit(job: Job) -> None:

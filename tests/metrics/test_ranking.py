@@ -332,3 +332,23 @@ def test_two_processes_with_unequal_shares_give_the_digits_of_one(tmp_path: Path
     image.update(maps[:, 0, 0], LABEL)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [values(one), values(one), values(image)]
+
+
+def test_the_overlap_curve_encloses_aupro_and_is_thinned() -> None:
+    rng = np.random.default_rng(0)
+    mask = torch.zeros(2, 64, 64)
+    mask[0, 3:20, 5:9] = mask[1, 40:50, 40:60] = 1
+    metric = PixelMetrics()
+    metric.update(torch.from_numpy(rng.random((2, 64, 64), np.float32)) + mask / 2, mask)
+    found = values(metric)
+    rate, overlap = metric.overlap
+    assert len(rate) <= 258
+    assert (rate[0], overlap[0], rate[-1]) == (0, 0, 0.3)
+    assert np.trapezoid(overlap, rate) / 0.3 == pytest.approx(found["aupro"], abs=1e-3)
+
+
+def test_there_is_no_overlap_curve_without_a_region() -> None:
+    metric = PixelMetrics()
+    metric.update(torch.rand(1, 8, 8), torch.zeros(1, 8, 8))
+    metric.compute()
+    assert [len(part) for part in metric.overlap] == [0, 0]

@@ -1,16 +1,27 @@
+import cv2
 import numpy as np
 import pytest
-import torch
 
-from kanoclip.outputs.overlay import LIKELIER, OUTLINE, Example, ScoreRange, example, overlay, panel, photo
-from kanoclip.types import Scores
+from kanoclip.metrics.calibration import Threshold
+from kanoclip.outputs.overlay import (
+    LIKELIER,
+    NARROWEST,
+    OUTLINE,
+    colour_note,
+    legend,
+    marked,
+    overlay,
+    scale_of,
+    verdict,
+)
 
 GREY = np.full((20, 30, 3), 100, np.uint8)
+NOTHING = np.zeros((20, 30), np.float32)
 
 
 def test_a_map_of_zeros_leaves_the_photo_unchanged():
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    assert np.array_equal(overlay(noise, np.zeros((20, 30)), np.zeros((20, 30), np.uint8)), noise)
+    assert np.array_equal(overlay(noise, NOTHING, np.zeros((20, 30), np.uint8), contour=True), noise)
 
 
 def test_only_the_hot_pixel_is_coloured_and_warmer_than_before():
@@ -30,7 +41,7 @@ def test_opacity_and_warmth_grow_with_the_score():
 
 
 def test_a_score_at_the_lower_end_of_the_scale_is_not_coloured():
-    assert np.array_equal(overlay(GREY, np.full((20, 30), 0.5), None, *LIKELIER), GREY)
+    assert np.array_equal(overlay(GREY, np.full((20, 30), 0.5), None, *LIKELIER, contour=True), GREY)
     assert not np.array_equal(overlay(GREY, np.full((20, 30), 0.51), None, *LIKELIER), GREY)
 
 
@@ -42,8 +53,21 @@ def test_the_outline_lies_on_the_edge_of_the_mask_and_nowhere_else():
     assert np.array_equal((overlay(GREY, np.zeros((20, 30)), mask) == OUTLINE).all(-1), edge)
 
 
+@pytest.mark.parametrize("colour", [(200, 20, 20), (235, 210, 30), (0, 0, 0), (255, 255, 255), (128, 128, 128)])
+@pytest.mark.parametrize("peak", [0.51, 0.7, 1])
+def test_a_border_shows_on_any_colour_and_in_grey_print(colour, peak):
+    photo, heat = np.full((200, 300, 3), colour, np.uint8), np.zeros((200, 300), np.float32)
+    heat[60:140, 100:200] = peak
+    grey = cv2.cvtColor(overlay(photo, heat, None, *LIKELIER, contour=True), cv2.COLOR_RGB2GRAY).astype(int)
+    for across in (grey[100, 90:110], grey[100, 190:210], grey[50:70, 150], grey[130:150, 150]):
+        outside, inside = (across[0], across[-1])
+        assert across.max() - across.min() >= 200  # light beside dark, whatever is around
+        assert max(abs(across - outside)) >= 100
+        assert max(abs(across - inside)) >= 100
+
+
 def test_what_is_not_a_number_is_not_coloured():
-    assert np.array_equal(overlay(GREY, np.full((20, 30), np.nan)), GREY)
+    assert np.array_equal(overlay(GREY, np.full((20, 30), np.nan), contour=True), GREY)
 
 
 @pytest.mark.parametrize("wrong", ["anomaly_map", "mask"])
@@ -58,57 +82,85 @@ def test_a_scale_upside_down_is_an_error():
         overlay(GREY, np.zeros((20, 30)), None, 1, 0)
 
 
-def test_a_photo_is_rounded_to_its_8_bits():
-    assert photo(torch.tensor([0.0, 1.0, 0.5]).view(3, 1, 1)).tolist() == [[[0, 255, 128]]]
+def test_colour_begins_at_the_threshold_of_pixels_or_at_the_stated_score():
+    assert scale_of(Threshold(0.9, 0.7, 0.1)) == (0.7, 1, True)
+    assert scale_of(None) == scale_of(Threshold(0.9)) == (0.5, 1, False)
+    highest = scale_of(Threshold(1, 1))
+    assert np.array_equal(overlay(GREY, np.ones((20, 30)), None, highest.low, highest.high), GREY)
 
 
-@pytest.mark.parametrize("mask", [None, np.ones((20, 30), np.uint8)])
-def test_a_panel_holds_photo_truth_and_overlay_in_a_row_below_a_caption(mask):
-    shown = Example(GREY, np.zeros((20, 30), np.float32), mask, 0.25, 0, "ring", "good", "x.png")
-    picture = panel(shown, 0, 1, tile=256)
-    assert picture.shape == (44 + 256, 3 * 384, 3)
-    assert (picture[-256:, :384] == 100).all()  # the photo
-    assert (picture[-20:, 384:768] == (96 if mask is None else 255)).all()  # the truth
-    assert (picture[-200:-20, 768 + 20 : -20] == 100).all()  # the overlay, of a map of zeros
+def test_an_overlay_keeps_the_photo_free_above_its_legend():
+    photo = np.random.default_rng(0).integers(0, 256, (50, 700, 3), np.uint8)
+    heat = np.zeros((50, 700), np.float32)
+    picture = marked(photo, heat, "a.png", 0.25)
+    assert picture.shape[1] == 700
+    assert np.array_equal(picture[:50], photo)
+    assert picture[50:].max() > 200  # letters
+    assert np.array_equal(marked(photo, heat, "a.png", 0.25, plain=True), photo)
+    narrow = marked(GREY, NOTHING, "a.png", 0.25)
+    assert narrow.shape[1] == NARROWEST
+    assert np.array_equal(narrow[:20, :30], GREY)
+    assert (narrow[:20, 30:] == 32).all()
 
 
-def test_the_parts_of_a_wide_panel_lie_below_each_other():
-    wide = np.full((20, 60, 3), 100, np.uint8)
-    picture = panel(Example(wide, np.zeros((20, 60), np.float32), None, 0.25, 0, "rail", "", "x.png"), 0, 1, tile=256)
-    assert picture.shape == (44 + 3 * 256, 768, 3)
-    assert (picture[44 : 44 + 256] == 100).all()  # the photo
-    assert (picture[-256:] == 100).all()  # the overlay, of a map of zeros
-    square = panel(Example(GREY[:, :20], np.zeros((20, 20), np.float32), None, 0.25, 0, "rail", "", "x.png"), 0, 1)
-    assert np.array_equal(square[:44], picture[:44])  # with the same legend in the same place
+def test_the_same_map_has_the_same_colours_whatever_else_is_drawn():
+    heat = np.random.default_rng(0).random((20, 30), np.float32)
+    threshold = Threshold(0.9, 0.7)
+    assert np.array_equal(marked(GREY, heat, "a", 0.95, threshold)[:20, :30], overlay(GREY, heat, None, 0.7, 1, True))
 
 
-def test_an_example_of_a_long_strip_is_shrunk_with_its_map_and_mask(kit):
-    batch = kit.batch(kit.samples("rail/hole/1.png"))
-    strip = torch.zeros(1, 100, 8000)
-    strip[:, 20:40, 4000:4800] = 1
-    batch = batch._replace(image=strip[:, None].expand(-1, 3, -1, -1), mask=strip.byte())
-    shown = example(batch, Scores(strip / 2, torch.ones(1)), 0)
-    assert shown.image.shape == (26, 2048, 3)
-    assert shown.mask is not None
-    assert shown.anomaly_map.shape == shown.mask.shape == (26, 2048)
-    for part, value in ((shown.image[..., 0], 255), (shown.anomaly_map, 0.5), (shown.mask, 1)):
-        assert (part[8, 1024], part[8, 1020], part[8, 1229], part[15, 1100]) == (value, 0, 0, 0)
+@pytest.mark.parametrize("path", ["", "x" * 5000, "Käffchen_чашка_杯子.png", "a\nb\x1b[31m\udcfc.png"])
+@pytest.mark.parametrize("width", [1, 320, 4000])
+def test_any_name_fits_into_a_legend_of_any_width(path, width):
+    few, many = (legend(width, [path, line], scale_of(None)) for line in ("", "score 0.5"))
+    assert few.shape == many.shape == (few.shape[0], max(width, NARROWEST), 3)
+    assert not np.array_equal(few, many)
+    assert (few[:, -3:] == 32).all()  # no letter is cut off
 
 
-def test_the_scale_of_a_run_is_that_of_its_quantiles():
-    seen = ScoreRange(pixels=10_000)
-    for part in torch.linspace(0, 1, 10_001).split(1000):
-        seen.update(part[None])
-    assert seen.scale() == pytest.approx((0.9, 0.999), abs=1e-3)
+def test_a_picture_without_a_threshold_says_that_it_is_uncalibrated(monkeypatch):
+    from kanoclip.outputs import overlay as room
+
+    said = []
+    original = room.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        room.ImageDraw.ImageDraw, "text", lambda self, at, text, *a: said.append(text) or original(self, at, text, *a)
+    )
+    marked(GREY, NOTHING, "a.png", 0.25)
+    assert said == ["a.png", "score 0.250", "0.5", "1  uncalibrated"]
+    said.clear()
+    marked(GREY, NOTHING, "a.png", 0.25, Threshold(0.2, 0.3))
+    assert said == ["a.png", "score 0.250: defective (threshold 0.200)", "0.3", "1"]
 
 
-def test_the_scale_keeps_bounded_memory_and_its_value():
-    seen = ScoreRange(images=100, pixels=1000, limit=4000)
-    for _ in range(50):
-        seen.update(torch.rand(2, 50, 50, generator=torch.Generator().manual_seed(1)))
-    assert sum(part.size for part in seen._kept) <= 4000
-    assert seen.scale()[0] == pytest.approx(0.9, abs=0.03)
+def test_a_verdict_is_that_of_the_threshold():
+    assert verdict(0.5, Threshold(0.5)) == "score 0.500: good (threshold 0.500)"
 
 
-def test_a_run_that_saw_nothing_has_the_fixed_scale():
-    assert ScoreRange().scale() == LIKELIER
+@pytest.mark.parametrize(
+    ("coloured", "images", "calibrated", "said"),
+    [
+        (0, 5, False, "No overlay is coloured: colour begins at 0.5 and no map reaches it. The highest score is 0.49."),
+        (5, 5, False, "Every overlay is coloured: colour begins at 0.5 and each map exceeds it."),
+        (0, 5, True, "No overlay is coloured: no map reaches its pixel threshold."),
+        (5, 5, True, "Every overlay is coloured: each map exceeds its pixel threshold."),
+        (0, 1, True, "No overlay"),
+    ],
+)
+def test_it_is_told_when_all_or_no_overlays_are_coloured(coloured, images, calibrated, said):
+    told = colour_note(coloured, images, 0.49, calibrated)
+    assert told.startswith(said)
+    assert ("kanoclip calibrate" in told) != calibrated
+
+
+@pytest.mark.parametrize(("coloured", "images"), [(2, 5), (1, 1), (0, 0)])
+def test_else_nothing_is_told(coloured, images):
+    assert colour_note(coloured, images, 0.9, calibrated=False) == ""
+
+
+def test_the_room_of_pictures_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, kanoclip.outputs.overlay, kanoclip.outputs.coco; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -49,9 +49,9 @@ def test_maps_and_overlays_keep_folders_and_size(kit, photos):
 
 def test_a_photo_without_findings_is_its_own_overlay(kit, photos):
     predict(kit, photos)
-    assert np.array_equal(cv2.imread(str(kit.folder / "overlays/ring/good/1.png")), GREY)
+    assert np.array_equal(cv2.imread(str(kit.folder / "overlays/ring/good/1.png"))[:30, :40], GREY)
     marked = cv2.imread(str(kit.folder / "overlays/ring/hole/1.png"))
-    assert np.array_equal(marked[0], GREY[0])
+    assert np.array_equal(marked[0, :40], GREY[0])
     assert not np.array_equal(marked[11, 14], GREY[11, 14])
 
 
@@ -177,8 +177,8 @@ def test_large_pictures_are_written_one_at_a_time(kit, photos, monkeypatch):
         running.pop()
         return original(*arguments)
 
-    original = predictions.overlay
-    monkeypatch.setattr(predictions, "overlay", watched)
+    original = predictions.marked
+    monkeypatch.setattr(predictions, "marked", watched)
     big = kit.data(photos.samples, size=(30, 81))
     predict(kit, big)
     assert max(most) == 1
