@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -132,6 +133,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         self.cache = cache
         self.unreadable: list[tuple[str, str]] = []  # path and reason, of the last test or predict
         self.left_out: list[tuple[str, str]] = []  # the same, of files that were not taken for samples
+        self.leave_out: Collection[str] = frozenset()  # images that predict does not score, as they have been
         self._samples: list[Sample] | None = None
         self._hashes: dict[str, list[tuple[str | None, ...]]] = {}  # of the indexed samples, by stage
         self._size = image_size
@@ -200,7 +202,9 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         size, crop = self._size or self._model_size(), bool(self.tile) and stage == "fit"
         transform = Transform(size, self.augment and stage == "fit", self.tile, crop)
         noted = self.unreadable if stage in ("test", "predict") else None
-        return AnomalyDataset(self.part(stage), self.read, transform, self.seed, noted, crops=crop)
+        left_out = self.leave_out if stage == "predict" else ()
+        samples = [sample for sample in self.part(stage) if sample.image not in left_out]
+        return AnomalyDataset(samples, self.read, transform, self.seed, noted, crops=crop)
 
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""
@@ -258,6 +262,11 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
             chosen = [sample for sample in everything if asked is None or sample.category in asked]
             self._samples = limited(chosen, self.limit, self.seed)
         return self._samples
+
+    def index_anew(self) -> list[Sample]:
+        """All samples there are now: files may have come or gone since they were listed; raises as ``setup``."""
+        self._samples, self._hashes = None, {}
+        return self.index()
 
     def notes(self) -> list[str]:
         """Say what a reader of the results must know of the samples, such as which files were left out, and why."""

@@ -2,92 +2,126 @@
 
 from __future__ import annotations
 
-import os
+import shutil
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
-from itertools import chain, count, takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from numpy.typing import NDArray
 
+from kanoclip.data.digests import digest
 from kanoclip.data.faults import UnreadableImageError
-from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image, write_json
+from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
+from kanoclip.outputs.coco import ANNOTATIONS, append_regions
 from kanoclip.outputs.examples import photo
-from kanoclip.outputs.finding import finding
-from kanoclip.outputs.names import csv_text, file_name, read_csv
-from kanoclip.outputs.overlay import LIKELIER, colour_note, marked
-from kanoclip.outputs.record import run_folder
+from kanoclip.outputs.finding import Finding, finding
+from kanoclip.outputs.identity import scoring
+from kanoclip.outputs.names import csv_text
+from kanoclip.outputs.overlay import colour_note, marked, scale_of
+from kanoclip.outputs.places import Places
+from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.results import about_run, tell_unwritten
+from kanoclip.outputs.resuming import COLUMNS, Listing, Shard
 from kanoclip.outputs.tables import tell
+from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.ranks import gather
 from kanoclip.types import Batch, KanoclipError, Scores, counted
 
-COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay")
 AT_ONCE = 48_000_000
 """Pixels of the pictures that are written at once, at most 4; a larger one is written alone. Each takes about 20 bytes
 a pixel: a gigabyte for all, and as much more as the largest picture needs that is above this."""
+MANY = 1000
+"""Images from which on it is told how much their files will take."""
 
 
 class PredictionWriter(Callback):
     """Writes each image's anomaly map and overlay at the size of its file, and one csv of all scores.
 
-    Below ``maps/`` and ``overlays/`` the folders of the input are kept, from the one that all images share. The
-    overlay's colour begins at 0.5, where "anomalous" becomes likelier than "normal", and is full at 1. A batch is
-    written while the next one is scored, and listed when all of it is on disk; an interruption waits for that, and so
-    loses nothing that was done. An overlay that cannot be written is told and left out of its row. Of several processes
-    each writes the files of its images and a csv of its own, predictions-0.csv and so on, which become one at the end.
-    predictions.json, which comes last, says of what run the scores are.
+    Below ``maps/`` and ``overlays/`` the folders of the input are kept, see ``Places``. The overlay's colour begins at
+    0.5, where "anomalous" becomes likelier than "normal", and is full at 1. A batch is written while the next one is
+    scored, and listed when all of it is on disk; an interruption waits for that, and so loses nothing that was done. An
+    overlay that cannot be written is told and left out of its row. Of several processes each writes the files of its
+    images and a csv of its own, which become one at the end; see ``Listing``. predictions.json says of what run the
+    scores are, and whether it is complete.
 
     Args:
         map_format: "png" for 16 bit grey, 65535 = 1, or "npy" for float32.
         overlays: Whether to write overlays.
+        maps: Whether to write maps.
+        thresholds: What decides between good and defective, and where regions end, which go to regions.jsonl and
+            annotations.json; None: the rows have no decision, and there are no regions.
+        resume: Go on with the rows that the folder has, if they are of the same run, and score only images without
+            one. The data must be an ``AnomalyDataModule``.
+        shard: Score this share of the images alone; the last shard joins the rows. With ``resume``.
+        sort: Whether ``resume`` ends with all rows in the order of the data; else each is where it was appended.
 
     Attributes:
         unwritten: Each overlay that could not be written, and why; of several processes the first one has all.
+        waiting: Images that are not to be scored yet. With ``resume``.
 
     Raises:
-        KanoclipError: If ``map_format`` is neither, or a score is NaN or infinite.
+        KanoclipError: If ``map_format`` is neither, a score is NaN or infinite, the threshold is for other scores, or
+            the folder has rows of another run.
         CannotWriteError: If a map or the csv cannot be written; what was finished before is listed.
     """
 
-    def __init__(self, map_format: str = "png", overlays: bool = True) -> None:
+    def __init__(
+        self,
+        map_format: str = "png",
+        overlays: bool = True,
+        maps: bool = True,
+        thresholds: Thresholds | None = None,
+        resume: bool = False,
+        shard: Shard = Shard(),  # noqa: B008  # a tuple
+        sort: bool = True,
+    ) -> None:
         if map_format not in ("png", "npy"):
             raise KanoclipError(f"map_format is {map_format!r}, expected png or npy.")
-        self.map_format = map_format
-        self.overlays = overlays
-        self._folder = self._file = Path()
-        self._root = PurePosixPath()
-        self._names: dict[str, str] = {}  # in the order of the data
-        self._taken: set[str] = set()
-        self._count = self._coloured = 0  # images done, and those among them with some colour
+        self.map_format, self.maps, self.overlays = map_format, maps, overlays
+        self.thresholds, self.resume, self.shard, self.sort = thresholds, resume, shard, sort
+        self._folder = Path()
+        self._paths: list[str] = []  # in the order of the data
+        self._left = self._count = self._coloured = 0  # images to do and done, and those among them with some colour
         self._highest = 0.0  # score of a pixel
         self._batch: Future[None] | None = None  # what is being written
         self.unwritten: list[tuple[str, str]] = []
+        self.waiting: Collection[str] = ()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read what is done already, leave it out, and name the files of all other images."""
+        if stage != "predict":
+            return
+        data: Any = getattr(trainer, "datamodule", None)
+        self._folder, self._batch, self.unwritten = run_folder(trainer), None, []
+        self._listing = Listing(self._folder, self.shard, self.resume)
+        done = self._listing.open()
+        self._paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
+        mine = self._paths[self.shard.number - 1 :: self.shard.of]
+        if self.resume:
+            data.leave_out = {*done, *self.waiting, *(set(self._paths) - set(mine) if self.shard.of > 1 else ())}
+        self._left = sum(path not in done for path in mine)
+        self._count, self._coloured, self._highest = 0, 0, 0.0
+        self._places = Places(self._paths if self.maps or self.overlays else [], f".{self.map_format}", done)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the folder that all images share, name their files, and start the csv."""
-        self._folder = run_folder(trainer)
-        part = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        self._file = self._folder / f"predictions{part}.csv"
-        data: Any = getattr(trainer, "datamodule", None)
-        paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
-        self._root = _common([_place(path).parent for path in paths])
-        self._names, self._taken, self._batch, self.unwritten = {}, set(), None, []
-        self._count = self._coloured = 0
-        self._highest = 0.0
+        """Compare with what is there already, and start the csv."""
+        about = about_run(trainer, pl_module)
+        if self.thresholds is not None:
+            self.thresholds.check(scoring(about))
+        self._task = self._describe(about, getattr(trainer, "datamodule", None))
+        self._listing.begin(about, self._task)
         self._pool = ThreadPoolExecutor(5)  # encoding releases Python's lock; the fifth lists what four have written
-        for path in paths:
-            self._name(path)
-        self._file.unlink(missing_ok=True)
-        append_text(self._file, csv_text([COLUMNS]))
 
     def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop when told to end (SIGTERM), which Lightning looks for in other stages only."""
@@ -105,7 +139,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Finish the batch before, and begin to write the files of this one."""
         self._finish()
-        self._batch = self._pool.submit(self._write_batch, batch, outputs, [self._name(path) for path in batch.path])
+        self._batch = self._pool.submit(self._write_batch, batch, outputs, [self._places[path] for path in batch.path])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish, bring together what several processes did, and say where everything is."""
@@ -114,15 +148,15 @@ class PredictionWriter(Callback):
         self._count, self._coloured = (sum(gather(number)) for number in (self._count, self._coloured))
         self._highest = max(gather(self._highest))
         self.unwritten = tell_unwritten(self.unwritten, "the scores and maps are complete")
-        if trainer.world_size > 1:
-            self._join(trainer)
+        unreadable = gather_unreadable(getattr(getattr(trainer, "datamodule", None), "unreadable", []), self._paths)
         if trainer.is_global_zero:
-            about = about_run(trainer, pl_module) | {"images": self._count}
-            write_json(self._folder / "predictions.json", about)
-            folders = "maps/, overlays/" if self.overlays else "maps/"
-            tell(f"{counted(self._count, 'image')}: {self._folder}/predictions.csv, {folders}")
-            if self.overlays and (said := colour_note(self._coloured, self._count, self._highest, calibrated=False)):
-                tell(said)
+            left = self._left - self._count - len(unreadable)
+            about = about_run(trainer, pl_module)
+            images, waiting = self._listing.finish(
+                about, self._task, self._paths, left, self.sort, self.thresholds is not None
+            )
+            self._tell_done(images, waiting)
+        self._listing.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Finish, and say what is there, when the run stops early."""
@@ -130,7 +164,37 @@ class PredictionWriter(Callback):
             with suppress(Exception):  # the first error is the one to tell
                 self._finish()
             if self._count:
-                tell(f"Stopped; {counted(self._count, 'image is', 'images are')} done: {self._file}")
+                more = " To go on: the same command." if self.resume else ""
+                file = self._listing.file
+                tell(f"Stopped; {counted(self._count, 'image is', 'images are')} done: {file}{more}")
+            self._listing.close()
+
+    def _describe(self, about: dict[str, Any], data: Any) -> dict[str, Any]:
+        """Return all that must be the same when a stopped run goes on, beside the images."""
+        limits = {name: self.thresholds.entry(name) for name in data.categories} if self.thresholds else None
+        return {
+            "scoring": scoring(about),
+            "data": {"identity": about["data"], **(data.fit_options() if hasattr(data, "fit_options") else {})},
+            "map_format": self.map_format,
+            "maps": self.maps,
+            "overlays": self.overlays,
+            "threshold": limits,
+            "shards": self.shard.of,
+            # shards must agree on which image is whose
+            "images": digest(*self._paths) if self.shard.of > 1 else None,
+        }
+
+    def _tell_done(self, images: int, waiting: list[int]) -> None:
+        kinds = {"maps/": self.maps, "overlays/": self.overlays, ANNOTATIONS: self.thresholds is not None and self.sort}
+        more = [name for name, there in kinds.items() if there and not (waiting and name == ANNOTATIONS)]
+        now = f", {self._count} of them now" if self._count != images else ""
+        file = self._listing.whole if waiting else self._listing.joined
+        tell(f"{counted(images, 'image')}{now}: {', '.join([str(file), *more])}")
+        if waiting and self.shard.of > 1:
+            tell(f"predictions.csv is made when all {self.shard.of} shards are complete; missing: {waiting}")
+        counts = self._coloured, self._count, self._highest
+        if self.overlays and (said := colour_note(*counts, calibrated=self.thresholds is not None)):
+            tell(said)
 
     def _finish(self) -> None:
         """Wait until the batch is written and listed; raises what went wrong."""
@@ -139,88 +203,70 @@ class PredictionWriter(Callback):
 
     def _write_batch(self, batch: Batch, scores: Scores, names: list[str]) -> None:
         """Write the files of a batch, then its rows; in a thread, where no signal comes between file and row."""
-        rows: dict[int, tuple[Any, ...]] = {}
+        done: dict[int, tuple[tuple[Any, ...], Finding]] = {}
         at_once = max(1, min(4, AT_ONCE // int(batch.size.prod(1).max())))
 
         def write(first: int) -> None:
             for i in range(first, len(names), at_once):
-                rows[i] = self._write(batch, scores, i, names[i])
+                done[i] = self._write(batch, scores, i, names[i])
 
         writing = [self._pool.submit(write, first) for first in range(at_once)]
-        failures = [error for done in writing if (error := done.exception())]
+        failures = [error for one in writing if (error := one.exception())]
+        rows = [done[i][0] for i in sorted(done)]
         if rows:  # a full disk in the middle of a batch: what is written is also listed
-            append_text(self._file, csv_text(rows[i] for i in sorted(rows)))
+            if self.thresholds:
+                append_regions(self._listing.regions, [done[i][1] for i in sorted(done)])
+            append_text(self._listing.file, csv_text(rows))
+        if not self._count and self._left > MANY and not failures and not getattr(rank_zero_only, "rank", 0):
+            self._tell_size([name for row in rows for name in row[4:6] if name], len(rows))
         self._count += len(rows)
-        highest = [float(row[COLUMNS.index("map_max")]) for row in rows.values()]
-        self._coloured += sum(score > LIKELIER[0] for score in highest)
+        highest = [float(row[COLUMNS.index("map_max")]) for row in rows]
+        scales = [scale_of(done[i][1].threshold) for i in sorted(done)]
+        self._coloured += sum(score > scale.low for score, scale in zip(highest, scales, strict=True))
         self._highest = max([self._highest, *highest])
         if failures:
             raise failures[0]
 
-    def _join(self, trainer: Trainer) -> None:
-        """Make one csv, and one list of unreadable files, in the order of the data; both are the first process's."""
-        places = {path: place for place, path in enumerate(self._names)}
-        gather_unreadable(getattr(getattr(trainer, "datamodule", None), "unreadable", []), self._names)
-        files = gather(self._file)
-        if trainer.is_global_zero:
-            rows = [list(row.values()) for file in files for row in read_csv(file)]
-            rows.sort(key=lambda row: places.get(row[0], 0))
-            text = csv_text([COLUMNS, *rows]).encode("utf-8", errors="surrogateescape")
-            write_bytes(self._folder / "predictions.csv", text)
-            for file in files:
-                file.unlink()
+    def _tell_size(self, written: list[str], images: int) -> None:
+        """Say what the files of all images will take, by those of the first batch."""
+        needed = sum((self._folder / name).stat().st_size for name in written) / images * self._left
+        free = shutil.disk_usage(self._folder).free
+        if written:
+            least = "" if needed < free else " THAT IS TOO LITTLE."
+            say(
+                f"maps and overlays of {self._left} images will take about {needed / 1e9:.2g} GB; {free / 1e9:.2g} GB "
+                f"are free.{least} Rows alone: --maps false --overlays false"
+            )
 
-    def _name(self, path: str) -> str:
-        """Return where an image's files go below ``maps/`` and ``overlays/``, without suffix; unique."""
-        if path in self._names:
-            return self._names[path]
-        place = _place(path)
-        relative = place.relative_to(self._root if place.is_relative_to(self._root) else place.anchor)
-        # a.jpg beside a.png, and some file systems take A for a
-        more = (relative.name.replace(".", "_") + "_" * number for number in count())
-        for one in chain([relative.stem], more):
-            last = file_name(one, f".{self.map_format}").removesuffix(f".{self.map_format}")
-            name = str(relative.with_name(last))
-            if name.casefold() not in self._taken:
-                break
-        self._taken.add(name.casefold())
-        self._names[path] = name
-        return name
-
-    def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[Any, ...]:
+    def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[tuple[Any, ...], Finding]:
         height, width = batch.size[i].tolist()
         heat, score = scores.anomaly_map[i].float().cpu().numpy(), float(scores.image_score[i])
-        found = finding(heat, score, (height, width), batch.path[i], batch.category[i])
-        heat = found.anomaly_map
-        map_file, overlay_file = f"maps/{name}.{self.map_format}", f"overlays/{name}.png"
-        if self.map_format == "png":
-            write_image(self._folder / map_file, unit_to_uint16(heat))
-        else:
-            write_bytes(self._folder / map_file, _npy(heat), durable=False)
-        if not (self.overlays and self._write_overlay(overlay_file, batch, scores, i, heat)):
-            overlay_file = ""
-        return batch.path[i], batch.category[i], f"{score:.6f}", f"{heat.max():.6f}", map_file, overlay_file
+        path, category = batch.path[i], batch.category[i]
+        threshold = self.thresholds.entry(category) if self.thresholds else None
+        found = finding(heat, score, (height, width), path, category, threshold)
+        heat, map_file, overlay_file = found.anomaly_map, "", ""
+        if self.maps:
+            map_file = f"maps/{name}.{self.map_format}"
+            if self.map_format == "png":
+                write_image(self._folder / map_file, unit_to_uint16(heat))
+            else:
+                write_bytes(self._folder / map_file, _npy(heat), durable=False)
+        if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, found):
+            overlay_file = f"overlays/{name}.png"
+        margin = "" if found.margin is None else f"{found.margin:.6f}"
+        scored = (f"{score:.6f}", f"{heat.max():.6f}")
+        row = path, category, *scored, map_file, overlay_file, found.decision or "", margin
+        # of the map its shape alone is wanted from here on, and a batch of them may be gigabytes
+        return row, replace(found, anomaly_map=np.broadcast_to(np.float32(0), heat.shape))
 
-    def _write_overlay(self, name: str, batch: Batch, scores: Scores, i: int, heat: NDArray[np.float32]) -> bool:
+    def _write_overlay(self, name: str, batch: Batch, i: int, found: Finding) -> bool:
         try:
-            picture = marked(_original(batch, i), heat, batch.path[i], float(scores.image_score[i]))
+            picture = marked(_original(batch, i), found.anomaly_map, found.path, found.score, found.threshold)
             write_image(self._folder / name, picture)
         except (OSError, cv2.error) as error:
             self.unwritten.append((name, str(error)))
             return False
         return True
-
-
-def _place(path: str) -> PurePosixPath:
-    """Return an absolute path without ``..``, also for a drawn image: ``surfaces://ring/1.png`` -> ``/ring/1.png``."""
-    scheme, _, rest = path.partition("://")
-    return PurePosixPath("/", rest) if rest else PurePosixPath("/", Path(os.path.abspath(scheme)).as_posix())
-
-
-def _common(folders: list[PurePosixPath]) -> PurePosixPath:
-    """Return the deepest folder that contains all; ``/`` of none."""
-    levels = zip(*(folder.parts for folder in folders), strict=False)
-    return PurePosixPath("/", *(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)))
 
 
 def _original(batch: Batch, i: int) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, set_dumper, set_loader
 from kanoclip.data.parsing import NAMED, UnreadableTextError, read_yaml
 from kanoclip.registry import NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
 from kanoclip.verbs.configs import find
+from kanoclip.verbs.options import names
 from kanoclip.verbs.words import Pair, UsageError, pairs_of, paths_as_folder
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
@@ -81,7 +82,7 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     set_loader("kanoclip", lambda text: expand(read_yaml(text, "it")), (UnreadableTextError,))
     set_dumper("kanoclip", lambda data: yaml.safe_dump(data, sort_keys=False))
     asks = any(key in ("-h", "--help") or key.endswith(".help") for key, _ in pairs)
-    sections = (*SECTIONS, *(CALIBRATION if verb == "calibrate" else ()))
+    sections = (*SECTIONS, *names(verb), *(CALIBRATION if verb == "calibrate" else ()))
     for key, value in pairs:
         _check_option(key, value, sections)
     pairs = [(key, find(value) if key in CONFIG and value else value) for key, value in pairs]
@@ -216,7 +217,7 @@ def _accepted(group: str, command: CommandLine) -> list[str]:
     """Return the options of the class that was chosen for ``model``, ``data`` or one of their components."""
     path = "lightning.pytorch.Trainer" if group == "trainer" else _chosen(group, command)
     if "." not in path:  # none, or a bare class name, which the parser alone can find
-        return [] if group else list(SECTIONS)
+        return [] if group else [*SECTIONS, *names(command.verb)]
     parser = ArgumentParser()
     parser.add_class_arguments(load_class(path), fail_untyped=False)
     return list(parser.get_defaults(skip_validation=True).as_dict())

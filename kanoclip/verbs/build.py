@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.parsing import local_path, read_yaml
 from kanoclip.models.base import AnomalyModule, learns_nothing
 from kanoclip.models.contents import leaves
-from kanoclip.registry import NAMES, WHICH_DATA, load_class, name_of
+from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ReportWriter, ResultsWriter, RunRecord
+from kanoclip.outputs.record import claim_version
+from kanoclip.outputs.resuming import Shard
+from kanoclip.registry import NAMES, WHICH_DATA, available, load_class, name_of
 from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import CommandLine, UsageError
+from kanoclip.verbs.ending import EndWhenTold
+from kanoclip.verbs.options import Chosen
+from kanoclip.verbs.table import VERBS
 
 
 class Parser(LightningArgumentParser):
@@ -23,6 +33,15 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing a usage dump."""
         raise UsageError(message) from ex
+
+
+def about(verb: str) -> str:
+    """Describe a verb above its options."""
+    return (
+        f"{VERBS[verb].about}. Data sets (--data): {', '.join(available('data'))}. Models (--model): "
+        f"{', '.join(available('model'))}; kanoclip without --model. Options of one of them: --data.help NAME, "
+        f"--model.help NAME. Components: kanoclip list."
+    )
 
 
 def model_name(path: str) -> str:
@@ -73,6 +92,53 @@ def check_options(verb: str, chosen: Namespace) -> None:
             raise UsageError(f"--{kind} {chosen[kind].class_path}: {expected} {', '.join(NAMES[kind])}.")
     if verb == "fit" and learns(chosen.model) is False:
         raise learns_nothing(model_name(chosen.model.class_path))
+
+
+def place_of(
+    trainer: Namespace, output: Path | None, root: Path, verb: str, model: str, data: str
+) -> tuple[dict[str, Any], Path | None]:
+    """Choose where a run writes: ``output``, or ``root/verb/model/data/version_N``, which is claimed for it.
+
+    Returns:
+        Options of the trainer by which all callbacks find it, and the folder if one was claimed.
+    """
+    logger, claimed = trainer.logger, root / verb / model / data
+    if output:
+        events = TensorBoardLogger(output, "", version="") if verb != "predict" else False
+        return {"default_root_dir": str(output), "logger": events if logger in (None, True) else logger}, None
+    if logger in (None, True) and verb != "predict" and not trainer.fast_dev_run:
+        claimed = claim_version(claimed)
+        return {"logger": TensorBoardLogger(root / verb / model, data, version=int(claimed.name[8:]))}, claimed
+    if trainer.fast_dev_run or getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None:
+        claimed = claim_version(claimed)  # nothing to log, no logger, or one with no folder to share
+        return {"default_root_dir": str(claimed), "logger": False if logger in (None, True) else logger}, claimed
+    return {}, None
+
+
+def usual_callbacks(options: Chosen, trainer: Namespace) -> list[Callback]:
+    """Return the callbacks of every run, each of which minds its own stage, but for those that are given."""
+    given = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    without = {type(one) for one in given} - {ModelCheckpoint}  # two would write the same files
+    without |= {ModelCheckpoint} if trainer.enable_checkpointing is False else set()
+    usual = [
+        # the last epoch counts, whether it is validated or not
+        ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
+        RunRecord(),
+        ExampleMaps(),
+        ResultsWriter(**({} if options.overlays else {"overlays": 0}), thresholds=options.thresholds),
+        PredictionWriter(
+            overlays=options.overlays,
+            maps=options.maps,
+            thresholds=options.thresholds,
+            resume=options.output is not None,
+            shard=Shard(*options.shard),
+            sort=not options.watch,
+        ),
+        *([ReportWriter(options.thresholds)] if options.report else []),
+        FitNote(),
+        EndWhenTold(),
+    ]
+    return [one for one in usual if type(one) not in without]
 
 
 def set_optimizer(model: AnomalyModule, optimizer: Namespace | None, schedule: Namespace | None) -> tuple[Any, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch import Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from kanoclip.models.checkpoint import zero_shot
@@ -55,13 +56,15 @@ class CalibrateCLI(run.KanoclipCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Put the calibrator where ``predict`` has its writer; there is nothing to log."""
-        trainer, usual = self.config_init["calibrate"].trainer, self.trainer_defaults["callbacks"]
+        """There is nothing to log."""
+        trainer = self.config_init["calibrate"].trainer
         trainer.logger = False if trainer.logger is True else trainer.logger or False
-        self.trainer_defaults["callbacks"] = [
-            self.calibrator if isinstance(one, PredictionWriter) else one for one in usual
-        ]
         return super().instantiate_trainer(**kwargs)
+
+    def usual_callbacks(self, trainer: Namespace) -> list[Callback]:
+        """Put the calibrator where ``predict`` has its writer."""
+        usual = super().usual_callbacks(trainer)
+        return [self.calibrator if isinstance(one, PredictionWriter) else one for one in usual]
 
 
 def main(command: CommandLine) -> int:

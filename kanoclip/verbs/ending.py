@@ -28,8 +28,13 @@ class EndWhenTold(Callback):
     on_validation_start = on_test_start = on_predict_start = on_train_start
 
 
-def reason(error: BaseException) -> str | None:
-    """Return in one line why a run ended that was the caller's doing or another process's; None for a fault of ours."""
+def reason(error: BaseException, output: bool = False) -> str | None:
+    """Return in one line why a run ended that was the caller's doing or another process's; None for a fault of ours.
+
+    Args:
+        error: What was raised.
+        output: Whether ``--output`` says where the run writes.
+    """
     if re.search(LOST, f"{type(error).__name__}: {error}"):
         return "lost the connection to the other processes; one of them says why, or was killed."
     cause: BaseException | None = error
@@ -39,4 +44,4 @@ def reason(error: BaseException) -> str | None:
         ):
             return f"--trainer: {' '.join(str(cause).split())}"
         cause = cause.__cause__
-    return mistake(error)
+    return mistake(error, "--output") if output else mistake(error)

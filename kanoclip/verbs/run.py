@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import (
     LightningArgumentParser,
     LightningCLI,
     LRSchedulerTypeTuple,
     SaveConfigCallback,
 )
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -25,18 +24,29 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.parsing import local_path
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
-from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ResultsWriter, RunRecord, WholeCheckpoints
+from kanoclip.outputs import WholeCheckpoints
 from kanoclip.outputs.progress import Bar
-from kanoclip.outputs.record import claim_version, drop_if_empty, folder_name, newest_fit
-from kanoclip.outputs.report import ReportWriter
+from kanoclip.outputs.record import drop_if_empty, folder_name, newest_fit
 from kanoclip.ranks import rank_of
-from kanoclip.registry import available, name_of
+from kanoclip.registry import name_of
 from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
-from kanoclip.verbs.build import Parser, build, check_options, learns, model_name, named, set_optimizer
-from kanoclip.verbs.ending import EndWhenTold, reason
+from kanoclip.verbs.build import (
+    Parser,
+    about,
+    build,
+    check_options,
+    learns,
+    model_name,
+    named,
+    place_of,
+    set_optimizer,
+    usual_callbacks,
+)
+from kanoclip.verbs.ending import reason
+from kanoclip.verbs.options import add_options, read_options
 from kanoclip.verbs.say import complain, note, quiet, stopped, unless_quick
-from kanoclip.verbs.table import VERBS
+from kanoclip.verbs.watching import wait_for_first, watch
 
 RUNS = "runs"
 
@@ -96,20 +106,9 @@ class KanoclipCLI(LightningCLI):
                 "deterministic": "warn",
                 "log_every_n_steps": 10,
                 "enable_model_summary": False,
-                "callbacks": [
-                    # the last epoch counts, whether it is validated or not
-                    ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
-                    RunRecord(),
-                    ExampleMaps(),
-                    ResultsWriter(),
-                    PredictionWriter(),
-                    ReportWriter(),
-                    FitNote(),
-                    EndWhenTold(),
-                ],
             },
             seed_everything_default=111,
-            parser_kwargs={"parser_mode": "kanoclip", verb: {"description": _about(verb)}},
+            parser_kwargs={"parser_mode": "kanoclip", verb: {"description": about(verb)}},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -117,9 +116,10 @@ class KanoclipCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--optimizer`` and ``--lr_scheduler``, as LightningCLI does; see ``instantiate_classes``."""
+        """Add ``--optimizer`` and ``--lr_scheduler``, see ``instantiate_classes``, and our own options."""
         parser.add_optimizer_args((Optimizer,))
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        add_options(parser.add_argument, self.command.verb)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static
         """Build the parser of the verb at hand alone: each of the others would take a tenth of a second."""
@@ -153,10 +153,13 @@ class KanoclipCLI(LightningCLI):
         if seed is False:
             os.environ.pop("PL_GLOBAL_SEED", None)  # of an earlier run in this process
         check_options(verb, chosen)
+        self.options = read_options(verb, chosen)
         section = chosen.data.clone()
         if "seed" in section.get("init_args", {}) and section.init_args.seed is None and seed is not False:
             section.init_args.seed = seed  # one seed rules all that is drawn
         self.datamodule = build(section)
+        if self.options.watch:
+            wait_for_first(self.datamodule)
         with unless_quick("listing the images"):
             self.datamodule.index()
         with unless_quick("reading the images, to tell whether a fit has seen them"):
@@ -224,24 +227,12 @@ class KanoclipCLI(LightningCLI):
             self.model.configure_optimizers = lambda: self.configure_optimizers(self.model, *built)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Put the run into a folder of its own, ``<default_root_dir>/<verb>/<model>/<data>/version_N``."""
+        """Put the run into ``--output``, or a folder of its own, and add the callbacks of every run."""
         trainer = self.config_init[self.command.verb].trainer
-        folder = Path(trainer.default_root_dir or RUNS, self.command.verb, self.model.name or "model")
-        data, logger = folder_name(self.datamodule.identity), trainer.logger
-        if logger in (None, True) and self.command.verb != "predict" and not trainer.fast_dev_run:
-            self.folder = claim_version(folder / data)
-            kwargs["logger"] = TensorBoardLogger(folder, data, version=int(self.folder.name[8:]))
-        elif (
-            trainer.fast_dev_run or getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None
-        ):
-            self.folder = claim_version(folder / data)  # nothing to log, no logger, or one with no folder to share
-            kwargs["default_root_dir"] = str(self.folder)
-            kwargs["logger"] = False if logger in (None, True) else logger
-        callbacks = trainer.callbacks or []
-        own = {type(one) for one in (callbacks if isinstance(callbacks, list) else [callbacks])} - {ModelCheckpoint}
-        own |= {ModelCheckpoint} if trainer.enable_checkpointing is False else set()
-        usual = self.trainer_defaults["callbacks"]  # without those that were given: two would write the same files
-        self.trainer_defaults["callbacks"] = [one for one in usual if type(one) not in own]
+        names = self.command.verb, self.model.name or "model", folder_name(self.datamodule.identity)
+        place, self.folder = place_of(trainer, self.options.output, Path(trainer.default_root_dir or RUNS), *names)
+        kwargs |= place
+        self.trainer_defaults["callbacks"] = self.usual_callbacks(trainer)
         try:
             built = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:  # about its options
@@ -251,6 +242,16 @@ class KanoclipCLI(LightningCLI):
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()
         return built
+
+    def usual_callbacks(self, trainer: Namespace) -> list[Callback]:
+        """Return the callbacks of every run but for those that are given."""
+        return usual_callbacks(self.options, trainer)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Score all images once, or go on for ever."""
+        if self.options.watch:
+            watch(self.trainer, **kwargs)
+        self.trainer.predict(**kwargs)
 
     def after_instantiate_classes(self) -> None:
         """Refuse to test what was never fitted, and say what a reader of the numbers must know."""
@@ -277,7 +278,10 @@ def main(command: CommandLine, kind: type[KanoclipCLI] = KanoclipCLI) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        said, rank = reason(error), getattr(rank_zero_only, "rank", 0)
+        said, rank = (
+            reason(error, any(word.startswith("--output=") for word in command.options)),
+            getattr(rank_zero_only, "rank", 0),
+        )
         if said is None or os.environ.get("KANOCLIP_TRACEBACK"):
             raise
         return complain(f"process {rank}: {said}" if rank else said)
@@ -288,12 +292,3 @@ def main(command: CommandLine, kind: type[KanoclipCLI] = KanoclipCLI) -> int:
     if unreadable:
         note(f"{counted(len(unreadable), 'file')} could not be read; all others are done.")
     return 1 if unreadable or any(getattr(one, "unwritten", []) for one in callbacks) else 0
-
-
-def _about(verb: str) -> str:
-    """Describe a verb above its options."""
-    return (
-        f"{VERBS[verb].about}. Data sets (--data): {', '.join(available('data'))}. Models (--model): "
-        f"{', '.join(available('model'))}; kanoclip without --model. Options of one of them: --data.help NAME, "
-        f"--model.help NAME. Components: kanoclip list."
-    )

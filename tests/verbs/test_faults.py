@@ -176,7 +176,7 @@ def test_a_checkpoint_that_was_cut_is_told_with_the_remedy(data, fitted, tmp_pat
         ("fit", ["--trainer.logger=false"], 60_000, "last.ckpt:"),
         ("fit", [], 60_000, "into the folder of the run"),  # TensorBoard
         ("test", [], 2_000, "results.json:"),
-        ("predict", [], 1_000, "maps/0.png"),
+        ("predict", [], 1_000, "predictions.json"),
     ],
 )
 def test_a_full_disk_is_told_in_one_line(model, data, fitted, tmp_path, verb, options, size, what) -> None:

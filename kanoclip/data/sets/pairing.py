@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +21,7 @@ ANOMALOUS_WORDS = (
     "abnormal", "anomalous", "anomaly", "anomalies", "bad", "defect", "defects", "defective", "ng", "nok", "ko",
 )  # fmt: skip
 LOOKED_AT = 5  # files opened of a folder, to see whether it holds masks
-_REPORT = re.compile(r"predictions(-\d+)?\.csv|results\.json")
+_REPORT = re.compile(r"predictions(-\d+)?(-of-\d+(-\d+)?)?\.csv|results\.json")
 _SHEET = re.compile(r"(?:^|/)runs/data/([^/]+)\.png$")
 _MASK_WORDS = ("mask", "masks", "groundtruth", "gt")
 
@@ -88,9 +88,11 @@ def masks_beside(images: Sequence[Path], root: Path) -> set[Path]:
     """
     near: dict[object, list[Path]] = defaultdict(list)
     far: dict[object, list[Path]] = defaultdict(list)
-    for path in images:
-        if path.exists():
-            stem, above = ADDED.sub("", path.stem).lower(), path.relative_to(root).parts[:-1]
+    stems = [ADDED.sub("", os.path.splitext(path.name)[0]).lower() for path in images]
+    shared = Counter(stems)
+    for path, stem in zip(images, stems, strict=True):
+        if shared[stem] > 1 and path.exists():  # of a million photos most have a name of their own
+            above = path.relative_to(root).parts[:-1]
             near[path.parent, stem].append(path)
             for at in range(len(above)):
                 far[at, above[:at], above[at + 1 :], stem].append(path)
