@@ -202,8 +202,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         size, crop = self._size or self._model_size(), bool(self.tile) and stage == "fit"
         transform = Transform(size, self.augment and stage == "fit", self.tile, crop)
         noted = self.unreadable if stage in ("test", "predict") else None
-        left_out = self.leave_out if stage == "predict" else ()
-        samples = [sample for sample in self.part(stage) if sample.image not in left_out]
+        samples = [one for one in self.part(stage) if stage != "predict" or one.image not in self.leave_out]
         return AnomalyDataset(samples, self.read, transform, self.seed, noted, crops=crop)
 
     def train_dataloader(self) -> AnomalyLoader:
