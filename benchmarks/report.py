@@ -71,7 +71,7 @@ def main() -> None:
         print("thumbnails loaded at once:", driver.execute_script(loaded))
         layout = "document.body.getBoundingClientRect().height"
         for button in ("name", "score", "category"):
-            click = f"[...document.querySelectorAll('th button')].find(one => one.innerText === '{button}').click();"
+            click = f"[...document.querySelectorAll('th button')].find(one => one.textContent === '{button}').click();"
             timed(f"sort by {button}", lambda click=click: driver.execute_script(click + layout))
         filtered = "find('text').value = '00042'; find('text').dispatchEvent(new Event('input'));" + layout
         timed("filter by text", lambda: driver.execute_script(filtered))
