@@ -25,7 +25,7 @@ def needs_export():
         pytest.importorskip(package)
 
 
-def test_a_fit_is_exported_with_its_heads_and_a_threshold(needs_export, tiny_name, capsys) -> None:
+def test_a_fit_is_exported_with_its_heads_and_a_threshold(needs_export, tiny_name, tiny_clip, capsys) -> None:
     fit = ["--data", "surfaces_auxiliary", "--data.images", "2", "--data.num_workers", "0", "--data.category", "wood"]
     tiny = ["--model.backbone", "clip", "--model.backbone.name", tiny_name, "--model.backbone.image_size", "32"]
     assert main(["fit", *fit, *tiny, "--model.lr", "0.01", "--trainer.max_epochs", "1"]) == 0
@@ -44,7 +44,7 @@ def test_a_fit_is_exported_with_its_heads_and_a_threshold(needs_export, tiny_nam
     assert exported.category == "nut"
     assert exported.scoring["weights"] == sha256(checkpoint)
     assert ("--threshold" in command) == (exported.threshold is not None and exported.threshold.image == 0.4)
-    model = KAnoCLIP.load_from_checkpoint(checkpoint)
+    model = KAnoCLIP.load_from_checkpoint(checkpoint, backbone=tiny_clip)
     assert difference(Frozen(model, "nut"), exported) < 1e-6
     assert describe(model, checkpoint, "nut", half=False)["scoring"] == exported.scoring  # built in two ways
 
