@@ -30,7 +30,7 @@ from kanoclip.outputs.names import csv_text, read_csv
 
 IMAGES, SIDE, SHARDS = 50, 64, 4
 MODEL = ["--model", "local_stats", "--model.image_size", "32", "--data.num_workers", "1", "--data.batch_size", "64"]
-ROWS = ["--maps", "false", "--overlays", "false", "--trainer.enable_progress_bar", "false"]
+ROWS = ["--maps", "false", "--overlays", "false", "--report", "false", "--trainer.enable_progress_bar", "false"]
 
 
 class Ended(NamedTuple):

@@ -1,5 +1,6 @@
 """A prediction that is stopped in any way and goes on has the rows of an unbroken one."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from several import CPU, kill_in_write, run
 from kanoclip.outputs import resuming
 from kanoclip.outputs.names import read_csv
 from kanoclip.verbs import watching
+from kanoclip.verbs.options import OPTIONS
 from kanoclip.verbs.table import main
 
 COUNT = 30
@@ -38,7 +40,7 @@ def write(folder: str, numbers, side: int = 32) -> None:
 
 
 def predict(*options: str) -> list[str]:
-    return ["predict", "photos", *MODEL, *CPU, "--output", "found", *options]
+    return ["predict", "photos", *MODEL, *CPU, "--output", "found", "--report", "false", *options]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -191,7 +193,7 @@ def test_options_stand_in_configs_and_in_help(folder, capsys) -> None:
     capsys.readouterr()
     assert main(["predict", "--help"]) == 0
     said = capsys.readouterr().out
-    assert all(f"--{name} " in said for name in ("output", "threshold", "overlays", "maps", "watch", "shard"))
+    assert all(f"--{name} " in said for name in OPTIONS)
 
 
 def test_a_test_writes_exactly_there_and_one_photo_has_a_folder_of_its_name(folder) -> None:
@@ -279,3 +281,19 @@ def test_watching_ends_by_ctrl_c_in_a_terminal_too(folder) -> None:
     _, said = watching.communicate(timeout=60)
     assert watching.returncode == 130
     assert "Traceback" not in said
+
+
+def test_a_run_that_goes_on_has_all_regions_once_and_a_report_of_all_rows(folder) -> None:
+    more = ["--threshold", "0.6", "--report", "true"]
+    assert main([*predict(*more), "--output", "once"]) == 0
+    assert run(1, predict(*more), folder, fault=partial(kill_in_write, 25))[0] == [-9]
+    first = [json.loads(line)["path"] for line in Path("found/regions.jsonl").read_text().split("\n") if line]
+    assert 0 < len(first) < COUNT
+    with open("found/predictions.csv", "r+b") as file:  # the regions of a batch were written, and its rows not
+        lines = file.readlines()
+        file.truncate(sum(map(len, lines[:-2])))
+    assert main(predict(*more)) == 0
+    for name in ("regions.jsonl", "annotations.json", "predictions.csv"):
+        assert Path("found", name).read_bytes() == Path("once", name).read_bytes()
+    assert all(f"{number:02d}.png" in Path("found/report.html").read_text() for number in range(COUNT))
+    assert main(predict("--threshold", "0.6", "--report", "false")) == 0
