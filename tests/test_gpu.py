@@ -168,7 +168,7 @@ def test_a_gpu_finds_the_losses_and_metrics_of_a_cpu(fitted, device, tmp_path) -
     there, here = loaded(fitted[0]), loaded(fitted[0])
     found, wanted = scored(device, tmp_path, there), scored("cpu", tmp_path, here)
     torch.testing.assert_close(found.maps, wanted.maps, atol=5e-4, rtol=0)  # as the models above
-    torch.testing.assert_close(found.image_scores, wanted.image_scores, atol=2e-4, rtol=0)
+    torch.testing.assert_close(found.image_scores, wanted.image_scores, atol=5e-4, rtol=0)
     for category, metrics in here.results.items():
         assert there.results[category] == pytest.approx(metrics, abs=2e-3)
 
