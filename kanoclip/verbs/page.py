@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import os
 from pathlib import Path
@@ -17,13 +18,13 @@ from kanoclip.data.files import write_bytes
 from kanoclip.inspector import Inspector
 from kanoclip.metrics.calibration import Threshold
 from kanoclip.outputs.names import csv_text
-from kanoclip.outputs.overlay import LIKELIER, marked
+from kanoclip.outputs.overlay import LIKELIER, marked, verdict
 from kanoclip.outputs.regions import find_regions
 from kanoclip.types import KanoclipError, printable
 
 PHOTOS, SESSIONS, UPLOAD = 64, 8, "100mb"
-"""Most photos on a page, pages that are remembered, and size of a file: at most 64 * 8 * 4 MB are kept."""
-SHOWN = 720
+"""Most photos on a page, pages that are remembered, and size of a file: at most 64 * 8 * 3 MB are kept."""
+SHOWN = 640
 """Longer side of a photo and its map as they are kept and shown, pixels."""
 HEADINGS: dict[str, Any] = {
     "#": "number",
@@ -34,7 +35,11 @@ HEADINGS: dict[str, Any] = {
     "regions": "number",
 }
 COLUMNS = ["path", "image_score", "map_max", "decision", "margin", "regions", "not_read"]
-STYLE = ".photos td { cursor: pointer } footer { display: none !important }"
+SYSTEM = ("system-ui", "sans-serif")
+STYLE = """
+.picture { min-height: 540px } .picture img { display: block; margin: auto; max-width: 100%; max-height: 540px }
+.photos [role=gridcell] { cursor: pointer } .selection-button, footer { display: none !important }
+"""
 
 
 class Photo(NamedTuple):
@@ -44,7 +49,7 @@ class Photo(NamedTuple):
         name: Of its file, as the browser tells it: text from a stranger.
         score: Image score in [0, 1].
         map_max: Highest score of its map.
-        pixels: ``(H, W, 3)`` RGB, 0-255, its longer side 720 pixels.
+        pixels: ``(H, W, 3)`` RGB, 0-255, its longer side 640 pixels.
         heat: ``(H, W)`` anomaly map.
         problem: Why it was not read, in one line; then there is nothing else.
     """
@@ -107,6 +112,15 @@ def picture(photo: Photo, threshold: Threshold, opacity: float) -> NDArray[np.ui
     return drawn
 
 
+def figure(photo: Photo, threshold: Threshold, opacity: float) -> str:
+    """Return the picture as HTML: in the page itself, so that no file is left behind."""
+    if photo.problem:
+        return f"<p>{html.escape(photo.problem)}</p>"
+    content = cv2.imencode(".png", picture(photo, threshold, opacity)[..., ::-1])[1].tobytes()
+    text = html.escape(f"{printable(photo.name)}: {verdict(photo.score, threshold)}")
+    return f'<img alt="{text}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
 def page(inspector: Inspector, about: list[str], folder: Path) -> gr.Blocks:
     """Build the page.
 
@@ -122,11 +136,9 @@ def page(inspector: Inspector, about: list[str], folder: Path) -> gr.Blocks:
         calibrate = "That is told by kanoclip calibrate, and here by --threshold threshold.json."
         about = [*about, f"Uncalibrated: the sliders begin at {pixel}, which is not where good parts end. {calibrate}"]
 
-    def shown(photos: list[Photo], at: int, *sliders: float) -> Any:
+    def shown(photos: list[Photo], at: int, *sliders: float) -> str:
         whole, single, opacity = sliders
-        if not photos or photos[at].problem:
-            return None
-        return picture(photos[at], Threshold(whole, single, start.min_area), opacity)
+        return figure(photos[at], Threshold(whole, single, start.min_area), opacity) if photos else ""
 
     def judged(photos: list[Photo], at: int, *sliders: float) -> list[Any]:
         threshold = Threshold(sliders[0], sliders[1], start.min_area)
@@ -157,9 +169,9 @@ def page(inspector: Inspector, about: list[str], folder: Path) -> gr.Blocks:
         photos = [*photos, *new]
         return [None, photos, at, *judged(photos, at, *sliders)]
 
-    def choose(photos: list[Photo], *sliders: float, event: gr.SelectData) -> list[Any]:
+    def choose(photos: list[Photo], whole: float, single: float, opacity: float, event: gr.SelectData) -> list[Any]:
         at = int(event.row_value[0]) - 1  # the rows may be sorted
-        return [at, shown(photos, at, *sliders)]
+        return [at, shown(photos, at, whole, single, opacity)]
 
     def clear(*sliders: float) -> list[Any]:
         return [[], 0, *judged([], 0, *sliders)]
@@ -169,26 +181,27 @@ def page(inspector: Inspector, about: list[str], folder: Path) -> gr.Blocks:
         lines = "<br>".join(html.escape(printable(line)) for line in about)
         gr.HTML(f"<h1>kanoclip</h1><p>{lines}</p>")
         with gr.Row():
-            with gr.Column(scale=2):
+            with gr.Column():
                 files: Any = gr.File(label="Photos", file_count="multiple", height=140)
-                whole = gr.Slider(0, 1, start.image, step=0.001, label="Defective: image score above")
-                single = gr.Slider(0, 1, pixel, step=0.001, label="Coloured: pixel score above")
-                opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the map")
-                with gr.Row():
-                    download = gr.DownloadButton("Download csv", interactive=False)
-                    empty = gr.Button("Clear")
-            with gr.Column(scale=3):
-                image = gr.Image(show_label=False, interactive=False, format="png", height=560, buttons=["fullscreen"])
                 problems = gr.Textbox(label="Not read", visible=False, interactive=False)
                 rows = gr.Dataframe(
                     headers=list(HEADINGS),
                     datatype=list(HEADINGS.values()),
+                    column_widths=["7%", "34%", "14%", "17%", "14%", "14%"],
                     label="Click a row to see that photo",
                     interactive=False,
                     elem_classes="photos",
                     wrap=True,
                     buttons=[],
                 )
+                with gr.Row():
+                    download = gr.DownloadButton("Download csv", interactive=False)
+                    empty = gr.Button("Clear")
+            with gr.Column():
+                image = gr.HTML(elem_classes="picture")
+                whole = gr.Slider(0, 1, start.image, step=0.001, label="Defective: image score above")
+                single = gr.Slider(0, 1, pixel, step=0.001, label="Coloured: pixel score above")
+                opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the map")
         # gradio would hand on the name of its copy, which lacks all that is no letter, digit or dot
         files.preprocess = lambda given: [(one.path, one.orig_name or os.path.basename(one.path)) for one in given]
         sliders, results = [whole, single, opacity], [rows, image, download, problems]
@@ -224,6 +237,6 @@ def serve(blocks: gr.Blocks, host: str, port: int) -> None:
         allowed_paths=[],
         max_file_size=UPLOAD,
         state_session_capacity=SESSIONS,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(font=SYSTEM, font_mono=SYSTEM),
         css=STYLE,
     )

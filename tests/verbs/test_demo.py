@@ -1,5 +1,6 @@
 """The command ``kanoclip demo``, and its page in a browser."""
 
+import base64
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -144,8 +146,8 @@ def until(found, seconds=60):
     return result
 
 
-ROWS = """return [...document.querySelectorAll('.photos tbody tr')].map(
-    row => [...row.querySelectorAll('td')].map(cell => cell.innerText.trim())).filter(row => row[1])"""
+ROWS = """return [...document.querySelectorAll('.photos [data-index]')].map(
+    row => [...row.querySelectorAll('[role=gridcell]')].map(cell => cell.innerText.trim()))"""
 SLIDE = """const slider = document.querySelector(`input[type=range][aria-label*="${arguments[0]}"]`);
     slider.value = arguments[1]; slider.dispatchEvent(new Event('input', {bubbles: true}))"""
 
@@ -158,23 +160,25 @@ def test_photos_are_dropped_in_judged_and_downloaded_and_nothing_leaves_the_mach
     Image.fromarray(grey).save(photos / HOSTILE)
     grey[40:50, 50:60] = 255
     Image.fromarray(grey).save(photos / "spot.png")
-    (photos / "empty.png").touch()
+    (photos / "zero.png").touch()
 
     def rows():
         return {row[1]: row[2:] for row in browser.execute_script(ROWS)}
 
     def shown():
-        with urllib.request.urlopen(
-            browser.find_element("css selector", ".image-frame img").get_attribute("src")
-        ) as file:
-            return np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
+        """The photo as it is drawn, without its legend."""
+        source = browser.execute_script("return document.querySelector('.picture img').src")
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))[:480]
+
+    def colour():
+        return np.ptp(shown(), axis=2).max()
 
     browser.get(address)
     dropped = until(lambda: browser.find_elements("css selector", "input[type=file]"))[0]
-    dropped.send_keys("\n".join(f"{photos / name}" for name in ("empty.png", HOSTILE, "spot.png")))
-    assert until(rows).keys() == {HOSTILE, "spot.png", "empty.png"}
-    assert rows()["empty.png"][1] == "not read"
-    assert "Cannot use empty.png" in browser.find_element("css selector", "textarea").get_property("value")
+    dropped.send_keys("\n".join(f"{photos / name}" for name in ("zero.png", HOSTILE, "spot.png")))
+    assert until(rows).keys() == {HOSTILE, "spot.png", "zero.png"}
+    assert rows()["zero.png"][1] == "not read"
+    assert "Cannot use zero.png" in browser.find_element("css selector", "textarea").get_property("value")
     assert not [file for file in place.rglob("*.png") if file.read_bytes() == (photos / "spot.png").read_bytes()]
 
     plain, spot = (float(rows()[name][0]) for name in (HOSTILE, "spot.png"))
@@ -184,19 +188,29 @@ def test_photos_are_dropped_in_judged_and_downloaded_and_nothing_leaves_the_mach
         until(lambda wanted=decision: rows()["spot.png"][1] == wanted)
     assert rows()[HOSTILE][1] == "good"
 
-    cell = "//*[contains(@class, 'photos')]//tbody//td[contains(., 'spot.png')]"
-    next(one for one in browser.find_elements("xpath", cell) if one.is_displayed()).click()
-    browser.execute_script(SLIDE, "Coloured", 0.1)
-    coloured = until(lambda: (now := shown()).max() == 255 and np.ptp(now[:540], axis=2).max() > 50 and now)
+    header = browser.find_element("css selector", ".photos [role=columnheader][aria-colindex='3']")
+    browser.execute_script("arguments[0].querySelector('[aria-haspopup=menu]').click()", header)  # shows on hover
+    menu = until(
+        lambda: [one for one in browser.find_elements("css selector", "button") if one.text == "Sort descending"]
+    )
+    menu[0].click()
+    until(lambda: next(iter(rows())) == "spot.png")
+    cells = browser.find_elements("css selector", ".photos [role=gridcell]")
     browser.execute_script(SLIDE, "Opacity", 0)
-    faint = until(lambda: np.ptp((now := shown())[:540], axis=2).max() == 0 and now)
-    assert coloured.shape == faint.shape
+    until(lambda: np.ptp(shown()) == 0)
+    next(one for one in cells if one.text == "spot.png").click()
+    until(lambda: shown().max() == 255)
+    browser.execute_script(SLIDE, "Coloured", 0.1)
+    browser.execute_script(SLIDE, "Opacity", 1)
+    full = until(lambda: (now := int(colour())) > 50 and now)
+    browser.execute_script(SLIDE, "Opacity", 0.5)
+    until(lambda: 0.25 * full < colour() < 0.75 * full)
 
     next(one for one in browser.find_elements("css selector", "button, a") if one.text == "Download csv").click()
     file = until(lambda: list((tmp_path / "downloads").glob("*.csv")))[0]
     assert file.name == "photos.csv"
     found = {row["path"]: row["decision"] for row in read_csv(file)}
-    assert found == {"empty.png": "", HOSTILE: "good", "spot.png": "defective"}
+    assert found == {"zero.png": "", HOSTILE: "good", "spot.png": "defective"}
 
     assert not [one for one in browser.get_log("browser") if one["level"] == "SEVERE"]
     messages = [json.loads(one["message"])["message"] for one in browser.get_log("performance")]
