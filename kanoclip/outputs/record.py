@@ -81,13 +81,13 @@ def drop_if_empty(folder: Path) -> None:
 
 
 def newest_fit(
-    folder: Path, model: str, auxiliary: str | None = None, tested: Collection[int] | None = None
+    folder: Path, model: str | None, auxiliary: str | None = None, tested: Collection[int] | None = None
 ) -> Path | None:
     """Return the checkpoint of the newest fit of a model.
 
     Args:
         folder: The run folder (``--trainer.default_root_dir``).
-        model: Registered name or class path.
+        model: Registered name or class path; None: of any.
         auxiliary: Only fits on this data set, finished or not; else only finished ones.
         tested: Digests of the images that are tested: not a fit that has seen one of them.
 
@@ -95,7 +95,7 @@ def newest_fit(
         None if there is none. One that a benchmark has made, below ``benchmark/``, is taken where no other serves.
     """
     if auxiliary is not None:
-        begun = (folder / "fit" / model / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
+        begun = (folder / "fit" / f"{model}" / folder_name(auxiliary)).glob("*/checkpoints/last.ckpt")
         newest = sorted(begun, key=lambda path: path.stat().st_mtime, reverse=True)
         # sets of one name share a folder, wherever they are
         return next((path for path in newest if (read_about(path) or {}).get("auxiliary") == auxiliary), None)
@@ -106,7 +106,7 @@ def newest_fit(
         *(folder / "benchmark").glob("*/*/fit/**/run.json"),
     ):
         content = read_record(record)
-        if content and content["model"] == model and (path := record.parent / content["ckpt"]).is_file():
+        if content and model in (None, content["model"]) and (path := record.parent / content["ckpt"]).is_file():
             found.append((not record.is_relative_to(folder / "benchmark"), record.stat().st_mtime, path))
     for *_, path in sorted(found, reverse=True):
         about = read_about(path)

@@ -40,6 +40,7 @@ VERBS = {
     "test": Verb("metrics on a data set, zero-shot", "run"),
     "predict": Verb("score images: maps, overlays, predictions.csv", "run"),
     "calibrate": Verb("score good parts and choose the threshold of a decision: threshold.json", "calibrate"),
+    "demo": Verb("a page on this machine: drop in photos, see score, decision and overlay", "demo"),
     "benchmark": Verb("models x data sets x seeds -> one table", "benchmark"),
     "export": Verb("a model of one category as a file that runs without torch: ONNX, OpenVINO", "export"),
     "data": Verb(

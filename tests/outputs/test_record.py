@@ -118,7 +118,8 @@ def test_a_test_takes_the_newest_finished_fit_of_its_model_that_has_seen_none_of
     fitted(tmp_path, "version_1", age=3)
     unfinished = fitted(tmp_path, "version_2", age=1, finished=False)
     other = fitted(tmp_path, "version_0", age=0, auxiliary="visa", images=torch.tensor([2, 3]))
-    fitted(tmp_path, "version_0", age=0, model="clip_vv_knpl")
+    other_model = fitted(tmp_path, "version_0", age=-1, model="clip_vv_knpl")
+    assert newest_fit(tmp_path, None) == other_model
     assert newest_fit(tmp_path, "kanoclip") == other
     assert newest_fit(tmp_path, "kanoclip", tested=[3]) == wanted
     assert newest_fit(tmp_path, "kanoclip", tested=[4, 5]) == other
