@@ -123,7 +123,8 @@ def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitte
 
 
 def test_a_prediction_that_is_killed_while_it_writes_lists_what_is_there(data, fitted, tmp_path) -> None:
-    argv = ["predict", *data, *going_on(fitted), "--report", "false"]  # three images of a batch, a map and an overlay each
+    # three images of a batch, a map and an overlay each
+    argv = ["predict", *data, *going_on(fitted), "--report", "false"]
     assert run(1, argv, tmp_path, fault=partial(kill_in_write, 9))[0] == [KILLED]
     assert whole(tmp_path)
     (folder,) = tmp_path.glob("runs/predict/*/*/version_0")
