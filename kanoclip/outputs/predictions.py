@@ -253,7 +253,7 @@ class PredictionWriter(Callback):
                 write_bytes(self._folder / map_file, _npy(heat), durable=False)
         if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, found):
             overlay_file = f"overlays/{name}.png"
-        margin = "" if found.margin is None else f"{found.margin:.6f}"
+        margin = "" if found.margin is None else round(found.margin, 6)  # as text, -1 would look like a formula
         scored = (f"{score:.6f}", f"{heat.max():.6f}")
         row = path, category, *scored, map_file, overlay_file, found.decision or "", margin
         # of the map its shape alone is wanted from here on, and a batch of them may be gigabytes

@@ -1,5 +1,6 @@
 """A prediction that is stopped in any way and goes on has the rows of an unbroken one."""
 
+import csv
 import json
 import os
 import signal
@@ -142,6 +143,8 @@ def test_rows_alone_are_written_where_nothing_else_is_wanted(folder) -> None:
         assert (row["map"], row["overlay"]) == ("", "")
         assert row["decision"] == ("defective" if float(row["image_score"]) > 0.6 else "good")
         assert float(row["margin"]) == pytest.approx(float(row["image_score"]) - 0.6, abs=2e-6)
+    with open("found/predictions.csv", newline="", encoding="utf-8") as file:  # as pandas or a spreadsheet reads it
+        assert min(float(row["margin"]) for row in csv.DictReader(file)) < 0
 
 
 def test_what_many_files_will_take_is_told(folder, monkeypatch, capsys) -> None:
