@@ -172,9 +172,11 @@ class PredictionWriter(Callback):
     def _describe(self, about: dict[str, Any], data: Any) -> dict[str, Any]:
         """Return all that must be the same when a stopped run goes on, beside the images."""
         limits = {name: self.thresholds.entry(name) for name in data.categories} if self.thresholds else None
+        # the root as it was given, by which rows name their images
+        options = {"root": f"{data.place}", **data.fit_options()} if hasattr(data, "fit_options") else {}
         return {
             "scoring": scoring(about),
-            "data": {"identity": about["data"], **(data.fit_options() if hasattr(data, "fit_options") else {})},
+            "data": {"identity": about["data"], **options},
             "map_format": self.map_format,
             "maps": self.maps,
             "overlays": self.overlays,
