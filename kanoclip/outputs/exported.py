@@ -95,13 +95,13 @@ def load_exported(path: str | os.PathLike[str]) -> Exported:
     read, package = readers[file.suffix]
     require(package)
     try:
-        text, run = read(file)
+        text, size, run = read(file)
     except Exception as error:  # the runtimes raise many kinds, of what is in the file
         said = " ".join(str(error).split())[:200]
         raise KanoclipError(f"{file} is damaged, or no model that {package} runs ({said}). Export it anew.") from error
-    about = _about(file, text)
+    about = _about(file, text, size)
     given = about["threshold"]
-    threshold = given and Threshold(given["image"], given["pixel"], given["min_area"])
+    threshold = None if given is None else Threshold(given["image"], given["pixel"], given["min_area"])
     return Exported(file, about["size"], about["category"], about["scoring"], threshold, about, run)
 
 
@@ -125,8 +125,8 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _about(file: Path, text: str | None) -> dict[str, Any]:
-    """Read what stands beside the graph."""
+def _about(file: Path, text: str | None, size: int) -> dict[str, Any]:
+    """Read what stands beside the graph, which takes images of a size."""
     try:
         about = read_json(text) if text else None
     except ValueError:
@@ -138,16 +138,23 @@ def _about(file: Path, text: str | None) -> dict[str, Any]:
             f"{file} has format {about['format']} of exported models, and kanoclip {__version__} reads up to {FORMAT}. "
             f"Install a newer one: pip install --upgrade kanoclip."
         )
-    given = about.get("threshold") or {"image": 0, "pixel": 0, "min_area": 0}
-    numbers = [given.get(name, "") for name in Threshold._fields] if isinstance(given, dict) else [""]
-    if not all(isinstance(about.get(key), kind) for key, kind in KINDS.items()) or not all(
-        one is None or isinstance(one, (int, float)) for one in numbers
-    ):
+    given = about.get("threshold")
+    decides = given is None or (
+        isinstance(given, dict)
+        and set(given) == set(Threshold._fields)
+        and all(_is_share(given[name]) or (name, given[name]) == ("pixel", None) for name in given)
+    )
+    whole = all(isinstance(about.get(key), kind) for key, kind in KINDS.items())
+    if not (whole and decides and about["size"] == size):
         raise KanoclipError(f"{file} is damaged: what kanoclip export writes beside the graph is not whole.")
     return about
 
 
-def _onnx(file: Path) -> tuple[str | None, Run]:
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1  # NaN is not
+
+
+def _onnx(file: Path) -> tuple[str | None, int, Run]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -155,13 +162,13 @@ def _onnx(file: Path) -> tuple[str | None, Run]:
     session = onnxruntime.InferenceSession(f"{file}", options, providers=["CPUExecutionProvider"])
 
     def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        maps, scores = session.run(None, {"image": images})
+        maps, scores = session.run(["anomaly_map", "image_score"], {"image": images})
         return maps, scores
 
-    return session.get_modelmeta().custom_metadata_map.get(ENTRY), run
+    return session.get_modelmeta().custom_metadata_map.get(ENTRY), session.get_inputs()[0].shape[1], run
 
 
-def _openvino(file: Path) -> tuple[str | None, Run]:
+def _openvino(file: Path) -> tuple[str | None, int, Run]:
     core = import_openvino().Core()
     model = core.read_model(file)
     text = model.get_rt_info([ENTRY]).astype(str) if model.has_rt_info([ENTRY]) else None
@@ -172,4 +179,4 @@ def _openvino(file: Path) -> tuple[str | None, Run]:
         found = compiled.create_infer_request().infer({"image": images})  # a request is for one thread
         return np.array(found["anomaly_map"]), np.array(found["image_score"])
 
-    return text, run
+    return text, model.input("image").get_partial_shape()[1].get_length(), run

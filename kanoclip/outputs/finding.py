@@ -81,8 +81,10 @@ class Finding:
     def _repr_html_(self) -> str:
         """Show the overlay and what ``str`` says, in a notebook."""
         picture: Any = self.overlay()
-        if (factor := SHOWN / max(picture.shape)) < 1:
-            picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        height, width = picture.shape[:2]
+        if (factor := SHOWN / max(height, width)) < 1:
+            shown = max(1, round(width * factor)), max(1, round(height * factor))  # also of a line scan
+            picture = cv2.resize(picture, shown, interpolation=cv2.INTER_AREA)
         content = base64.b64encode(cv2.imencode(".png", picture[..., ::-1])[1].tobytes()).decode()
         text = html.escape(f"{self}")
         return (

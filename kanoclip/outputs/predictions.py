@@ -172,9 +172,11 @@ class PredictionWriter(Callback):
     def _describe(self, about: dict[str, Any], data: Any) -> dict[str, Any]:
         """Return all that must be the same when a stopped run goes on, beside the images."""
         limits = {name: self.thresholds.entry(name) for name in data.categories} if self.thresholds else None
+        # the root as it was given, by which rows name their images
+        options = {"root": f"{data.place}", **data.fit_options()} if hasattr(data, "fit_options") else {}
         return {
             "scoring": scoring(about),
-            "data": {"identity": about["data"], **(data.fit_options() if hasattr(data, "fit_options") else {})},
+            "data": {"identity": about["data"], **options},
             "map_format": self.map_format,
             "maps": self.maps,
             "overlays": self.overlays,
@@ -253,7 +255,7 @@ class PredictionWriter(Callback):
                 write_bytes(self._folder / map_file, _npy(heat), durable=False)
         if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, found):
             overlay_file = f"overlays/{name}.png"
-        margin = "" if found.margin is None else f"{found.margin:.6f}"
+        margin = "" if found.margin is None else round(found.margin, 6)  # as text, -1 would look like a formula
         scored = (f"{score:.6f}", f"{heat.max():.6f}")
         row = path, category, *scored, map_file, overlay_file, found.decision or "", margin
         # of the map its shape alone is wanted from here on, and a batch of them may be gigabytes

@@ -20,6 +20,8 @@ from kanoclip.ranks import gather, rank_of
 from kanoclip.types import KanoclipError
 
 COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay", "decision", "margin")
+KINDS = {"task": dict, "finished": list, "images": int}
+"""What predictions.json must hold for a run to go on."""
 PATIENCE = 10.0
 """Seconds to wait for a folder that another command holds: one that was killed leaves workers for a second or two."""
 
@@ -106,7 +108,7 @@ class Listing:
         """
         if self._rank == 0:
             with self._guard():
-                before = read_json(self._state, task=dict) if self.resume and self._state.exists() else None
+                before = read_json(self._state, **KINDS) if self.resume and self._state.exists() else None
                 if before is None and self.resumed:
                     raise KanoclipError(
                         f"{self.folder} has predictions, but no predictions.json that says how they were made. Choose "
@@ -229,7 +231,7 @@ def rows_of(file: Path) -> Iterator[tuple[int, int, list[str]]]:
         for cells in reader:
             if begin == 0 and line.endswith(b"\n") and cells != list(COLUMNS):
                 raise KanoclipError(f"{file} is of another version of kanoclip, or none of its csv. Move it away.")
-            if len(cells) != len(COLUMNS) or not line.endswith(b"\r\n"):
+            if len(cells) != len(COLUMNS) or not line.endswith(b"\n"):  # an editor may have changed all line ends
                 return
             if begin > 0:
                 yield begin, end, cells

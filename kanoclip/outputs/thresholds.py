@@ -75,7 +75,7 @@ class Calibration:
         """Read what ``to_json`` has written.
 
         Raises:
-            KeyError, TypeError, ValueError: If something is missing, or no number of its range.
+            KeyError, TypeError, ValueError, OverflowError: If something is missing, or no number of its range.
         """
         threshold = Threshold(*(_unit(content[name]) for name in ("image", "pixel", "min_area")))
         promise = Promise(int(content["rank"]), int(content["good_images"]), bool(content["kept"]))
@@ -157,7 +157,7 @@ class Thresholds:
             given = dict(content[at := "categories"])
             for at, one in given.items():
                 categories[at] = None if one is None else Calibration.from_json(one)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # the last: 1e999
             raise KanoclipError(f"{option} {path} is damaged at {at}: {error} is missing or wrong. {anew}") from error
         return cls(pooled, categories, scoring, about, str(path))
 

@@ -67,6 +67,7 @@ def watch(trainer: Trainer, datamodule: AnomalyDataModule, **predict: Any) -> No
         if ready:
             writer.waiting = now.keys() - ready
             trainer.predict(datamodule=folder, **predict)
+            failed = {path: state for path, state in failed.items() if path not in ready}
             for path, why in folder.unreadable:
                 failed[path] = now[path]
                 note(f"{path}: {why} It is tried again when it has changed.")

@@ -1,6 +1,7 @@
 """Exported models: the same numbers, whatever the batch; what they say of themselves; files that are none."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -188,6 +189,11 @@ def test_a_model_of_others_and_a_later_or_damaged_entry_are_told(written, tmp_pa
         (lambda about: json.dumps(about | {"format": 99}), "format 99 of exported models"),
         (lambda about: json.dumps(about | {"size": "big"}), "damaged"),
         (lambda about: json.dumps(about | {"threshold": {"image": "low"}}), "damaged"),
+        (lambda about: json.dumps(about | {"threshold": {"image": math.nan, "pixel": 0.5, "min_area": 0}}), "damaged"),
+        (lambda about: json.dumps(about | {"threshold": {"image": None, "pixel": 0.5, "min_area": 0}}), "damaged"),
+        (lambda about: json.dumps(about | {"threshold": {"image": 0.5, "pixel": -1, "min_area": 0}}), "damaged"),
+        (lambda about: json.dumps(about | {"threshold": {}}), "damaged"),
+        (lambda about: json.dumps(about | {"size": 33}), "damaged"),
     ):
         with_entry(change)
         with pytest.raises(KanoclipError, match=said):

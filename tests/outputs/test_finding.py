@@ -70,6 +70,10 @@ def test_a_notebook_shows_the_overlay_and_one_line_in_which_a_hostile_name_is_te
     assert escape("<img src=x onerror=alert(1)>.png: score 0.700, uncalibrated") in page
 
 
+def test_a_notebook_shows_a_line_scan():
+    assert "<img" in finding(HEAT, 0.7, (1, 3 * SHOWN), pixels=np.zeros((1, 3 * SHOWN, 3), np.uint8))._repr_html_()
+
+
 def test_one_line_says_what_was_found():
     assert f"{finding(HEAT, 0.7, (16, 24))}" == "image: score 0.700, uncalibrated"
     decided = finding(HEAT, 0.7, (16, 24), "a\n.png", threshold=Threshold(0.6, 0.5))

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from kanoclip.data.files import append_text
+from kanoclip.data.files import append_text, write_json
 from kanoclip.outputs import resuming
 from kanoclip.outputs.names import csv_text, read_csv
 from kanoclip.outputs.resuming import COLUMNS, Listing, Shard, difference, rows_of
@@ -50,7 +50,7 @@ def test_a_row_that_is_cut_anywhere_is_dropped_and_those_before_it_are_kept(tmp_
     before = file.stat().st_size
     append_text(file, csv_text([row(path)]))
     whole = file.read_bytes()
-    (tmp_path / "predictions.json").write_text('{"task": {"scoring": {"weights": "a"}, "maps": true}}')
+    write_json(tmp_path / "predictions.json", {"task": TASK, "finished": [], "images": 0})
     for size in range(len(whole)):
         file.write_bytes(whole[:size])
         listing = Listing(tmp_path, resume=True)
@@ -58,6 +58,14 @@ def test_a_row_that_is_cut_anywhere_is_dropped_and_those_before_it_are_kept(tmp_
         listing.begin(ABOUT, TASK)
         listing.close()
         assert file.read_bytes() in (whole[:before], csv_text([COLUMNS]).encode())
+
+
+def test_rows_stay_when_an_editor_has_changed_all_line_ends(tmp_path) -> None:
+    listed(tmp_path, ["a", ODD, "b"], ["a", ODD])
+    file = tmp_path / "predictions.csv"
+    file.write_bytes(file.read_bytes().replace(b"\r\n", b"\n"))
+    done, said = listed(tmp_path, ["a", ODD.replace("\r", ""), "b"], ["b"])
+    assert (len(done), said) == (2, (3, []))
 
 
 def test_what_a_power_cut_leaves_of_a_batch_is_dropped(tmp_path) -> None:
@@ -109,6 +117,9 @@ def test_rows_without_a_record_and_files_of_others_are_refused(tmp_path) -> None
     (tmp_path / "predictions.json").unlink()
     listing = Listing(tmp_path, resume=True)
     listing.open()
+    with pytest.raises(KanoclipError, match=r"no predictions\.json that says how they were made"):
+        listing.begin(ABOUT, TASK)
+    write_json(tmp_path / "predictions.json", {"task": TASK, "finished": None, "images": 0})
     with pytest.raises(KanoclipError, match=r"no predictions\.json that says how they were made"):
         listing.begin(ABOUT, TASK)
     listing.close()

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 
@@ -129,6 +130,8 @@ def broken(content, *keys, value=None):
         (lambda content: broken(content, "pooled", "image", value=2), "damaged at pooled"),
         (lambda content: broken(content, "pooled", "pixel", value="high"), "damaged at pooled"),
         (lambda content: broken(content, "pooled", "rank", value=200), "damaged at pooled"),
+        (lambda content: broken(content, "pooled", "rank", value=math.inf), "damaged at pooled"),
+        (lambda content: broken(content, "pooled", "image", value=10**400), "damaged at pooled"),
         (lambda content: broken(content, "categories", value=["nut"]), "damaged at categories"),
         (lambda content: broken(content, "categories", "nut", value=5), "damaged at nut"),
         (lambda content: broken(content, "categories", "nut", "detected", value={"hits": 3, "images": 2}), "damaged"),

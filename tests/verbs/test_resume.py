@@ -1,5 +1,6 @@
 """A prediction that is stopped in any way and goes on has the rows of an unbroken one."""
 
+import csv
 import json
 import os
 import signal
@@ -121,6 +122,7 @@ def test_an_image_that_could_not_be_read_is_tried_again(folder, capsys) -> None:
         (["--maps", "false"], "maps was True and is False"),
         (["--threshold", "0.5"], "threshold was None and is"),
         (["--data.category_name", "nut"], "data.category_name was object and is nut"),
+        (["--data.root", "photos/../photos"], "data.root was photos and is photos/../photos"),
         (["--shard", "1/2"], "shards was 1 and is 2"),
     ],
 )
@@ -142,6 +144,8 @@ def test_rows_alone_are_written_where_nothing_else_is_wanted(folder) -> None:
         assert (row["map"], row["overlay"]) == ("", "")
         assert row["decision"] == ("defective" if float(row["image_score"]) > 0.6 else "good")
         assert float(row["margin"]) == pytest.approx(float(row["image_score"]) - 0.6, abs=2e-6)
+    with open("found/predictions.csv", newline="", encoding="utf-8") as file:  # as pandas or a spreadsheet reads it
+        assert min(float(row["margin"]) for row in csv.DictReader(file)) < 0
 
 
 def test_what_many_files_will_take_is_told(folder, monkeypatch, capsys) -> None:
@@ -263,8 +267,11 @@ def test_a_watched_folder_is_scored_file_by_file_each_once(watched, capsys) -> N
         until(lambda: "06.png" in capsys.readouterr().err)
         Path("arriving/06.png").write_bytes(whole)
         until(lambda: len(rows_of("found")) == 3)
+        time.sleep(1.5)  # now there is nothing to do
 
     assert watched(arrive) == 130
+    said = capsys.readouterr()
+    assert "0 of them now" not in said.out + said.err
     assert rows_of("found") == [f"arriving/{name}.png" for name in ("05", "03", "06")]
     write("arriving", [8])
     assert watched(lambda: until(lambda: len(rows_of("found")) == 4)) == 130  # it goes on

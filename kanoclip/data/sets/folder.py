@@ -40,7 +40,7 @@ class Folder(AnomalyDataModule):
     ``_mask``, of any image suffix, or with the folder's name before it: ``masks/abnormal/scratch/007.png``; the folder
     may be spelled ``Masks`` or ``ground_truth``. Masks are optional. Without labels, all images below ``root`` are
     taken, except masks: those in folders of such names, and two-valued images of the name of a photo, there or in a
-    folder beside; and except maps, overlays and sheets that kanoclip has drawn. Whatever is left out is told.
+    folder beside; and except pictures that kanoclip has drawn. Whatever is left out is told.
 
     Args:
         root: The folder itself, or one image file.
@@ -91,7 +91,8 @@ class Folder(AnomalyDataModule):
         if not os.path.isdir(root):
             raise MissingError(f"No folder {root}. Set --data.root to the folder of your images.")
         self._outputs = outputs_below(root)
-        self.left_out += [(str(path), "made by kanoclip: maps, overlays or a sheet") for path in self._outputs]
+        made = "made by kanoclip: maps, overlays, a report or a sheet"
+        self.left_out += [(str(path), made) for path in self._outputs]
         self.left_out += [*undecodable_of(root, list_tree(root)), *no_files(root)]
         normal = self._folders(root, self.normal, "normal", NORMAL_WORDS)
         abnormal = self._folders(root, self.abnormal, "abnormal", ANOMALOUS_WORDS)

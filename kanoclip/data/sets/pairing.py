@@ -62,10 +62,10 @@ def no_files(folder: Path) -> list[tuple[str, str]]:
 
 
 def outputs_below(folder: Path) -> list[Path]:
-    """Find what kanoclip itself has drawn below a folder: maps and overlays of runs, sheets of ``data show``."""
+    """Find what kanoclip itself has drawn below a folder: pictures of runs, sheets of ``data show``."""
     files = list_tree(folder)
     runs = {os.path.dirname(path) for path in files if _REPORT.fullmatch(os.path.basename(path))}
-    drawn = [folder / run / kind for run in sorted(runs) for kind in ("maps", "overlays")]
+    drawn = [folder / run / kind for run in sorted(runs) for kind in ("maps", "overlays", "report")]
     sheets = [folder / path for path in files if (match := _SHEET.search(path)) and match[1] in NAMES["data"]]
     return [*(place for place in drawn if place.is_dir()), *sheets]
 

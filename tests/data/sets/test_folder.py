@@ -320,7 +320,8 @@ def test_of_folders_of_photos_that_share_their_numbers_a_few_are_opened(write, t
 
 def test_what_kanoclip_has_drawn_is_no_photo(write, tmp_path):
     run, test = "runs/predict/local_stats/folder-d/version_0", "runs/test/m/d/version_0"
-    for name in (f"{run}/maps/a.png", f"{run}/overlays/a.png", f"{test}/overlays/b.png", "runs/data/folder.png"):
+    drawn = f"{run}/maps/a.png", f"{run}/overlays/a.png", f"{run}/report/5c/a.jpg", f"{test}/overlays/b.png"
+    for name in (*drawn, "runs/data/folder.png"):
         write(name)
     for name in ("a.png", "maps/1.png", "runs/data/mine.png"):
         write(name)
@@ -329,10 +330,8 @@ def test_what_kanoclip_has_drawn_is_no_photo(write, tmp_path):
     data = module(tmp_path)
     assert list(names_of(data)) == ["a.png", "maps/1.png", "runs/data/mine.png"]
     (note,) = data.notes()
-    assert note.startswith(
-        f"left out {tmp_path / run}/maps, {tmp_path / run}/overlays, {tmp_path / test}/overlays and "
-    )
-    assert note.endswith("made by kanoclip: maps, overlays or a sheet")
+    assert note.startswith(f"left out {tmp_path / run}/maps, {tmp_path / run}/overlays, {tmp_path / run}/report and ")
+    assert note.endswith("made by kanoclip: maps, overlays, a report or a sheet")
     write("normal/1.png")
     assert list(names_of(data)) == ["normal/1.png"]
     assert f"{tmp_path}/runs: in no folder named normal or abnormal (1 image)" in " ".join(
