@@ -85,7 +85,8 @@ def polygon(contour: Sequence[Sequence[int]], holes: Sequence[Sequence[Sequence[
 def _row(found: Finding) -> dict[str, Any]:
     height, width = found.anomaly_map.shape
     row = {"path": found.path, "category": found.category, "height": height, "width": width}
-    row |= {"score": round(found.score, 6), "decision": found.decision, "margin": found.margin}
+    row |= {"score": round(found.score, 6), "decision": found.decision}
+    row |= {"margin": None if found.margin is None else round(found.margin, 6)}
     return row | {"regions": [_of(region) for region in found.regions]}
 
 

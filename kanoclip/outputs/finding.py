@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kanoclip.data.images import read_image
 from kanoclip.metrics.calibration import Threshold
-from kanoclip.outputs.overlay import overlay, scale_of, verdict
+from kanoclip.outputs.overlay import heated, verdict
 from kanoclip.outputs.regions import Region, find_regions
 from kanoclip.types import KanoclipError, counted, printable
 
@@ -60,7 +60,7 @@ class Finding:
         return read_image(self.path) if self.pixels is None else self.pixels
 
     def overlay(self, contour: bool = True) -> NDArray[np.uint8]:
-        """Draw the map over the photo; colour begins at the threshold, or without one at a fixed score.
+        """Draw the map over the photo, in the colours of ``kanoclip predict``.
 
         Args:
             contour: Whether a line is drawn around what is coloured, for red parts and grey print.
@@ -68,8 +68,7 @@ class Finding:
         Returns:
             ``(H, W, 3)`` RGB, 0-255.
         """
-        scale = scale_of(self.threshold)
-        return overlay(self.image, self.anomaly_map, None, scale.low, scale.high, contour=contour)
+        return heated(self.image, self.anomaly_map, self.threshold, contour=contour)
 
     def __str__(self) -> str:
         """Say it in one line."""

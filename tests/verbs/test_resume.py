@@ -119,7 +119,7 @@ def test_an_image_that_could_not_be_read_is_tried_again(folder, capsys) -> None:
         (["--model.image_size", "64"], "scoring."),
         (["--overlays", "false"], "overlays was True and is False"),
         (["--maps", "false"], "maps was True and is False"),
-        (["--threshold", "0.5"], "threshold was None and is"),
+        (["--threshold", "0.5"], "threshold was not set and is"),
         (["--data.category_name", "nut"], "data.category_name was object and is nut"),
         (["--shard", "1/2"], "shards was 1 and is 2"),
     ],
