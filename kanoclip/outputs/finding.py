@@ -21,7 +21,7 @@ SHOWN = 800
 """Longer side of an overlay in a notebook, at most, pixels: the notebook keeps it."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Finding:
     """What was found on one photo; a notebook shows it as its overlay.
 
@@ -43,12 +43,12 @@ class Finding:
     path: str
     category: str
     score: float
-    anomaly_map: NDArray[np.float32] = field(repr=False)
+    anomaly_map: NDArray[np.float32]
     threshold: Threshold | None = None
     decision: str | None = None
     margin: float | None = None
-    regions: list[Region] = field(default_factory=list, repr=False)
-    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    regions: list[Region] = field(default_factory=list)
+    pixels: NDArray[np.uint8] | None = None
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -76,6 +76,10 @@ class Finding:
         if self.threshold is not None and self.threshold.pixel is not None:
             more = f", {counted(len(self.regions), 'region')}"
         return f"{printable(self.path) or 'image'}: {verdict(self.score, self.threshold)}{more}"
+
+    def __repr__(self) -> str:
+        """Say it where a list of findings is printed."""
+        return f"<{self}>"
 
     def _repr_html_(self) -> str:
         """Show the overlay and what ``str`` says, in a notebook."""

@@ -176,9 +176,9 @@ def legend(width: int, lines: list[str], scale: Scale) -> NDArray[np.uint8]:
             kept -= 1
             text = f"{whole[: kept // 2]}…{whole[len(whole) - kept // 2 :]}"
         draw.text((edge, edge + turn * row), text, (235, 235, 235), font)
-    low, high = f"{scale.low:.4g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
+    low, high = f"pixel score {scale.low:.4g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
     top, left = edge + len(lines) * row, edge + round(draw.textlength(low + " ", font))
-    right = left + width // 3
+    right = left + min(width // 3, width - left - 2 * edge - round(draw.textlength(high, font)))
     draw.text((edge, top), low, (235, 235, 235), font)
     draw.text((right + edge, top), high, (235, 235, 235), font)
     picture = np.array(drawn)

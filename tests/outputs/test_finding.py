@@ -74,6 +74,7 @@ def test_a_notebook_shows_the_overlay_and_one_line_in_which_a_hostile_name_is_te
 
 def test_one_line_says_what_was_found():
     assert f"{finding(HEAT, 0.7, (16, 24))}" == "image: score 0.700, uncalibrated"
+    assert f"{[finding(HEAT, 0.7, (16, 24))]}" == "[<image: score 0.700, uncalibrated>]"
     decided = finding(HEAT, 0.7, (16, 24), "a\n.png", threshold=Threshold(0.6, 0.5))
     assert f"{decided}" == r"a\n.png: score 0.700: defective (threshold 0.600), 1 region"
     assert f"{finding(HEAT, 0.2, (16, 24), 'b', threshold=Threshold(0.6))}" == "b: score 0.200: good (threshold 0.600)"

@@ -138,10 +138,10 @@ def test_a_picture_without_a_threshold_says_that_it_is_uncalibrated(monkeypatch)
         room.ImageDraw.ImageDraw, "text", lambda self, at, text, *a: said.append(text) or original(self, at, text, *a)
     )
     marked(GREY, NOTHING, "a.png", 0.25)
-    assert said == ["a.png", "score 0.250", "0.5", "1  uncalibrated"]
+    assert said == ["a.png", "score 0.250", "pixel score 0.5", "1  uncalibrated"]
     said.clear()
     marked(GREY, NOTHING, "a.png", 0.25, Threshold(0.2, 0.3))
-    assert said == ["a.png", "score 0.250: defective (threshold 0.200)", "0.3", "1"]
+    assert said == ["a.png", "score 0.250: defective (threshold 0.200)", "pixel score 0.3", "1"]
 
 
 def test_a_verdict_is_that_of_the_threshold():
