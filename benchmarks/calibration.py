@@ -61,7 +61,7 @@ def score(words: list[str], folder: Path) -> Model:
     with next(folder.rglob("calibration.csv")).open() as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["path"])
     by_label = {label: [row for row in rows if row["label"] == label] for label in "01"}
-    good, bad = (np.array([[row["score"], row["region_score"]] for row in by_label[x]], float) for x in "01")
+    good, bad = (np.array([[row["image_score"], row["region_score"]] for row in by_label[x]], float) for x in "01")
     return Model(good, bad, [Path(row["path"]).name for row in by_label["0"]])
 
 

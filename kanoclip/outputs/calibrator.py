@@ -29,6 +29,7 @@ from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, Batch, KanoclipError, Scores
 
 FILE = "threshold.json"
+COLUMNS = ("path", "category", "label", "image_score", "region_score")  # of calibration.csv
 
 
 class Scored(NamedTuple):
@@ -124,11 +125,15 @@ class Calibrator(Callback):
             known |= {**thresholds.about, "samples": samples, "versions": about["versions"]}
             path = self.output or self._folder / FILE
             Thresholds(thresholds.pooled, thresholds.categories, scoring(about), known).save(path)
-            rows = [one[:-1] for one in sorted(scored, key=lambda one: -one.score)]
-            write_text(self._folder / "calibration.csv", csv_text([Scored._fields[:-1], *rows]))
+            ranked = sorted(scored, key=lambda one: -one.score)
+            rows = [(*one[:2], "" if one.label == UNKNOWN else one.label, *one[3:5]) for one in ranked]
+            write_text(self._folder / "calibration.csv", csv_text([COLUMNS, *rows]))
             tell(told(thresholds, f"{known['model']} on {known['data']}"))
             tell(f"{path}; scores of all images: {self._folder}/calibration.csv")
-            tell(f"To decide with it: kanoclip predict PHOTOS --threshold {path}")
+            same = (
+                f"--ckpt_path {known['checkpoint']['path']}" if known["checkpoint"] else "and the same --model options"
+            )
+            tell(f"To decide with it: kanoclip predict PHOTOS --threshold {path} {same}")
 
 
 def calibrate(

@@ -26,10 +26,10 @@ TOLERANCE = 1.5  # pixels between a border and what it is simplified
 def append_regions(file: Path, found: Iterable[Finding]) -> None:
     """Append a row for each photo, also for one without regions: as JSON, one a line.
 
-    A row has the photo's ``path``, ``category``, ``height`` and ``width`` (pixels), ``score``, ``decision``, ``margin``
-    and ``regions``: of each ``box`` (left, top, width, height), ``area`` (pixels), ``share``, ``peak``, ``mean``,
-    ``contour`` and ``holes``, as in ``outputs.regions.Region``, but a border of more than 32 corners is simplified
-    within 1.5 pixels. A row that was cut short by the end of a process spoils no other.
+    A row has the photo's ``path``, ``category``, ``height`` and ``width`` (pixels), ``image_score``, ``decision``,
+    ``margin`` and ``regions``: of each ``box`` (left, top, width, height), ``area`` (pixels), ``share``, ``peak``,
+    ``mean``, ``contour`` and ``holes``, as in ``outputs.regions.Region``, but a border of more than 32 corners is
+    simplified within 1.5 pixels. A row that was cut short by the end of a process spoils no other.
 
     Raises:
         CannotWriteError: If it cannot be written; names the file.
@@ -85,7 +85,8 @@ def polygon(contour: Sequence[Sequence[int]], holes: Sequence[Sequence[Sequence[
 def _row(found: Finding) -> dict[str, Any]:
     height, width = found.anomaly_map.shape
     row = {"path": found.path, "category": found.category, "height": height, "width": width}
-    row |= {"score": round(found.score, 6), "decision": found.decision, "margin": found.margin}
+    row |= {"image_score": round(found.score, 6), "decision": found.decision}
+    row |= {"margin": None if found.margin is None else round(found.margin, 6)}
     return row | {"regions": [_of(region) for region in found.regions]}
 
 
@@ -129,7 +130,7 @@ def _annotations(rows: Path) -> Iterator[bytes]:
 
     def images() -> Iterator[dict[str, Any]]:
         for number, (_, row) in enumerate(_read(rows), 1):
-            kept = {name: row[name] for name in ("width", "height", "category", "score", "decision")}
+            kept = {name: row[name] for name in ("width", "height", "category", "image_score", "decision")}
             yield {"id": number, "file_name": "/".join(_parts(row)[shared:]), **kept}
 
     def regions() -> Iterator[dict[str, Any]]:

@@ -117,5 +117,6 @@ def _histogram(axis: Any, scores: Mapping[str, Floats], threshold: float | None)
         axis.hist(values, bins, color=COLOURS[name], label=f"{name} ({len(values):,})", **style)
     if threshold is not None:
         axis.axvline(threshold, color="black", linewidth=1, label=f"threshold {threshold:.4g}")
-    axis.set(title="Image scores", xlabel="score", ylabel="images")
+    axis.set(title="Image scores", xlabel="image score", ylabel="images")
+    axis.yaxis.get_major_locator().set_params(integer=True)
     axis.legend(fontsize=7, loc="best", frameon=False)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kanoclip.metrics.calibration import Threshold
-from kanoclip.outputs.overlay import legend, overlay, scale_of, verdict
+from kanoclip.outputs.overlay import heated, legend, scale_of, verdict
 from kanoclip.types import ANOMALOUS, UNKNOWN, Batch, Scores
 
 LONGEST = 2048  # longer side of a kept example, pixels: a strip enlarged to the model's size has millions of them
@@ -90,11 +90,10 @@ def panel(shown: Example, threshold: Threshold | None = None, tile: int = 256) -
     if shown.mask is not None:
         mask = cv2.resize(shown.mask, size, interpolation=cv2.INTER_NEAREST)
         truth = np.repeat((mask > 0).astype(np.uint8)[..., None] * 255, 3, axis=2)
-    scale = scale_of(threshold)
-    min_area = threshold.min_area if threshold else 0.0
-    three = [image, truth, overlay(image, anomaly_map, mask, scale.low, scale.high, contour=True, min_area=min_area)]
+    three = [image, truth, heated(image, anomaly_map, threshold, mask)]
     pictures = np.vstack(three) if size[0] >= 3 * size[1] else np.hstack(three)
     label = {UNKNOWN: "label unknown", ANOMALOUS: "anomalous"}.get(shown.label, "normal")
     what = f"{shown.category} / {shown.defect}: {label}" if shown.defect else f"{shown.category}: {label}"
     known = what if shown.mask is not None else f"{what}, no ground truth"
-    return np.vstack([legend(pictures.shape[1], [shown.path, known, verdict(shown.score, threshold)], scale), pictures])
+    lines = [shown.path, known, verdict(shown.score, threshold)]
+    return np.vstack([legend(pictures.shape[1], lines, scale_of(threshold)), pictures])

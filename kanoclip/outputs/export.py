@@ -182,7 +182,7 @@ def _with_own_modules(module: Any) -> Any:
     return twin
 
 
-def difference(frozen: Frozen, exported: Exported) -> float:
+def largest_difference(frozen: Frozen, exported: Exported) -> float:
     """Return how far maps and scores of an exported model are at most from torch's, on three images of noise."""
     side = exported.size
     images = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)

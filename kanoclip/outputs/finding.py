@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kanoclip.data.images import read_image
 from kanoclip.metrics.calibration import Threshold
-from kanoclip.outputs.overlay import overlay, scale_of, verdict
+from kanoclip.outputs.overlay import heated, verdict
 from kanoclip.outputs.regions import Region, find_regions
 from kanoclip.types import KanoclipError, counted, printable
 
@@ -21,7 +21,7 @@ SHOWN = 800
 """Longer side of an overlay in a notebook, at most, pixels: the notebook keeps it."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Finding:
     """What was found on one photo; a notebook shows it as its overlay.
 
@@ -43,12 +43,12 @@ class Finding:
     path: str
     category: str
     score: float
-    anomaly_map: NDArray[np.float32] = field(repr=False)
+    anomaly_map: NDArray[np.float32]
     threshold: Threshold | None = None
     decision: str | None = None
     margin: float | None = None
-    regions: list[Region] = field(default_factory=list, repr=False)
-    pixels: NDArray[np.uint8] | None = field(default=None, repr=False)
+    regions: list[Region] = field(default_factory=list)
+    pixels: NDArray[np.uint8] | None = None
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -60,7 +60,7 @@ class Finding:
         return read_image(self.path) if self.pixels is None else self.pixels
 
     def overlay(self, contour: bool = True) -> NDArray[np.uint8]:
-        """Draw the map over the photo; colour begins at the threshold, or without one at a fixed score.
+        """Draw the map over the photo, in the colours of ``kanoclip predict``.
 
         Args:
             contour: Whether a line is drawn around what is coloured, for red parts and grey print.
@@ -68,8 +68,7 @@ class Finding:
         Returns:
             ``(H, W, 3)`` RGB, 0-255.
         """
-        scale = scale_of(self.threshold)
-        return overlay(self.image, self.anomaly_map, None, scale.low, scale.high, contour=contour)
+        return heated(self.image, self.anomaly_map, self.threshold, contour=contour)
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -77,6 +76,10 @@ class Finding:
         if self.threshold is not None and self.threshold.pixel is not None:
             more = f", {counted(len(self.regions), 'region')}"
         return f"{printable(self.path) or 'image'}: {verdict(self.score, self.threshold)}{more}"
+
+    def __repr__(self) -> str:
+        """Say it where a list of findings is printed."""
+        return f"<{self}>"
 
     def _repr_html_(self) -> str:
         """Show the overlay and what ``str`` says, in a notebook."""

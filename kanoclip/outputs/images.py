@@ -17,12 +17,13 @@ from kanoclip.data.files import append_text, write_bytes
 from kanoclip.metrics.calibration import DEFECTIVE, Share
 from kanoclip.metrics.single import map_metrics
 from kanoclip.outputs.names import csv_text, true_text
+from kanoclip.outputs.promises import share_text
 from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, Scores, counted
 
 COLUMNS = (
-    "path", "category", "label", "defect", "score", "map_max", "decision", "margin", "ap", "aupro", "overlay"
+    "path", "category", "label", "defect", "image_score", "map_max", "decision", "margin", "ap", "aupro", "overlay"
 )  # fmt: skip
 ALL = "all"
 
@@ -104,13 +105,13 @@ class ImageTable:
 
 def decided(decisions: Mapping[str, Any]) -> str:
     """Say in a line how often normal images, and anomalous ones, of all categories were called defective."""
-    said = []
-    for kind, what in (("false_alarms", "normal"), ("detected", "anomalous")):
-        if share := decisions[ALL][kind]:
-            hits, images, rate, (low, high) = share.values()
-            of = f"{hits} of {counted(images, f'{what} image')}"
-            said.append(f"{of}, {rate:.1%} (95 % confidence: {low:.1%} to {high:.1%})")
-    return f"Called defective: {'; '.join(said) or 'no image whose label is known'}."
+    kinds = {"normal": decisions[ALL]["false_alarms"], "anomalous": decisions[ALL]["detected"]}
+    said = [
+        f"Of {counted(one['images'], f'{what} image')}, {share_text(Share(one['hits'], one['images']))}."
+        for what, one in kinds.items()
+        if one
+    ]
+    return " ".join(said) or "Of no image is the label known: decisions are not counted."
 
 
 def _share(decided: Counter[tuple[str, int, bool]], categories: Sequence[str], label: int) -> dict[str, Any] | None:

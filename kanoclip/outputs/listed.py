@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 import math
 from array import array
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kanoclip.outputs.names import true_text
+from kanoclip.outputs.names import csv_rows
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN
 
 LABELS = {str(NORMAL): "normal", str(ANOMALOUS): "anomalous"}
@@ -72,8 +71,8 @@ def read_images(files: Iterable[Path], most: int) -> Told:
     places, decisions, thresholds = dict[str, int](), Counter[str](), set[float]()
 
     def each() -> Iterator[Listed]:
-        for row in (row for file in files for row in _rows(file)):
-            score = float(row.get("score") or row.get("image_score") or math.nan)
+        for row in (row for file in files for row in csv_rows(file)):
+            score = float(row["image_score"] or math.nan)
             margin = float(row["margin"]) if row.get("margin") else None
             label, what, decision = row.get("label", ""), row.get("category", ""), row.get("decision", "")
             scores.append(score)
@@ -89,10 +88,3 @@ def read_images(files: Iterable[Path], most: int) -> Told:
     listed = heapq.nlargest(most, each(), key=lambda one: one[:2])
     columns = np.array(scores), np.array(labels), np.array(category)
     return Told(listed, *columns, list(places), dict(decisions), thresholds)
-
-
-def _rows(file: Path) -> Iterator[dict[str, str]]:
-    """Read a csv of ours, one row at a time."""
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as source:
-        for row in csv.DictReader(source):
-            yield {name: true_text(cell or "") for name, cell in row.items() if name}

@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,14 @@ def read_csv(file: str | Path) -> list[dict[str, str]]:
     Returns:
         A mapping heading -> text for each row.
     """
+    return list(csv_rows(file))
+
+
+def csv_rows(file: str | Path) -> Iterator[dict[str, str]]:
+    """Read as ``read_csv`` does, one row at a time; what a row that was cut short lacks is empty."""
     with open(file, newline="", encoding="utf-8", errors="surrogateescape") as source:
-        return [{name: true_text(cell) for name, cell in row.items()} for row in csv.DictReader(source)]
+        for row in csv.DictReader(source):
+            yield {name: true_text(cell or "") for name, cell in row.items() if name}
 
 
 def markdown(text: str) -> str:

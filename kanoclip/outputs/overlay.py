@@ -129,6 +129,29 @@ def hot(anomaly_map: NDArray[np.floating], low: float, min_area: float = 0.0) ->
     return above & counts[labels]
 
 
+def heated(
+    image: NDArray[np.uint8],
+    anomaly_map: NDArray[np.floating],
+    threshold: Threshold | None = None,
+    mask: NDArray[np.uint8] | None = None,
+    contour: bool = True,
+) -> NDArray[np.uint8]:
+    """Lay a heat map over a photo on the one scale of all pictures: see ``scale_of`` and ``overlay``.
+
+    Args:
+        image: ``(H, W, 3)`` RGB, 0-255.
+        anomaly_map: ``(H, W)`` scores in [0, 1].
+        threshold: Where colour begins, and the smallest region that has any; None: at 0.5, and any.
+        mask: ``(H, W)`` ground truth, 1 = anomalous; None: no outline.
+        contour: Whether to draw a line around what is coloured.
+
+    Returns:
+        ``(H, W, 3)`` RGB, 0-255.
+    """
+    low, high, _ = scale_of(threshold)
+    return overlay(image, anomaly_map, mask, low, high, contour, threshold.min_area if threshold else 0.0)
+
+
 def legend(width: int, lines: list[str], scale: Scale) -> NDArray[np.uint8]:
     """Draw lines of text above the colour scale, to be set above or below a picture.
 
@@ -153,9 +176,9 @@ def legend(width: int, lines: list[str], scale: Scale) -> NDArray[np.uint8]:
             kept -= 1
             text = f"{whole[: kept // 2]}…{whole[len(whole) - kept // 2 :]}"
         draw.text((edge, edge + turn * row), text, (235, 235, 235), font)
-    low, high = f"{scale.low:.4g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
+    low, high = f"pixel score {scale.low:.4g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
     top, left = edge + len(lines) * row, edge + round(draw.textlength(low + " ", font))
-    right = left + width // 3
+    right = left + min(width // 3, width - left - 2 * edge - round(draw.textlength(high, font)))
     draw.text((edge, top), low, (235, 235, 235), font)
     draw.text((right + edge, top), high, (235, 235, 235), font)
     picture = np.array(drawn)
@@ -171,7 +194,6 @@ def marked(
     path: str,
     score: float,
     threshold: Threshold | None = None,
-    plain: bool = False,
 ) -> NDArray[np.uint8]:
     """Draw a photo with its heat map, and below it its name, score, decision and colour scale.
 
@@ -181,17 +203,12 @@ def marked(
         path: The photo's file.
         score: Image score in [0, 1].
         threshold: For the decision, and where colour begins; None: it begins at 0.5.
-        plain: Leave out the legend, so that the picture has the photo's size.
 
     Returns:
         ``(H', W', 3)`` RGB, 0-255: the photo's pixels are its upper left part, and none is covered by the legend.
     """
-    scale = scale_of(threshold)
-    min_area = threshold.min_area if threshold else 0.0
-    drawn = overlay(image, anomaly_map, None, scale.low, scale.high, contour=True, min_area=min_area)
-    if plain:
-        return drawn
-    below = legend(image.shape[1], [path, verdict(score, threshold)], scale)
+    drawn = heated(image, anomaly_map, threshold)
+    below = legend(image.shape[1], [path, verdict(score, threshold)], scale_of(threshold))
     missing = below.shape[1] - image.shape[1]
     return np.vstack([np.pad(drawn, ((0, 0), (0, missing), (0, 0)), constant_values=GREY), below])
 

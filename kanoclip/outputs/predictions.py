@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +23,7 @@ from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
-from kanoclip.outputs.coco import ANNOTATIONS, append_regions
+from kanoclip.outputs.coco import ANNOTATIONS, ROWS, append_regions
 from kanoclip.outputs.examples import photo
 from kanoclip.outputs.finding import Finding, finding
 from kanoclip.outputs.identity import scoring
@@ -152,10 +152,10 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             left = self._left - self._count - len(unreadable)
             about = about_run(trainer, pl_module)
-            images, waiting = self._listing.finish(
+            decisions, waiting = self._listing.finish(
                 about, self._task, self._paths, left, self.sort, self.thresholds is not None
             )
-            self._tell_done(images, waiting)
+            self._tell_done(decisions, waiting)
         self._listing.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -171,7 +171,7 @@ class PredictionWriter(Callback):
 
     def _describe(self, about: dict[str, Any], data: Any) -> dict[str, Any]:
         """Return all that must be the same when a stopped run goes on, beside the images."""
-        limits = {name: self.thresholds.entry(name) for name in data.categories} if self.thresholds else None
+        limits = {name: self.thresholds.entry(name)._asdict() for name in data.categories} if self.thresholds else None
         # the root as it was given, by which rows name their images
         options = {"root": f"{data.place}", **data.fit_options()} if hasattr(data, "fit_options") else {}
         return {
@@ -186,12 +186,19 @@ class PredictionWriter(Callback):
             "images": digest(*self._paths) if self.shard.of > 1 else None,
         }
 
-    def _tell_done(self, images: int, waiting: list[int]) -> None:
-        kinds = {"maps/": self.maps, "overlays/": self.overlays, ANNOTATIONS: self.thresholds is not None and self.sort}
-        more = [name for name, there in kinds.items() if there and not (waiting and name == ANNOTATIONS)]
+    def _tell_done(self, decisions: Mapping[str, int], waiting: list[int]) -> None:
+        decided, images = self.thresholds is not None, sum(decisions.values())
+        kinds = {
+            "maps/": self.maps,
+            "overlays/": self.overlays,
+            ROWS: decided and not waiting,
+            ANNOTATIONS: decided and self.sort and not waiting,
+        }
+        more = [name for name, there in kinds.items() if there]
         now = f", {self._count} of them now" if self._count != images else ""
         file = self._listing.whole if waiting else self._listing.joined
-        tell(f"{counted(images, 'image')}{now}: {', '.join([str(file), *more])}")
+        parts = ", ".join(f"{number} {decision}" for decision, number in sorted(decisions.items()))
+        tell(f"{counted(images, 'image')}{now}{f' ({parts})' * decided}: {', '.join([str(file), *more])}")
         if waiting and self.shard.of > 1:
             tell(f"predictions.csv is made when all {self.shard.of} shards are complete; missing: {waiting}")
         counts = self._coloured, self._count, self._highest
@@ -214,17 +221,20 @@ class PredictionWriter(Callback):
 
         writing = [self._pool.submit(write, first) for first in range(at_once)]
         failures = [error for one in writing if (error := one.exception())]
-        rows = [done[i][0] for i in sorted(done)]
+        rows, found = [done[i][0] for i in sorted(done)], [done[i][1] for i in sorted(done)]
         if rows:  # a full disk in the middle of a batch: what is written is also listed
             if self.thresholds:
-                append_regions(self._listing.regions, [done[i][1] for i in sorted(done)])
+                append_regions(self._listing.regions, found)
             append_text(self._listing.file, csv_text(rows))
         if not self._count and self._left > MANY and not failures and not getattr(rank_zero_only, "rank", 0):
             self._tell_size([name for row in rows for name in row[4:6] if name], len(rows))
         self._count += len(rows)
         highest = [float(row[COLUMNS.index("map_max")]) for row in rows]
-        scales = [scale_of(done[i][1].threshold) for i in sorted(done)]
-        self._coloured += sum(score > scale.low for score, scale in zip(highest, scales, strict=True))
+        scales = [scale_of(one.threshold) for one in found]
+        self._coloured += sum(
+            bool(one.regions) if scale.calibrated else score > scale.low
+            for one, scale, score in zip(found, scales, highest, strict=True)
+        )
         self._highest = max([self._highest, *highest])
         if failures:
             raise failures[0]

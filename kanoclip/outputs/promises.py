@@ -59,18 +59,19 @@ def _category(name: str, one: Calibration) -> list[str]:
     promise = one.promise
     assert promise is not None  # for the type checker: a number is never calibrated
     lines = [
-        f"{name}: {counted(promise.images, 'good image')}; defective above {one.threshold.image:.6f}, regions above "
-        f"{one.threshold.pixel:.6f} from {percent(one.threshold.min_area)} of the picture on.",
+        f"{name}: {counted(promise.images, 'good image')}; defective above an image score of "
+        f"{one.threshold.image:.6f}; regions: pixels above {one.threshold.pixel:.6f}, "
+        f"{percent(one.threshold.min_area)} of the picture or more.",
         f"  False alarms: at most {percent(promise.average)} on average over all choices of {promise.images} images; "
-        f"with these, at most {percent(promise.confident)} with 95 % confidence. The same for good images with any "
-        f"region.",
+        f"with these, at most {percent(promise.confident)} with 95 % confidence. The same holds for the share "
+        f"of good images that show a region.",
     ]
     if one.alarms:
-        lines.append(f"  Of {counted(one.alarms.images, 'good image')} held out, {_share(one.alarms)}.")
+        lines.append(f"  Of {counted(one.alarms.images, 'good image')} held out, {share_text(one.alarms)}.")
     if one.detected:
         lines.append(
-            f"  Of {counted(one.detected.images, 'bad image')}, {_share(one.detected)}. F1-max, at the threshold that "
-            f"is best for these images: {one.f1_max:.3f}."
+            f"  Of {counted(one.detected.images, 'bad image')}, {share_text(one.detected)}. F1-max, at the threshold "
+            f"that is best for these images: {one.f1_max:.3f}."
         )
     if one.separates is False:
         lines.append(
@@ -85,7 +86,8 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.3g} %"
 
 
-def _share(share: Share) -> str:
+def share_text(share: Share) -> str:
+    """Say how many images are called defective, as a rate with its interval."""
     low, high = share.interval
     return (
         f"{counted(share.hits, 'is', 'are')} called defective: {percent(share.rate)} (95 % interval {percent(low)} to "

@@ -18,10 +18,11 @@ from urllib.parse import quote
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kanoclip.data.files import read_json, write_json, write_text
+from kanoclip.metrics.calibration import Threshold
 from kanoclip.outputs.comparison import HEADINGS, Comparison, cells
 from kanoclip.outputs.curves import Pairs, draw, image_curves
 from kanoclip.outputs.listed import Told, read_images
-from kanoclip.outputs.overlay import LIKELIER, Scale, scale_of
+from kanoclip.outputs.overlay import LIKELIER
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.results import headline
 from kanoclip.outputs.tables import METRICS, results_rows, tell
@@ -36,9 +37,9 @@ IMAGES = 5000
 INLINE = 200
 """Most images whose thumbnails are in the page itself, so that it may be sent as one file: some 3 MB."""
 UNCALIBRATED = f"Colour begins at a score of {LIKELIER[0]:g} and is full at {LIKELIER[1]:g} (uncalibrated)."
-CALIBRATED = "Colour begins at the pixel threshold of the image's category."
+CALIBRATED = "Colour begins at the pixel threshold of the image's category and is full at a score of 1."
 FILES = ("results.csv", "results.json", "images.csv", "predictions.csv", "predictions.json", "curves.json",
-         "regions.json", "annotations.json", "table.txt", "table.md", "table.tex")  # fmt: skip
+         "regions.jsonl", "annotations.json", "table.txt", "table.md", "table.tex")  # fmt: skip
 Table = tuple[Sequence[str], Sequence[Sequence[Sequence[str]]], int]
 """Headings, sections of rows, and how many columns are words."""
 
@@ -69,7 +70,7 @@ class ReportWriter(Callback):
         """Start anew."""
         self._folder, self.unwritten, self._drawing = run_folder(trainer), [], None
         self._uncalibrated = self.thresholds is None
-        self._thumbnails = Thumbnails(self._folder / "report", self.images, self._scale)
+        self._thumbnails = Thumbnails(self._folder / "report", self.images, self._threshold)
         self._pool = ThreadPoolExecutor(1)
 
     def on_test_batch_end(
@@ -116,10 +117,10 @@ class ReportWriter(Callback):
             self._thumbnails = None
         self._drawing = None
 
-    def _scale(self, category: str) -> Scale:
-        scale = scale_of(self.thresholds.entry(category) if self.thresholds else None)
-        self._uncalibrated |= not scale.calibrated
-        return scale
+    def _threshold(self, category: str) -> Threshold | None:
+        threshold = self.thresholds.entry(category) if self.thresholds else None
+        self._uncalibrated |= threshold is None or threshold.pixel is None
+        return threshold
 
 
 def write_report(folder: Path, overlap: Pairs, most: int = IMAGES, scale: str = "") -> None:

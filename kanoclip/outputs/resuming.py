@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from kanoclip.data.files import CannotWriteError, append_text, plain, read_json, write_bytes, write_json
 from kanoclip.outputs.coco import write_regions
+from kanoclip.outputs.difference import difference
 from kanoclip.outputs.names import csv_text, true_text
 from kanoclip.ranks import gather, rank_of
 from kanoclip.types import KanoclipError
@@ -101,7 +103,7 @@ class Listing:
 
         Args:
             about: What predictions.json is to say.
-            task: What must be the same when the run goes on; see ``difference``.
+            task: What must be the same when the run goes on.
 
         Raises:
             KanoclipError: If the rows are of another run; names the first difference.
@@ -114,10 +116,10 @@ class Listing:
                         f"{self.folder} has predictions, but no predictions.json that says how they were made. Choose "
                         f"another --output, or delete them."
                     )
-                if before is not None and (why := difference(before["task"], plain(task))):
+                if before is not None and (found := difference(before["task"], plain(task))):
                     raise KanoclipError(
-                        f"{self.folder} has predictions of another run: {why}. Run it as before, or choose another "
-                        f"--output."
+                        f"{self.folder} has predictions of another run: {found.name} was {found.before} and is "
+                        f"{found.now}. Run it as before, or choose another --output."
                     )
                 finished = [one for one in (before or {}).get("finished", []) if one != self.shard.number]
                 self._write_state(about, task, (before or {}).get("images", 0), finished)
@@ -132,7 +134,7 @@ class Listing:
         left: int,
         sort: bool = True,
         regions: bool = False,
-    ) -> tuple[int, list[int]]:
+    ) -> tuple[Counter[str], list[int]]:
         """Make one csv of all processes, in the order of the data, and one of all shards after the last; by rank 0.
 
         Args:
@@ -144,7 +146,8 @@ class Listing:
             regions: Likewise bring the rows of regions together, and write them as annotations; with ``sort``.
 
         Returns:
-            How many rows there are, and the numbers of the shards that are not finished.
+            How many rows there are of each decision ("" without a threshold), and the numbers of the shards that are
+            not finished.
         """
         if (self.resumed and sort) or self._world > 1:
             _join([self.whole, *self._parts()], paths, self.whole)
@@ -158,9 +161,10 @@ class Listing:
             if regions and sort and not waiting:
                 parts = sorted(self.folder.glob("regions*.jsonl"))
                 write_regions(self.folder, parts, {path: place for place, path in enumerate(paths)})
-            images = sum(1 for _ in rows_of(self.whole if waiting else self.joined))
-            self._write_state(about, task, images, sorted(finished))
-        return images, waiting
+            rows = rows_of(self.whole if waiting else self.joined)
+            decisions = Counter(cells[COLUMNS.index("decision")] for _, _, cells in rows)
+            self._write_state(about, task, decisions.total(), sorted(finished))
+        return decisions, waiting
 
     def close(self) -> None:
         """Let others at the folder."""
@@ -196,19 +200,6 @@ class Listing:
                 f"Another command is predicting into {self.folder}. Wait for it, choose another --output, or share the "
                 f"images with --shard I/N."
             ) from error
-
-
-def difference(before: Any, now: Any, name: str = "") -> str:
-    """Name the first thing in which two options, or mappings of options, differ; "" for none."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        found = (difference(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in keys)
-        return next((one for one in found if one), "")
-    return "" if before == now else f"{name} was {_short(before)} and is {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    return str(value) if len(str(value)) <= 80 else f"{str(value)[:77]}..."
 
 
 def rows_of(file: Path) -> Iterator[tuple[int, int, list[str]]]:

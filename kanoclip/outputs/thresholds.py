@@ -11,18 +11,12 @@ from typing import Any
 from kanoclip.data.files import plain, write_json
 from kanoclip.data.parsing import local_path, read_json
 from kanoclip.metrics.calibration import Promise, Share, Threshold
+from kanoclip.outputs.difference import difference
 from kanoclip.types import KanoclipError, MissingError
 
 FORMAT = 1
 UNNAMED = ("", "object")
 """Categories of images that nobody has named: the second is what ``folder`` calls its own."""
-WORDS = {
-    "weights": "weights (sha256)",
-    "pixels.image_size": "image size",
-    "pixels.tile": "tile",
-    "results_version": "version of the scores",
-}
-"""How a difference is named, where the key does not say it."""
 
 
 @dataclass(frozen=True)
@@ -179,44 +173,36 @@ class Thresholds:
         """
         if self.scoring is None:
             return
-        mine, others = _flat(self.scoring), _flat(plain(scoring))
-        for key in dict.fromkeys([*mine, *others]):
-            here, there = others.get(key), mine.get(key)
-            if here != there:
-                raise KanoclipError(
-                    f"{self.source} is for other scores: its {WORDS.get(key, key)} is {_short(there)}, and here it is "
-                    f"{_short(here)}. Run kanoclip calibrate with the options of this run, or this with those of "
-                    f"the threshold."
-                )
+        if found := difference(self.scoring, plain(scoring)):
+            raise KanoclipError(
+                f"{self.source} is for other scores: its {found.name} is {found.before}, and here it is {found.now}. "
+                f"Run kanoclip calibrate with the options of this run, or this with those of the threshold."
+            )
 
     def entry(self, category: str) -> Threshold:
         """Return the threshold of a category: its own, or else the pooled one.
 
         Raises:
-            KanoclipError: If the file is for one named category and the image is known to show another.
+            KanoclipError: If the file is for one category and the image shows another: both are named, or the model's
+                prompts name what an image shows, so that its score depends on it.
         """
         if category in self.categories:
             return (self.categories[category] or self.pooled).threshold
-        names = list(self.categories)
-        if len(names) == 1 and names[0] not in UNNAMED and category not in UNNAMED:
-            raise KanoclipError(
-                f"{self.source} is for {names[0]}, and this image shows {category}. Calibrate {category} too: kanoclip "
-                f"calibrate with good images of it."
-            )
+        shown = category or "object"
+        named = self.scoring is not None and self.scoring.get("settings", {}).get("prompts.class_name")
+        for known in self.categories if len(self.categories) == 1 else ():
+            if known != shown and named:
+                raise KanoclipError(
+                    f"{self.source} is for {known}, and this image shows {shown}. This model's prompts name what it "
+                    f"shows, so the scores differ. Name both alike, with --data.category_name of a folder or category= "
+                    f"in Python, or calibrate {shown} too."
+                )
+            if known not in UNNAMED and shown not in UNNAMED:
+                raise KanoclipError(
+                    f"{self.source} is for {known}, and this image shows {shown}. Calibrate {shown} too: kanoclip "
+                    f"calibrate with good images of it."
+                )
         return self.pooled.threshold
-
-
-def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Write inner keys as ``pixels.image_size``."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:12]}..."
 
 
 def _unit(value: Any) -> float:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kanoclip.data.files import write_bytes
-from kanoclip.outputs.overlay import Scale, overlay
+from kanoclip.metrics.calibration import Threshold
+from kanoclip.outputs.overlay import heated
 from kanoclip.types import Batch, Scores
 
 SIDE = 160  # longer side of a thumbnail, pixels
@@ -37,11 +38,11 @@ class Thumbnails:
     Args:
         folder: Where to write; none is read, so that a run that goes on keeps those that are there.
         most: Number of images to keep; thumbnails of others are deleted, or not written at all.
-        scale: Category -> which scores are coloured.
+        threshold: Category -> where its colour begins; None: at 0.5.
     """
 
-    def __init__(self, folder: Path, most: int, scale: Callable[[str], Scale]) -> None:
-        self.folder, self.most, self.scale = folder, most, scale
+    def __init__(self, folder: Path, most: int, threshold: Callable[[str], Threshold | None]) -> None:
+        self.folder, self.most, self.threshold = folder, most, threshold
         self._kept: list[tuple[float, str]] = []  # a heap, the lowest score first
 
     def add(self, batch: Batch, scores: Scores) -> None:
@@ -80,5 +81,4 @@ class Thumbnails:
         mask = None
         if bool(batch.has_mask[i]) and bool(batch.mask[i].any()):
             mask = (small(batch.mask[i].cpu().numpy() * np.uint8(255)) > 0).astype(np.uint8)
-        low, high, _ = self.scale(batch.category[i])
-        return photo, overlay(photo, heat, mask, low, high, contour=True)
+        return photo, heated(photo, heat, self.threshold(batch.category[i]), mask)

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--output {output}: a file of the format {kind} ends in {SUFFIXES[kind]}.")
     quiet()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells which constants it leaves
-    from kanoclip.outputs.export import Frozen, check_packages, describe, difference, write_exported
+    from kanoclip.outputs.export import Frozen, check_packages, describe, largest_difference, write_exported
 
     check_packages(kind)
     model, checkpoint = _model(rest)
@@ -51,9 +51,10 @@ def main(argv: Sequence[str]) -> int:
     side, threshold = about["size"], about["threshold"]
     print(f"{output}: {model.name} for {chosen.category}, {output.stat().st_size / 1e6:.1f} MB")
     print(f"image (B, {side}, {side}, 3) uint8 RGB -> anomaly_map (B, {side}, {side}), image_score (B,)")
-    print(f"good up to a score of {threshold['image']:.4f}" if threshold else "no threshold: --threshold adds one")
+    decides = f"defective above an image score of {threshold['image']:.6f}" if threshold else ""
+    print(decides or "no threshold: --threshold adds one")
     if kind != "torch_export":
-        away = difference(frozen, load_exported(output))
+        away = largest_difference(frozen, load_exported(output))
         print(f"largest difference to torch on noise: {away:.1e}")
         print(f'In Python: kanoclip.Inspector("{output}")("photo.jpg")')
     return 0

@@ -278,10 +278,8 @@ def main(command: CommandLine, kind: type[KanoclipCLI] = KanoclipCLI) -> int:
             return 130
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
-        said, rank = (
-            reason(error, any(word.startswith("--output=") for word in command.options)),
-            getattr(rank_zero_only, "rank", 0),
-        )
+        said = reason(error, any(word.startswith("--output=") for word in command.options))
+        rank = getattr(rank_zero_only, "rank", 0)
         if said is None or os.environ.get("KANOCLIP_TRACEBACK"):
             raise
         return complain(f"process {rank}: {said}" if rank else said)

@@ -57,6 +57,7 @@ def watch(trainer: Trainer, datamodule: AnomalyDataModule, **predict: Any) -> No
     writer = next((one for one in callbacks if isinstance(one, PredictionWriter)), None)
     if writer is None or trainer.world_size > 1:
         raise KanoclipError("--watch true works in one process: add --trainer.devices 1.")
+    note(f"watching {folder.place}: each new photo is scored once. Ctrl-C ends it.")
     before: dict[str, State] = {}
     finished: set[str] = set()
     failed: dict[str, State] = {}

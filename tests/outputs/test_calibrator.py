@@ -33,7 +33,10 @@ def test_a_hundred_good_images_choose_the_threshold_and_bad_ones_show_what_it_fi
     assert found.pooled.detected == Share(3, 4)
     assert found.pooled.f1_max == pytest.approx(6 / 7)
     text = said(found)
-    assert "nut: 100 good images; defective above 0.500000, regions above 0.250000 from 0.1 % of the picture on" in text
+    assert (
+        "nut: 100 good images; defective above an image score of 0.500000; regions: pixels above 0.250000, 0.1 % of"
+        in text
+    )
     assert "at most 0.99 % on average over all choices of 100 images; with these, at most 2.95 % with 95 %" in text
     assert "Of 4 bad images, 3 are called defective: 75 % (95 % interval 19.4 % to 99.4 %)" in text
     assert "Near-duplicates break them" in text
@@ -152,7 +155,7 @@ def test_a_run_scores_writes_and_says_where(kit, capsys):
     assert [row["label"] for row in rows] == ["1"] * 3 + ["0"] * 3
     out = capsys.readouterr().out
     assert "brightness on samples" in out
-    assert f"kanoclip predict PHOTOS --threshold {kit.folder}/threshold.json" in out
+    assert f"kanoclip predict PHOTOS --threshold {kit.folder}/threshold.json and the same --model options" in out
     assert Thresholds.load(kit.folder / "threshold.json").entry("ring").image == 0
 
 

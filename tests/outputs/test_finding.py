@@ -57,6 +57,8 @@ def test_an_overlay_is_coloured_above_the_threshold_alone():
     assert ((drawn != GREY).any(2) <= (found.anomaly_map > 0.5)).all()
     assert (drawn != GREY).any()
     assert (finding(HEAT, 0.7, (16, 24), threshold=Threshold(0.6, 0.95), pixels=GREY).overlay(False) == GREY).all()
+    too_small = finding(HEAT, 0.7, (16, 24), threshold=Threshold(0.6, 0.5, 0.9), pixels=GREY)
+    assert (too_small.overlay() == GREY).all()  # as in the overlay of predict
 
 
 def test_a_notebook_shows_the_overlay_and_one_line_in_which_a_hostile_name_is_text(tmp_path):
@@ -76,6 +78,7 @@ def test_a_notebook_shows_a_line_scan():
 
 def test_one_line_says_what_was_found():
     assert f"{finding(HEAT, 0.7, (16, 24))}" == "image: score 0.700, uncalibrated"
+    assert f"{[finding(HEAT, 0.7, (16, 24))]}" == "[<image: score 0.700, uncalibrated>]"
     decided = finding(HEAT, 0.7, (16, 24), "a\n.png", threshold=Threshold(0.6, 0.5))
     assert f"{decided}" == r"a\n.png: score 0.700: defective (threshold 0.600), 1 region"
     assert f"{finding(HEAT, 0.2, (16, 24), 'b', threshold=Threshold(0.6))}" == "b: score 0.200: good (threshold 0.600)"

@@ -32,11 +32,11 @@ def test_each_image_has_a_row_with_what_was_found(tested, kit):
     rows, report = tested(overlays=2)
     assert [row["path"] for row in rows] == PATHS
     assert rows[0] == {
-        "path": PATHS[0], "category": "ring", "label": "0", "defect": "good", "score": "0.0", "map_max": "0.0",
+        "path": PATHS[0], "category": "ring", "label": "0", "defect": "good", "image_score": "0.0", "map_max": "0.0",
         "decision": "", "margin": "", "ap": "", "aupro": "", "overlay": "overlays/01_ring_good_0.000.png",
     }  # fmt: skip
     assert rows[1] == {
-        "path": PATHS[1], "category": "ring", "label": "1", "defect": "hole", "score": "1.0", "map_max": "1.0",
+        "path": PATHS[1], "category": "ring", "label": "1", "defect": "hole", "image_score": "1.0", "map_max": "1.0",
         "decision": "", "margin": "", "ap": "1.0", "aupro": "1.0", "overlay": "",
     }  # fmt: skip
     named = [row["overlay"] for row in rows if row["overlay"]]
@@ -53,7 +53,7 @@ def test_with_a_threshold_rows_have_decisions_and_the_report_their_rates(tested,
     assert decisions["all"]["false_alarms"]["hits"] == 0
     assert decisions["all"]["detected"]["images"] == 3
     assert report["threshold"] == "t.json"
-    said = "Called defective: 0 of 2 normal images, 0.0% (95 % confidence: 0.0% to 84.2%); 3 of 3 anomalous images, 100"
+    said = "Of 2 normal images, 0 are called defective: 0 % (95 % interval 0 % to 84.2 %). Of 3 anomalous images, 3 are"
     assert said in capsys.readouterr().out
 
 

@@ -10,7 +10,7 @@ def written(path, columns, *rows):
 
 
 def test_all_are_counted_and_those_with_the_highest_scores_listed(tmp_path):
-    columns = ("path", "category", "label", "defect", "score", "decision", "margin")
+    columns = ("path", "category", "label", "defect", "image_score", "decision", "margin")
     file = written(
         tmp_path / "images.csv",
         columns,

@@ -8,6 +8,7 @@ from kanoclip.outputs.overlay import (
     NARROWEST,
     OUTLINE,
     colour_note,
+    heated,
     hot,
     legend,
     marked,
@@ -50,10 +51,10 @@ def test_what_is_smaller_than_a_region_that_counts_is_not_coloured():
     heat = np.zeros((20, 30), np.float32)
     heat[2, 3], heat[10:14, 10:16] = 1, 0.8
     assert np.array_equal(hot(heat, 0.5, 24 / 600), heat == np.float32(0.8))
-    picture = marked(GREY, heat, "a.png", 1, Threshold(0.5, 0.5, 24 / 600), plain=True)
+    picture = heated(GREY, heat, Threshold(0.5, 0.5, 24 / 600))
     assert (picture[:6] == 100).all()
     assert (picture[11, 12] != 100).any()
-    assert (marked(GREY, heat, "a.png", 1, Threshold(0.5, 0.5), plain=True)[2, 3] != 100).any()
+    assert (heated(GREY, heat, Threshold(0.5, 0.5))[2, 3] != 100).any()
 
 
 def test_the_outline_lies_on_the_edge_of_the_mask_and_nowhere_else():
@@ -107,7 +108,6 @@ def test_an_overlay_keeps_the_photo_free_above_its_legend():
     assert picture.shape[1] == 700
     assert np.array_equal(picture[:50], photo)
     assert picture[50:].max() > 200  # letters
-    assert np.array_equal(marked(photo, heat, "a.png", 0.25, plain=True), photo)
     narrow = marked(GREY, NOTHING, "a.png", 0.25)
     assert narrow.shape[1] == NARROWEST
     assert np.array_equal(narrow[:20, :30], GREY)
@@ -138,10 +138,10 @@ def test_a_picture_without_a_threshold_says_that_it_is_uncalibrated(monkeypatch)
         room.ImageDraw.ImageDraw, "text", lambda self, at, text, *a: said.append(text) or original(self, at, text, *a)
     )
     marked(GREY, NOTHING, "a.png", 0.25)
-    assert said == ["a.png", "score 0.250", "0.5", "1  uncalibrated"]
+    assert said == ["a.png", "score 0.250", "pixel score 0.5", "1  uncalibrated"]
     said.clear()
     marked(GREY, NOTHING, "a.png", 0.25, Threshold(0.2, 0.3))
-    assert said == ["a.png", "score 0.250: defective (threshold 0.200)", "0.3", "1"]
+    assert said == ["a.png", "score 0.250: defective (threshold 0.200)", "pixel score 0.3", "1"]
 
 
 def test_a_verdict_is_that_of_the_threshold():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kanoclip.data.files import CannotWriteError
-from kanoclip.outputs.overlay import scale_of
 from kanoclip.outputs.thumbnails import SIDE, Thumbnails, thumbnail
 from kanoclip.types import Scores
 
@@ -12,9 +11,7 @@ from kanoclip.types import Scores
 def added(folder, kit, scores, most=10, size=(16, 16), paths=None):
     paths = paths or [f"d/nut/dent/{n}.png" for n in range(len(scores))]
     batch = kit.batch(kit.samples(*paths), size)
-    Thumbnails(folder, most, lambda category: scale_of(None)).add(
-        batch, Scores(batch.image.mean(1), torch.tensor(scores))
-    )
+    Thumbnails(folder, most, lambda category: None).add(batch, Scores(batch.image.mean(1), torch.tensor(scores)))
     return [folder / thumbnail(path) for path in paths]
 
 

@@ -117,10 +117,10 @@ def test_an_image_that_could_not_be_read_is_tried_again(folder, capsys) -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        (["--model.image_size", "64"], "scoring."),
+        (["--model.image_size", "64"], "image size was 32 and is 64"),
         (["--overlays", "false"], "overlays was True and is False"),
         (["--maps", "false"], "maps was True and is False"),
-        (["--threshold", "0.5"], "threshold was None and is"),
+        (["--threshold", "0.5"], "threshold was not set and is"),
         (["--data.category_name", "nut"], "data.category_name was object and is nut"),
         (["--data.root", "photos/../photos"], "data.root was photos and is photos/../photos"),
         (["--shard", "1/2"], "shards was 1 and is 2"),
@@ -143,6 +143,7 @@ def test_rows_alone_are_written_where_nothing_else_is_wanted(folder) -> None:
     for row in read_csv("found/predictions.csv"):
         assert (row["map"], row["overlay"]) == ("", "")
         assert row["decision"] == ("defective" if float(row["image_score"]) > 0.6 else "good")
+        assert f"{float(row['margin'])}" in Path("found/predictions.csv").read_text()  # a number, with no apostrophe
         assert float(row["margin"]) == pytest.approx(float(row["image_score"]) - 0.6, abs=2e-6)
     with open("found/predictions.csv", newline="", encoding="utf-8") as file:  # as pandas or a spreadsheet reads it
         assert min(float(row["margin"]) for row in csv.DictReader(file)) < 0
