@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from kanoclip.data.digests import digest
 from kanoclip.data.faults import UnreadableImageError
-from kanoclip.data.files import append_text, unit_to_uint16, write_bytes, write_image
+from kanoclip.data.files import CannotWriteError, append_text, unit_to_uint16, write_bytes, write_image
 from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
 from kanoclip.outputs.coco import ANNOTATIONS, ROWS, append_regions
@@ -51,9 +51,9 @@ class PredictionWriter(Callback):
     Below ``maps/`` and ``overlays/`` the folders of the input are kept, see ``Places``. The overlay's colour begins at
     0.5, where "anomalous" becomes likelier than "normal", and is full at 1. A batch is written while the next one is
     scored, and listed when all of it is on disk; an interruption waits for that, and so loses nothing that was done. An
-    overlay that cannot be written is told and left out of its row. Of several processes each writes the files of its
-    images and a csv of its own, which become one at the end; see ``Listing``. predictions.json says of what run the
-    scores are, and whether it is complete.
+    overlay that cannot be written is told and left out of its row, or stops a run that can go on. Of several processes
+    each writes the files of its images and a csv of its own, which become one at the end; see ``Listing``.
+    predictions.json says of what run the scores are, and whether it is complete.
 
     Args:
         map_format: "png" for 16 bit grey, 65535 = 1, or "npy" for float32.
@@ -276,6 +276,8 @@ class PredictionWriter(Callback):
             picture = marked(_original(batch, i), found.anomaly_map, found.path, found.score, found.threshold)
             write_image(self._folder / name, picture)
         except (OSError, cv2.error) as error:
+            if self.resume and isinstance(error, CannotWriteError):  # what goes on later can write it then
+                raise
             self.unwritten.append((name, str(error)))
             return False
         return True

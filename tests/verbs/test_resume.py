@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from several import CPU, kill_in_write, run
 
-from kanoclip.outputs import resuming
+from kanoclip.data.files import CannotWriteError
+from kanoclip.outputs import predictions, resuming
 from kanoclip.outputs.names import read_csv
 from kanoclip.verbs import watching
 from kanoclip.verbs.options import OPTIONS
@@ -305,3 +306,19 @@ def test_a_run_that_goes_on_has_all_regions_once_and_a_report_of_all_rows(folder
         assert Path("found", name).read_bytes() == Path("once", name).read_bytes()
     assert all(f"{number:02d}.png" in Path("found/report.html").read_text() for number in range(COUNT))
     assert main(predict("--threshold", "0.6", "--report", "false")) == 0
+
+
+def test_an_overlay_without_space_is_written_when_the_run_goes_on(unbroken, monkeypatch, capsys) -> None:
+    write_image, full = predictions.write_image, True
+
+    def sometimes(path, image) -> None:
+        if full and path == Path("found/overlays/07.png"):
+            raise CannotWriteError(path, OSError(28, "No space left on device"))
+        write_image(path, image)
+
+    monkeypatch.setattr(predictions, "write_image", sometimes)
+    assert main(predict()) == 2
+    assert "Cannot write found/overlays/07.png: No space left on device" in capsys.readouterr().err
+    full = False
+    assert main(predict()) == 0
+    assert files(Path("found")) == unbroken
