@@ -176,7 +176,7 @@ def legend(width: int, lines: list[str], scale: Scale) -> NDArray[np.uint8]:
             kept -= 1
             text = f"{whole[: kept // 2]}…{whole[len(whole) - kept // 2 :]}"
         draw.text((edge, edge + turn * row), text, (235, 235, 235), font)
-    low, high = f"pixel score {scale.low:.4g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
+    low, high = f"pixel score {scale.low:.6g}", f"{scale.high:.4g}" + ("" if scale.calibrated else "  uncalibrated")
     top, left = edge + len(lines) * row, edge + round(draw.textlength(low + " ", font))
     right = left + min(width // 3, width - left - 2 * edge - round(draw.textlength(high, font)))
     draw.text((edge, top), low, (235, 235, 235), font)
@@ -217,7 +217,9 @@ def verdict(score: float, threshold: Threshold | None) -> str:
     """Say a score and, with a threshold, the decision, in half a line."""
     if threshold is None:
         return f"score {score:.3f}"
-    return f"score {score:.3f}: {threshold.decide(score)} (threshold {threshold.image:.3f})"
+    close = score != threshold.image and f"{score:.3f}" == f"{threshold.image:.3f}"
+    digits = 6 if close else 3  # scores of a fitted model crowd below 1
+    return f"score {score:.{digits}f}: {threshold.decide(score)} (threshold {threshold.image:.{digits}f})"
 
 
 def colour_note(coloured: int, images: int, highest: float, calibrated: bool) -> str:
@@ -231,13 +233,13 @@ def colour_note(coloured: int, images: int, highest: float, calibrated: bool) ->
     """
     if not images or 0 < coloured < max(images, 2):
         return ""
-    which, begin = ("Every", "each map exceeds") if coloured else ("No", "no map reaches")
+    which, maps, begin = ("Every", "each map", "exceeds") if coloured else ("No", "no map", "reaches")
+    top = f"The highest score of a pixel is {highest:.6g}."
     if calibrated:
-        return f"{which} overlay is coloured: {begin} its pixel threshold. The highest score is {highest:.4g}."
+        return f"{which} overlay is coloured: {maps} has a region above its pixel threshold. {top}"
     return (
-        f"{which} overlay is coloured: colour begins at {LIKELIER[0]:g} and {begin} it. The highest score is "
-        f"{highest:.4g}. To begin where good images end: kanoclip calibrate, then --threshold threshold.json (or a "
-        f"number)."
+        f"{which} overlay is coloured: colour begins at {LIKELIER[0]:g} and {maps} {begin} it. {top} "
+        f"To begin where good images end: kanoclip calibrate, then --threshold threshold.json (or a number)."
     )
 
 

@@ -21,6 +21,7 @@ from kanoclip.data.files import read_json, write_json, write_text
 from kanoclip.metrics.calibration import Threshold
 from kanoclip.outputs.comparison import HEADINGS, Comparison, cells
 from kanoclip.outputs.curves import Pairs, draw, image_curves
+from kanoclip.outputs.images import decided
 from kanoclip.outputs.listed import Told, read_images
 from kanoclip.outputs.overlay import LIKELIER
 from kanoclip.outputs.record import run_folder, say
@@ -154,6 +155,8 @@ def write_report(folder: Path, overlap: Pairs, most: int = IMAGES, scale: str = 
         head = [f"{about['model']}: {about['auxiliary'] or 'nothing fitted'} -> {about['data']}", head[1], count]
     facts = {
         "decisions": ", ".join(f"{number:,} {decision}" for decision, number in sorted(told.decisions.items())),
+        "by label": decided(about["decisions"]) if about.get("decisions") else "",
+        "threshold": about.get("threshold") or "",
         "identity of the numbers": about.get("identity", ""),
         "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
     }

@@ -194,8 +194,8 @@ class Thresholds:
             if known != shown and named:
                 raise KanoclipError(
                     f"{self.source} is for {known}, and this image shows {shown}. This model's prompts name what it "
-                    f"shows, so the scores differ. Name both alike, with --data.category_name of a folder or category= "
-                    f"in Python, or calibrate {shown} too."
+                    f"shows, so the scores differ. Name both alike (--data.category_name of a folder, --category of "
+                    f"export, category= in Python), or calibrate {shown} too."
                 )
             if known not in UNNAMED and shown not in UNNAMED:
                 raise KanoclipError(

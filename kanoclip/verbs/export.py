@@ -49,7 +49,10 @@ def main(argv: Sequence[str]) -> int:
         frozen = Frozen(model, chosen.category, half)
         write_exported(frozen, kind, output, about)
     side, threshold = about["size"], about["threshold"]
-    print(f"{output}: {model.name} for {chosen.category}, {output.stat().st_size / 1e6:.1f} MB")
+    files = [output, output.with_suffix(".bin") if kind == "openvino" else Path(f"{output}.data")]
+    files = [file for file in files if file.exists()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{', '.join(map(str, files))}: {model.name} for {chosen.category}, {size:.1f} MB")
     print(f"image (B, {side}, {side}, 3) uint8 RGB -> anomaly_map (B, {side}, {side}), image_score (B,)")
     decides = f"defective above an image score of {threshold['image']:.6f}" if threshold else ""
     print(decides or "no threshold: --threshold adds one")

@@ -146,15 +146,21 @@ def test_a_picture_without_a_threshold_says_that_it_is_uncalibrated(monkeypatch)
 
 def test_a_verdict_is_that_of_the_threshold():
     assert verdict(0.5, Threshold(0.5)) == "score 0.500: good (threshold 0.500)"
+    assert verdict(0.9996, Threshold(0.9995)) == "score 0.999600: defective (threshold 0.999500)"
 
 
 @pytest.mark.parametrize(
     ("coloured", "images", "calibrated", "said"),
     [
-        (0, 5, False, "No overlay is coloured: colour begins at 0.5 and no map reaches it. The highest score is 0.49."),
+        (
+            0,
+            5,
+            False,
+            "No overlay is coloured: colour begins at 0.5 and no map reaches it. The highest score of a pixel is 0.49.",
+        ),
         (5, 5, False, "Every overlay is coloured: colour begins at 0.5 and each map exceeds it."),
-        (0, 5, True, "No overlay is coloured: no map reaches its pixel threshold."),
-        (5, 5, True, "Every overlay is coloured: each map exceeds its pixel threshold."),
+        (0, 5, True, "No overlay is coloured: no map has a region above its pixel threshold."),
+        (5, 5, True, "Every overlay is coloured: each map has a region above its pixel threshold."),
         (0, 1, True, "No overlay"),
     ],
 )

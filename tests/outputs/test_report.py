@@ -80,7 +80,9 @@ def test_a_prediction_has_no_labels(kit):
 
 def test_decisions_are_shown_counted_and_drawn(tmp_path):
     about = {"model": "m", "data": "d", "auxiliary": None, "components": {}, "checkpoint": None, "precision": "32-true"}
+    about |= {"decisions": {"all": {"false_alarms": {"hits": 1, "images": 4}, "detected": None}}}
     (tmp_path / "predictions.json").write_text(json.dumps(about))
+    (tmp_path / "regions.jsonl").touch()
     columns = ("path", "category", "image_score", "map_max", "map", "overlay", "decision", "margin")
     rows = [
         (f"{n}.png", "", f"{n / 10}", "", "", "", ("good", "defective")[n > 6], f"{n / 10 - 0.65}") for n in range(9)
@@ -89,6 +91,8 @@ def test_decisions_are_shown_counted_and_drawn(tmp_path):
     write_report(tmp_path, {})
     page = (tmp_path / "report.html").read_text()
     assert "2 defective, 7 good" in page
+    assert "Of 4 normal images, 1 is called defective: 25 %" in page
+    assert 'href="regions.jsonl"' in page
     assert "threshold 0.65" in page
     assert page.count('<span class="defective">') == 2
     assert 'id="decision"' in page
