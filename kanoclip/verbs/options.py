@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kanoclip.data.files import CannotWriteError
 from kanoclip.data.parsing import local_path
 from kanoclip.types import KanoclipError
 
