@@ -140,7 +140,8 @@ def test_a_test_is_equal_to_the_last_digit(fits, options, images, tmp_path) -> N
         pictures = {path.name: path.read_bytes() for path in (folder / "overlays").iterdir()}
         found[count] = (report["images"], report["results"], (folder / "results.csv").read_text(), pictures)
         assert sorted(path.name for path in folder.iterdir() if "events" not in path.name) == [
-            "hparams.yaml", "overlays", "results.csv", "results.json",
+            "curves.json", "hparams.yaml", "images.csv", "overlays", "report", "report.html", "results.csv",
+            "results.json",
         ]  # fmt: skip
     assert found[1][0] == 23
     assert {name: found[1][1][name]["images"] for name in KINDS} == {"nut": 2, "plate": 10, "wood": 11}

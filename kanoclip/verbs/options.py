@@ -141,6 +141,8 @@ def _shard(text: str | None) -> tuple[int, int]:
 
 
 def _check_place(folder: Path, verb: str) -> None:
+    from kanoclip.data.files import CannotWriteError  # late: it loads OpenCV, and a mistyped name needs none
+
     for name in OF_OTHERS[verb]:
         if (folder / name).exists():
             raise KanoclipError(f"--output {folder} has the {name} of another run. Choose another folder, or empty it.")

@@ -184,6 +184,12 @@ def trainer(tmp_path: Path, **options) -> Trainer:
     return Trainer(accelerator="cpu", default_root_dir=tmp_path / "run", **quiet | options)
 
 
+def holds(overlay: np.ndarray, shape: tuple[int, int]) -> bool:
+    """Whether a picture is a photo with a legend below it; one that is narrower than its legend has a margin."""
+    height, width = overlay.shape[:2]
+    return shape[0] < height < shape[0] + 200 and width in (shape[1], 320)
+
+
 def data(rails: Path, **options) -> Folder:
     return Folder(**{"root": str(rails), "num_workers": 0, "tile": True} | options)
 
@@ -194,7 +200,8 @@ def test_a_defect_is_found_where_it_is_and_the_files_have_the_size_of_the_pictur
     assert model.tiles_at_once == 3
     for name, shape in (("normal/0", STRIP), ("abnormal/d0", STRIP), ("abnormal/d1", STRIP[::-1])):
         heat = np.load(tmp_path / f"run/maps/{name}.npy")
-        assert heat.shape == cv2.imread(str(tmp_path / f"run/overlays/{name}.png")).shape[:2] == shape
+        assert heat.shape == shape
+        assert holds(cv2.imread(str(tmp_path / f"run/overlays/{name}.png")), shape)
     for name, turns in (("d0", 0), ("d1", -1)):
         heat = np.rot90(np.load(tmp_path / f"run/maps/abnormal/{name}.npy"), turns)
         mask = np.zeros(STRIP, bool)
@@ -243,7 +250,7 @@ def test_the_command_tests_and_predicts_strips_with_the_embedded_backbone(rails,
     heat = cv2.imread(str(folder / "maps/abnormal/d1.png"), cv2.IMREAD_UNCHANGED)
     assert (heat.shape, heat.dtype) == (STRIP[::-1], np.uint16)
     assert heat.std(1).mean() > 0  # differs along the strip
-    assert cv2.imread(str(folder / "overlays/abnormal/d0.png")).shape == (*STRIP, 3)
+    assert holds(cv2.imread(str(folder / "overlays/abnormal/d0.png")), STRIP)
 
 
 def crops(loaded: Folder, epoch: int) -> list[tuple[Tensor, Tensor, int, str]]:

@@ -112,7 +112,7 @@ def test_a_fit_that_is_killed_before_its_record_is_whole_does_not_count_as_finis
 
 @pytest.mark.parametrize(("turn", "done"), [(2, 0), (5, 1)])
 def test_a_test_that_is_killed_while_it_writes_leaves_nothing_broken(data, fitted, tmp_path, turn, done) -> None:
-    argv = ["test", *data, *going_on(fitted)]  # results.csv, results.json, six overlays
+    argv = ["test", *data, *going_on(fitted), "--report", "false"]  # results.csv, results.json, six overlays
     assert run(1, argv, tmp_path, fault=partial(kill_in_write, turn))[0] == [KILLED]
     assert whole(tmp_path)
     assert len(list(tmp_path.rglob("results.json"))) == done
