@@ -1,7 +1,7 @@
 """Numbers of a few models on a few images: whoever changes them must raise ``RESULTS_VERSION``.
 
 Nobody remembers to raise a version by hand, and then a benchmark takes the results of older code for its own. After
-raising it in ``kanoclip/outputs/results.py``, write the numbers anew: ``python tests/test_golden_results.py``.
+raising it in ``kanoclip/outputs/identity.py``, write the numbers anew: ``python tests/test_golden_results.py``.
 """
 
 import json
