@@ -23,8 +23,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
     More than 8 bits per channel are scaled by the smallest of 8, 10, 12, 14 and 16 bits that holds the image's maximum:
     a 12-bit camera stored in 16 bits is not read as black, and images of one camera keep their relative brightness as
-    long as they use the same range. Floats in [0, 1] are scaled by 255, in [0, 255] kept. What is left (32-bit and
-    negative values, as in CT) is stretched from minimum to maximum.
+    long as they use the same range. Floats in [0, 1] (or a tenth beyond it, as a resize leaves) are scaled by 255, in
+    [0, 255] kept. What is left (32-bit and negative values, as in CT) is stretched from minimum to maximum.
 
     Args:
         path: The file. Of a file with several pages or frames, the first is read.
@@ -127,11 +127,13 @@ def _to_uint8(path: str, pixels: Pixels) -> NDArray[np.uint8]:
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite([low, high]).all():  # one that is not a number makes both so
         raise UnreadableImageError(path, "some pixels are not finite numbers. Replace them and save it as a PNG.")
+    if pixels.dtype.kind == "f" and low >= -0.1 and 0 < high <= 1.1:  # a resize overshoots: 1.001 is no level of 255
+        low, high = 0.0, 1.0
     tops = [1, 255] if pixels.dtype.kind == "f" else [255, 1023, 4095, 16383, 65535]
     top = next((top for top in tops if low >= 0 and high <= top), None)
     low, scale = (low, 255 / max(high - low, 1e-12)) if top is None else (0.0, 255 / top)
     scaled = np.empty(pixels.shape, np.uint8)
     for start in range(0, len(pixels), ROWS):
         rows = slice(start, start + ROWS)
-        scaled[rows] = np.rint((pixels[rows].astype(np.float64) - low) * scale)
+        scaled[rows] = np.rint((pixels[rows].astype(np.float64) - low) * scale).clip(0, 255)
     return scaled

@@ -262,7 +262,9 @@ class PredictionWriter(Callback):
             if self.map_format == "png":
                 write_image(self._folder / map_file, unit_to_uint16(heat))
             else:
-                write_bytes(self._folder / map_file, _npy(heat), durable=False)
+                buffer = BytesIO()
+                np.save(buffer, heat, allow_pickle=False)
+                write_bytes(self._folder / map_file, buffer.getvalue(), durable=False)
         if self.overlays and self._write_overlay(f"overlays/{name}.png", batch, i, found):
             overlay_file = f"overlays/{name}.png"
         margin = "" if found.margin is None else round(found.margin, 6)  # as text, -1 would look like a formula
@@ -294,9 +296,3 @@ def _original(batch: Batch, i: int) -> NDArray[np.uint8]:
         pass
     enlarged: Any = cv2.resize(photo(batch.image[i]), (width, height), interpolation=cv2.INTER_CUBIC)
     return enlarged
-
-
-def _npy(values: NDArray[np.float32]) -> bytes:
-    buffer = BytesIO()
-    np.save(buffer, values.astype(np.float32), allow_pickle=False)
-    return buffer.getvalue()

@@ -101,6 +101,7 @@ def test_deep_pixels_are_scaled_by_the_smallest_bit_depth_that_holds_them(pictur
     ("stored", "want"),
     [
         (np.array([[0.0, 0.5], [1.0, 0.2]], np.float32), [[0, 128], [255, 51]]),
+        (np.array([[-0.01, 0.5], [1.001, 0.2]], np.float32), [[0, 128], [255, 51]]),  # as a bicubic resize leaves it
         (np.array([[0.0, 100.0], [255.0, 7.0]], np.float32), [[0, 100], [255, 7]]),
         (np.array([[-1000, 0], [1000, -1000]], np.int16), [[0, 128], [255, 0]]),
         (np.array([[7.0, 7.0], [7.0, -7.0]], np.float32), [[255, 255], [255, 0]]),
