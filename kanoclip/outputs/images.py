@@ -111,6 +111,8 @@ def decided(decisions: Mapping[str, Any]) -> str:
         for what, one in kinds.items()
         if one
     ]
+    if kinds["normal"]:
+        said.append("The interval of normal images holds if none of them chose the threshold.")
     return " ".join(said) or "Of no image is the label known: decisions are not counted."
 
 
