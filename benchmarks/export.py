@@ -10,6 +10,7 @@ drawn at random where a model has any, so that every part of the graph counts.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from side_by_side import machine, publish, table, take_turns
+from side_by_side import Times, machine, publish, table, take_turns
 from sklearn.metrics import roc_auc_score
 
 from kanoclip.backbone.clip import CLIPBackbone
@@ -51,6 +52,19 @@ def away(found: Scores, expected: Scores) -> str:
     return " / ".join(f"{np.abs(one - other).max():.0e}" for one, other in zip(found, expected, strict=True))
 
 
+def alone(runs: dict[str, Callable[[], Any]], turns: int) -> Times:
+    """Time each in turn, after a pause and a run that is not timed: the threads of the one before spin for a while."""
+    times = Times({name: [] for name in runs}, {name: [] for name in runs})
+    for _ in range(turns):
+        for name, run in runs.items():
+            time.sleep(0.5)
+            run()
+            one = take_turns({name: run}, 1, warm_up=False)
+            times.seconds[name] += one.seconds[name]
+            times.processor[name] += one.processor[name]
+    return times
+
+
 def compare(label: str, model: Any, images: np.ndarray, truth: Any, turns: int, batch: int = 4) -> list[list[Any]]:
     """Export a model in every way, run all in turns at batch size 1; returns rows of the table."""
     torch.manual_seed(0)
@@ -71,7 +85,7 @@ def compare(label: str, model: Any, images: np.ndarray, truth: Any, turns: int, 
                 name = runtime + (", half" if half else "")
                 sizes[name], runs[name] = sum(one.stat().st_size for one in files) / 1e6, load_exported(path).run
                 print(label, name, flush=True)
-        times = take_turns({name: partial(run, images[:1]) for name, run in runs.items()}, turns)
+        times = alone({name: partial(run, images[:1]) for name, run in runs.items()}, turns)
         rows = []
         for name, run in runs.items():
             found = expected if name == "torch" else in_batches(run, images, batch)
