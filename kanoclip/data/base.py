@@ -188,7 +188,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
     def part(self, stage: str) -> list[Sample]:
         """Samples that a stage uses: "fit", "validate", "test" or "predict"."""
         if stage == "predict":
-            return [replace(sample, masks=()) for sample in self.index()]
+            return [replace(sample, masks=()) if sample.masks else sample for sample in self.index()]
         samples = [sample for sample in self.index() if sample.split == "test"]
         if not self.holdout:
             return [] if stage == "validate" else samples
@@ -202,8 +202,8 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         size, crop = self._size or self._model_size(), bool(self.tile) and stage == "fit"
         transform = Transform(size, self.augment and stage == "fit", self.tile, crop)
         noted = self.unreadable if stage in ("test", "predict") else None
-        samples = [one for one in self.part(stage) if stage != "predict" or one.image not in self.leave_out]
-        return AnomalyDataset(samples, self.read, transform, self.seed, noted, crops=crop)
+        used = [one for one in self.part(stage) if stage != "predict" or one.image not in self.leave_out]
+        return AnomalyDataset(used, self.read, transform, self.seed, noted, crops=crop)
 
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""
@@ -273,10 +273,10 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
 
     def _check_part(self, stage: str) -> None:
         where = f"{', '.join(self.categories)} in {self._location()}"
-        check_samples(self.part(stage), stage, where, self.holdout, self._label_remedy())
+        check_samples(self.part(stage), stage, where, self.holdout, "" if stage == "predict" else self._label_remedy())
         reads_files = type(self).read is AnomalyDataModule.read  # a data set with its own `read` needs no mask files
-        anomalous = [sample for sample in self.index() if sample.label == ANOMALOUS]
-        without = sum(not sample.masks for sample in anomalous)
+        anomalous = [one for one in self.index() if one.label == ANOMALOUS]
+        without = sum(not one.masks for one in anomalous)
         notes = self.notes()
         if without and reads_files and stage != "predict":
             counts = f"{without} of {len(anomalous)} anomalous images of {self.identity}"
