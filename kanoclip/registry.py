@@ -101,6 +101,12 @@ NAMES: dict[str, dict[str, str]] = {
         "mean": "kanoclip.heads.scoring.MeanScore",
         "top_k": "kanoclip.heads.scoring.TopKScore",
     },
+    "tuning": {
+        "none": "kanoclip.backbone.tuning.NoTuning",
+    },
+    "memory": {
+        "none": "kanoclip.heads.memory.NoMemory",
+    },
     "kd_loss": {
         "none": "kanoclip.heads.losses.NoKD",
         "mean_margin": "kanoclip.heads.losses.MeanMarginKD",

@@ -48,14 +48,17 @@ class Features(NamedTuple):
     """What the frozen image encoder returns.
 
     Attributes:
-        patches: ``(L, B, N, D)``, unit length on D, one slice per tapped level.
+        patches: ``(L, B, N, D)``, unit length on D, one slice per tapped level. From a backbone whose ``levels_at`` is
+            "norm" or "block": ``(L, B, N, W)``, of the tower's own width and any length.
         cls: ``(B, D)``, unit length: CLIP's global feature.
         grid: ``(h, w)`` with ``h * w = N``, row-major.
+        level_cls: ``(L, B, W)``, the class token of each level, where patches are ``(L, B, N, W)``; else None.
     """
 
     patches: Tensor
     cls: Tensor
     grid: tuple[int, int]
+    level_cls: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -96,6 +99,7 @@ class Scores(NamedTuple):
         logits: ``(B, 2)`` global similarity to the two states divided by the temperature, for the global loss; None
             for models that do not train.
         states: ``(B, 2, D)`` text features of the two states, unit length, for the knowledge loss; None likewise.
+        terms: Loss terms that heads made on the way, by name, unweighted; None for none.
     """
 
     anomaly_map: Tensor
@@ -103,3 +107,4 @@ class Scores(NamedTuple):
     level_maps: Tensor | None = None
     logits: Tensor | None = None
     states: Tensor | None = None
+    terms: dict[str, Tensor] | None = None

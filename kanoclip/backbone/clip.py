@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kanoclip.backbone.attention import Attention
+from kanoclip.backbone.blocks import embed_patches, project, resize_position, run_blocks
 from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.loading import SCHEMES, load, set_activation
 from kanoclip.backbone.text import TextEncoder
+from kanoclip.backbone.tuning import Hooks
 from kanoclip.data.digests import tensor_bytes
 from kanoclip.types import Features, KanoclipError
 
@@ -52,11 +53,15 @@ class CLIPBackbone(nn.Module):
         position: How the position embedding is resized if the image size is not that of the pretraining: bicubic with
             antialias, as in open_clip, or bilinear without, as in CLIP Surgery and AnomalyCLIP.
         cls_norm: Whether the global feature passes CLIP's last norm. AnomalyCLIP's code leaves it out: false.
+        levels_at: Where patches are read: "joint", behind CLIP's last norm and projection, of width D and unit length;
+            "norm", behind the norm alone; or "block", as the block returns them. The latter two have the tower's width.
         activation: Of both towers. null: what the weights were trained with, by their tag. APRIL-GAN, AdaCLIP, AA-CLIP
             and Bayes-PFL ran OpenAI's weights, trained with QuickGELU, with GELU: their heads need ``gelu``.
 
     Attributes:
         dim: Joint width D of images and texts.
+        width: Width W of the image tower.
+        patch_dim: Width of the patches that it returns: D or W, see ``levels_at``.
         depth: Number of image blocks.
         patch_size: Side of a patch in pixels.
         text_width: Width of a token embedding of the text encoder.
@@ -87,13 +92,21 @@ class CLIPBackbone(nn.Module):
         position: Literal["bicubic", "bilinear"] = "bicubic",
         cls_norm: bool = True,
         activation: Literal["gelu", "quick_gelu"] | None = None,
+        levels_at: Literal["joint", "norm", "block"] = "joint",
     ) -> None:
         super().__init__()
         model, tokenizer = load(name, pretrained)
         if activation is not None:
             set_activation(model, activation)
         self.visual = visual = model.visual
+        if levels_at not in ("joint", "norm", "block"):
+            raise KanoclipError(
+                f"levels_at is {levels_at!r}, expected joint, norm or block. Use --model.backbone.levels_at joint."
+            )
         self.dim: int = visual.output_dim
+        self.width: int = visual.conv1.out_channels
+        self.levels_at = levels_at
+        self.patch_dim = self.dim if levels_at == "joint" else self.width
         self.depth = len(visual.transformer.resblocks)
         self.patch_size: int = visual.conv1.kernel_size[0]
         self.image_size = image_size
@@ -132,7 +145,8 @@ class CLIPBackbone(nn.Module):
     @property
     def settings(self) -> dict[str, Any]:
         """What the features depend on besides the weights and the image size."""
-        return {"levels": self.levels, "position": self._resizing, "cls_norm": self.cls_norm}
+        settings = {"levels": self.levels, "position": self._resizing, "cls_norm": self.cls_norm}
+        return settings if self.levels_at == "joint" else settings | {"levels_at": self.levels_at}
 
     @property
     def fingerprint(self) -> str:
@@ -171,11 +185,27 @@ class CLIPBackbone(nn.Module):
         Raises:
             KanoclipError: If the image has another size than the backbone was built for.
         """
-        visual = cast_once(self.visual)
-        tokens, levels = run_blocks(visual, self.embed_image(image), attention, self.levels)
-        patches = torch.stack([project(visual, level[:, 1:]) for level in levels])  # (L, B, N, D)
+        return self.tuned(image, attention)
+
+    def tuned(self, image: Tensor, attention: Attention, hooks: Hooks | None = None) -> Features:
+        """As ``forward``, with what is trained inside the tower: gradients reach the hooks."""
+        visual, grid = cast_once(self.visual), (self.image_size // self.patch_size,) * 2
+        tokens, levels = run_blocks(visual, self.embed_image(image), attention, self.levels, hooks)
         cls = project(visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
-        return Features(patches, cls, (self.image_size // self.patch_size,) * 2)
+        levels = [level[:, : 1 + grid[0] * grid[1]] for level in levels]  # without what hooks have appended
+        if self.levels_at == "joint":
+            return Features(torch.stack([project(visual, level[:, 1:]) for level in levels]), cls, grid)
+        read = torch.stack([visual.ln_post(one) if self.levels_at == "norm" else one for one in levels]).float()
+        return Features(read[:, :, 1:], cls, grid, read[:, :, 0])  # (L, B, N, W) and (L, B, W)
+
+    def joint(self, tokens: Tensor, norm: bool = True) -> Tensor:
+        """Tokens as a block returns them ``(..., W)`` -> ``(..., D)``, by CLIP's last norm and projection; unit length.
+
+        Args:
+            tokens: Of the image tower.
+            norm: Whether they pass the norm; false for those that are read behind it.
+        """
+        return project(cast_once(self.visual), tokens, norm)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Image ``(B, 3, image_size, image_size)`` in [0, 1] -> tokens ``(B, 1 + N, width)`` for the first block.
@@ -191,10 +221,10 @@ class CLIPBackbone(nn.Module):
         pixels = ((image - self.mean) / self.std).to(self.visual.conv1.weight.dtype)
         return embed_patches(self.visual, pixels, self.position)
 
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts -> ``(K, D)``, unit length, without gradients."""
-        return self.text.encode(texts)
+    def encode_text(self, texts: list[str], hooks: Hooks | None = None) -> Tensor:
+        """Texts -> ``(K, D)``, unit length; without gradients but for those of the hooks."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and hooks is not None):
+            return self.text.encode(texts, hooks)
 
     @torch.no_grad()
     def token_embeddings(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -204,7 +234,9 @@ class CLIPBackbone(nn.Module):
         """
         return self.text.embed(texts)
 
-    def encode_embeddings(self, embeddings: Tensor, eot: Tensor, deep: Tensor | None = None) -> Tensor:
+    def encode_embeddings(
+        self, embeddings: Tensor, eot: Tensor, deep: Tensor | None = None, hooks: Hooks | None = None
+    ) -> Tensor:
         """Token embeddings -> ``(K, D)``, unit length; gradients reach ``embeddings`` and ``deep``.
 
         Args:
@@ -212,71 +244,12 @@ class CLIPBackbone(nn.Module):
             eot: ``(K,)``, index of the end token.
             deep: ``(depth, t, text_width)``: learned tokens that replace the t tokens after the begin token at the
                 input of text blocks 2 to ``depth + 1``, as in AnomalyCLIP.
+            hooks: What is trained inside the text tower.
 
         Raises:
             KanoclipError: If ``deep`` has more sets than there are blocks after the first, or more tokens than texts.
         """
-        return self.text(embeddings, eot, deep)
-
-
-def embed_patches(visual: Any, image: Tensor, position: Tensor) -> Tensor:
-    """Image ``(B, 3, H, W)``, normalised -> tokens ``(B, 1 + N, width)`` for the first block."""
-    patches = visual.conv1(image).flatten(2).transpose(1, 2)  # (B, N, width)
-    cls = visual.class_embedding.expand(patches.shape[0], 1, -1)
-    return visual.ln_pre(torch.cat([cls, patches], dim=1) + position)
-
-
-def run_blocks(visual: Any, tokens: Tensor, attention: Attention, levels: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """Run the blocks of a vision transformer, with the second path beside CLIP's own; differentiable.
-
-    The second path begins at the block ``attention.start`` and ends with the highest level.
-
-    Args:
-        visual: open_clip's VisionTransformer.
-        tokens: ``(B, 1 + N, width)`` from ``embed_patches``.
-        attention: What the second path attends to.
-        levels: Blocks to read, counted from 1.
-
-    Returns:
-        The tokens of CLIP's own path after the last block, and those of each level, all ``(B, 1 + N, width)``.
-    """
-    blocks = visual.transformer.resblocks
-    first = attention.start(len(blocks)) or len(blocks) + 1
-    second: Tensor | None = None
-    taps: dict[int, Tensor] = {}
-    for number, block in enumerate(blocks, start=1):
-        attn = block.attn
-        q, k, v = (
-            x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, 1 + N, d)
-            for x in F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-        )
-        if first <= number <= max(levels, default=0):
-            gathered = attn.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
-            second = (tokens if second is None else second) + block.ls_1(gathered)
-        own = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, 1 + N, width)
-        tokens = tokens + block.ls_1(attn.out_proj(own))
-        tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        if number in levels:
-            taps[number] = tokens if second is None else second
-    return tokens, [taps[level] for level in levels]
-
-
-def project(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
-    """Tokens ``(..., width)`` -> joint space ``(..., D)``, float32 and unit length."""
-    return F.normalize(((visual.ln_post(tokens) if norm else tokens) @ visual.proj).float(), dim=-1)
-
-
-def resize_position(position: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:
-    """Resize a position embedding ``(1 + h*w, width)`` from grid ``old`` to ``new``; the class token's stays."""
-    if mode not in ("bicubic", "bilinear"):
-        raise KanoclipError(
-            f"position is {mode!r}, expected bicubic or bilinear. Use --model.backbone.position bicubic."
-        )
-    if old == new:
-        return position.clone()
-    grid = position[1:].T.unflatten(1, old)[None]  # (1, width, h, w)
-    grid = F.interpolate(grid, size=new, mode=mode, antialias=mode == "bicubic", align_corners=False)
-    return torch.cat([position[:1], grid[0].flatten(1).T])
+        return self.text(embeddings, eot, deep, hooks)
 
 
 def _check_image_size(image_size: int, patch_size: int, name: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.casting import cast_once
+from kanoclip.backbone.tuning import Hooks
 from kanoclip.types import KanoclipError
 
 _log = logging.getLogger(__name__)
@@ -76,12 +77,20 @@ class TextEncoder(nn.Module):
         """Return where the token to read is once ``count`` tokens were put behind the first one."""
         return eot if self.pooling in ("first", "last") else eot + count
 
-    def encode(self, texts: list[str]) -> Tensor:
+    def encode(self, texts: list[str], hooks: Hooks | None = None) -> Tensor:
         """Texts -> ``(K, D)``, unit length."""
         chunks = [texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE)]
-        return torch.cat([self(*self.embed(chunk)) for chunk in chunks])
+        return torch.cat([self(*self.embed(chunk), hooks=hooks) for chunk in chunks])
 
-    def forward(self, embeddings: Tensor, eot: Tensor, deep: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        eot: Tensor,
+        deep: Tensor | None = None,
+        hooks: Hooks | None = None,
+        projection: Callable[[Tensor], Tensor] | None = None,
+        unit: bool = True,
+    ) -> Tensor:
         """Token embeddings -> ``(K, D)``, unit length; differentiable.
 
         Args:
@@ -89,6 +98,9 @@ class TextEncoder(nn.Module):
             eot: ``(K,)``, index of the token that is read, mostly the end token.
             deep: ``(depth, t, width)`` learned tokens that replace the t tokens after the first one at the input of
                 blocks 2 to ``depth + 1``.
+            hooks: What is trained between the blocks.
+            projection: ``(K, width)``, behind the last norm, -> ``(K, D)``, instead of CLIP's own.
+            unit: Whether the result has unit length.
         """
         if self.mask is not None:  # causal: tokens after the one that is read do not change it
             embeddings = embeddings[:, : int(eot.max()) + 1]
@@ -104,13 +116,16 @@ class TextEncoder(nn.Module):
             if deep is not None and 1 <= number <= len(deep):
                 learned = deep[number - 1].to(tokens.dtype).expand(K, -1, -1)
                 tokens = torch.cat([tokens[:, :1], learned, tokens[:, 1 + deep.shape[1] :]], dim=1)
-            tokens = block(tokens, attn_mask=mask)
+            tokens = block(tokens if hooks is None else hooks.before(number + 1, tokens), attn_mask=mask)
+            tokens = tokens if hooks is None else hooks.after(number + 1, tokens)
         read = self.ln_final(tokens)[torch.arange(K, device=eot.device), eot]  # (K, width)
-        if isinstance(self.projection, nn.Linear):
+        if projection is not None:
+            read = projection(read)
+        elif isinstance(self.projection, nn.Linear):
             read = self.projection(read)
         elif self.projection is not None:
             read = read @ self.projection
-        return F.normalize(read.float(), dim=-1)
+        return F.normalize(read.float(), dim=-1) if unit else read.float()
 
     def _end(self, ids: Tensor) -> Tensor:
         """Index ``(K,)`` of the token that stands for the whole text."""

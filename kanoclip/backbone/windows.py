@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kanoclip.backbone.attention import QKV
+from kanoclip.backbone.blocks import project, run_blocks
 from kanoclip.backbone.casting import cast_once
-from kanoclip.backbone.clip import CLIPBackbone, project, run_blocks
+from kanoclip.backbone.clip import CLIPBackbone
 
 WINDOWS_AT_ONCE = 1024  # windows encoded at a time, which bounds the memory of large grids
 

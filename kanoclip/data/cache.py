@@ -5,7 +5,8 @@ build that is killed goes on, processes can build side by side without locks, an
 docs/cache.md. A file holds four tensors, few because each costs time to open, and their checksum:
 
     patches ``(L, N, D)`` and cls ``(D,)``, float16; pixels ``(4, H, W)``, uint8: RGB 0-255 and the mask 0/1;
-    numbers ``(5,)``, int64: height and width of the image file, h and w of the grid, has_mask.
+    numbers ``(5,)``, int64: height and width of the image file, h and w of the grid, has_mask; and, of a backbone that
+    reads tokens of the tower, level_cls ``(L, W)``, float16.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from kanoclip.types import Features, KanoclipError, counted
 
 SPARE = 1 << 30  # bytes that a build leaves free on the disk
 FIELDS = ("patches", "cls", "pixels", "numbers")
+MORE = "level_cls"
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class CachedDataset(AnomalyDataset):
         file = self.files[index]
         try:
             with safe_open(file, "pt") as content:  # mapped into memory
-                found = {name: content.get_tensor(name) for name in FIELDS}
+                found = {name: content.get_tensor(name) for name in (*FIELDS, *({MORE} & set(content.keys())))}
                 if (content.metadata() or {}).get("checksum") != _checksum(found):
                     raise SafetensorError("its checksum is wrong")
         except (OSError, SafetensorError) as error:
@@ -83,7 +85,7 @@ class CachedDataset(AnomalyDataset):
             ) from error
         pixels = found["pixels"]
         height, width, rows, columns, has_mask = found["numbers"].tolist()
-        features = Features(found["patches"], found["cls"], (rows, columns))
+        features = Features(found["patches"], found["cls"], (rows, columns), found.get(MORE))
         return Item(pixels[:3].float() / 255, pixels[3], bool(has_mask), (height, width), self.samples[index], features)
 
     def build(self, trainer: Any, batch_size: int, num_workers: int) -> None:
@@ -126,6 +128,8 @@ class CachedDataset(AnomalyDataset):
                 numbers = torch.tensor([*batch.size[i].tolist(), *features.grid, bool(batch.has_mask[i])])
                 held = (features.patches[:, i].half(), features.cls[i].half(), pixels[i], numbers)
                 tensors = dict(zip(FIELDS, (one.contiguous().cpu() for one in held), strict=True))
+                if features.level_cls is not None:
+                    tensors[MORE] = features.level_cls[:, i].half().contiguous().cpu()
                 content = save(tensors, {"checksum": _checksum(tensors)})
                 if is_first:
                     self._check_room(len(missing), len(content), trainer.global_rank == 0)

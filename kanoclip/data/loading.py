@@ -147,11 +147,18 @@ def collate(items: Sequence[Item | UnreadableImageError]) -> Batch:
         category=[item.sample.category for item in good],
         defect=[item.sample.defect for item in good],
         path=[item.sample.image for item in good],
-        features=Features(
-            torch.stack([one.patches for one in cached], 1), torch.stack([one.cls for one in cached]), cached[0].grid
-        )
-        if cached
-        else None,
+        features=_collate_features(cached) if cached else None,
+    )
+
+
+def _collate_features(items: Sequence[Features]) -> Features:
+    """Stack ``(L, N, W)``, ``(D,)`` and perhaps ``(L, W)`` of single images."""
+    level_cls = [one.level_cls for one in items if one.level_cls is not None]
+    return Features(
+        torch.stack([one.patches for one in items], 1),
+        torch.stack([one.cls for one in items]),
+        items[0].grid,
+        torch.stack(level_cls, 1) if level_cls else None,
     )
 
 

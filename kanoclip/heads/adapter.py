@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.head import Head
 from kanoclip.types import KanoclipError
 
 
-class Adapter(nn.Module, ABC):
+class Adapter(Head, ABC):
     """Changes the global feature; the identity before training."""
-
-    learns: ClassVar[bool] = True
-    """Whether it has anything to train."""
-
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Create the weights for a backbone; the model calls it once."""
 
     @abstractmethod
     def forward(self, cls: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -10,17 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.head import Head
 from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
 
 
-class Interaction(nn.Module, ABC):
+class Interaction(Head, ABC):
     """Changes patches and states, level by level; the identity before training."""
-
-    learns: ClassVar[bool] = True
-    """Whether it has anything to train."""
-
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Create the weights for a backbone; the model calls it once."""
 
     @abstractmethod
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.types import KanoclipError
+from kanoclip.backbone.head import Head
+from kanoclip.backbone.tuning import Hooks
+from kanoclip.types import Features, KanoclipError
 
 TEMPLATES = [
     "a photo of a {}", "a photo of the {}", "a close-up photo of a {}", "a cropped photo of a {}", "a picture of a {}",
@@ -60,18 +62,26 @@ def readable(category: str) -> str:
     return category.replace("_", " ").replace("-", " ").strip()
 
 
-class Prompts(nn.Module, ABC):
+class Prompts(Head, ABC):
     """Text features of the two states, normal and anomalous."""
 
-    learns: ClassVar[bool] = True
-    """Whether it has anything to train."""
-
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Create the weights for a backbone; the model calls it once."""
-
     @abstractmethod
-    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
-        """Return the states ``(B, 2, D)``, unit length, index 0 = normal, for the category of each image."""
+    def forward(
+        self,
+        category: Sequence[str],
+        backbone: CLIPBackbone,
+        features: Features | None = None,
+        hooks: Hooks | None = None,
+    ) -> Tensor:
+        """Return the states of each image, unit length, index 0 = normal: ``(B, 2, D)``, or ``(B, S, 2, D)``.
+
+        Args:
+            category: What each image shows.
+            backbone: Frozen CLIP, whose text tower encodes the prompts.
+            features: Of the images, for prompts that see them. With S pairs of states, probabilities are averaged over
+                the pairs.
+            hooks: What is trained inside the text tower; None: nothing.
+        """
 
 
 class EnsemblePrompts(Prompts):
@@ -101,17 +111,27 @@ class EnsemblePrompts(Prompts):
         # (backbone, precision) -> category -> states (2, D)
         self._known: dict[tuple[str, torch.dtype | None], dict[str, Tensor]] = {}
 
-    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
+    def forward(
+        self,
+        category: Sequence[str],
+        backbone: CLIPBackbone,
+        features: Features | None = None,
+        hooks: Hooks | None = None,
+    ) -> Tensor:
         """Return ``(B, 2, D)``."""
         names = [readable(name) if self.class_name else "object" for name in category]
+        if hooks is not None:  # they learn: nothing can be kept
+            states = {name: self._encode(name, backbone, hooks) for name in set(names)}
+            return torch.stack([states[name] for name in names])
         known = self._known.setdefault((backbone.fingerprint, _precision(backbone.mean)), {})
         for name in set(names) - set(known):
-            states = [
-                backbone.encode_text([t.format(one.format(name)) for one in phrases for t in self._templates]).mean(0)
-                for phrases in self._phrases
-            ]
-            known[name] = F.normalize(torch.stack(states), dim=-1)  # (2, D)
+            known[name] = self._encode(name, backbone, None)
         return torch.stack([known[name].to(backbone.mean.device) for name in names])
+
+    def _encode(self, name: str, backbone: CLIPBackbone, hooks: Hooks | None) -> Tensor:
+        """Return the states of one category ``(2, D)``."""
+        texts = [[t.format(one.format(name)) for one in phrases for t in self._templates] for phrases in self._phrases]
+        return F.normalize(torch.stack([backbone.encode_text(one, hooks).mean(0) for one in texts]), dim=-1)
 
 
 class LearnedPrompts(Prompts):
@@ -176,15 +196,22 @@ class LearnedPrompts(Prompts):
         depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
         self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
 
-    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
+    def forward(
+        self,
+        category: Sequence[str],
+        backbone: CLIPBackbone,
+        features: Features | None = None,
+        hooks: Hooks | None = None,
+    ) -> Tensor:
         """Return ``(B, 2, D)``: the same states for each image. Without gradients they are encoded once and kept."""
         weights, precision, kept = list(self.parameters()), _precision(self.begin), self._kept
-        if kept is None or torch.is_grad_enabled() or kept[1] != precision or not _equal(kept[0], weights):
+        fresh = kept is None or hooks is not None or torch.is_grad_enabled() or kept[1] != precision
+        if kept is None or fresh or not _equal(kept[0], weights):
             prompts = torch.cat([self.begin, self.vectors, self.end], 1)  # (2, M, W)
-            states = backbone.encode_embeddings(prompts, self.eot, self.deep)  # (2, D)
+            states = backbone.encode_embeddings(prompts, self.eot, self.deep, hooks)  # (2, D)
             # Comparing with a copy of the weights (a few kB) notices every change, whoever made it.
             copies = [] if states.requires_grad else [weight.detach().clone() for weight in weights]
-            self._kept = None if states.requires_grad else (copies, precision, states)
+            self._kept = None if states.requires_grad or hooks is not None else (copies, precision, states)
         else:
             states = kept[2]
         return states.expand(len(category), -1, -1)

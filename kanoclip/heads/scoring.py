@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,15 @@ def dot(first: Tensor, second: Tensor) -> Tensor:
     return (first.float() * second.float()).sum(-1)
 
 
-def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int, temperature: float) -> Tensor:
+def level_maps(
+    patches: Tensor,
+    states: Tensor,
+    grid: tuple[int, int],
+    size: int,
+    temperature: float,
+    enlarge: Literal["probability", "logits"] = "probability",
+    align_corners: bool = False,
+) -> Tensor:
     """Compare each patch with the two states, and resize the result to pixels.
 
     Args:
@@ -29,13 +38,17 @@ def level_maps(patches: Tensor, states: Tensor, grid: tuple[int, int], size: int
         grid: ``(h, w)`` of the patches.
         size: Height and width of the maps in pixels.
         temperature: Divisor of the cosine.
+        enlarge: What is resized: probabilities, as in AnomalyCLIP, or logits before their softmax, as in APRIL-GAN.
+        align_corners: Whether the corners of the grid lie in those of the map, instead of patch centres in place.
 
     Returns:
-        Probability of anomalous ``(L, B, size, size)``, bilinear between patch centres.
+        Probability of anomalous ``(L, B, size, size)``, bilinear.
     """
     difference = states[:, :, ANOMALOUS] - states[:, :, NORMAL]
-    small = (dot(patches, difference[:, :, None]) / temperature).sigmoid()  # the softmax over the two states
-    return F.interpolate(small.unflatten(-1, grid), size=(size, size), mode="bilinear", align_corners=False)
+    logits = (dot(patches, difference[:, :, None]) / temperature).unflatten(-1, grid)  # (L, B, h, w)
+    small = logits if enlarge == "logits" else logits.sigmoid()  # the softmax over the two states
+    maps = F.interpolate(small, size=(size, size), mode="bilinear", align_corners=align_corners)
+    return maps.sigmoid() if enlarge == "logits" else maps
 
 
 def anomaly_map(maps: Tensor) -> Tensor:

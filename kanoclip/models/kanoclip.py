@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
+from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.heads.adapter import Adapter, ConvAdapter
 from kanoclip.heads.interaction import BiCMCI, Interaction
 from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
+from kanoclip.heads.memory import Memory, NoMemory
 from kanoclip.heads.prompts import LearnedPrompts, Prompts
 from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, check_temperature, dot, level_maps, smooth
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
-from kanoclip.models.base import AnomalyModule
+from kanoclip.models.clip_module import CLIPModule
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
 
-class KAnoCLIP(AnomalyModule):
+class KAnoCLIP(CLIPModule):
     """Find anomalies in objects never seen: a frozen CLIP with v-v attention, learned prompts, interaction, adapter.
 
     A component left null is the model's own; every one can be replaced by name, class path or object.
@@ -48,6 +49,9 @@ class KAnoCLIP(AnomalyModule):
         dice: Whether the local loss takes Dice over the pixels of the batch, or of each image apart as AnomalyCLIP.
         lr: Learning rate of Adam.
         betas: Its two decay rates.
+        tuning: What is trained inside the frozen towers.
+        memory: Reference images that patches are compared with beside the texts.
+        terms: Weights of the loss terms that heads make by themselves, by name; 1 for those that are not named.
 
     Reference:
         C. Li et al., *KAnoCLIP: Zero-Shot Anomaly Detection through Knowledge-Driven Prompt Learning and Enhanced
@@ -62,6 +66,9 @@ class KAnoCLIP(AnomalyModule):
     own_adapter: type[Adapter] = ConvAdapter
     own_score: type[Score] = MeanScore
     own_kd_loss: type[KDLoss] = MeanMarginKD
+    own_tuning: type[Tuning] = NoTuning
+    own_memory: type[Memory] = NoMemory
+    heads = ("prompts", "interaction", "adapter", "tuning", "memory")
 
     def __init__(
         self,
@@ -82,6 +89,9 @@ class KAnoCLIP(AnomalyModule):
         dice: Literal["batch", "image"] = "batch",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.5, 0.999),
+        tuning: Tuning | None = None,
+        memory: Memory | None = None,
+        terms: dict[str, float] | None = None,
     ) -> None:
         super().__init__(lr, betas)
         self.save_hyperparameters(logger=False)
@@ -89,74 +99,52 @@ class KAnoCLIP(AnomalyModule):
             raise KanoclipError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
         check_blur(sigma)
         check_temperature(temperature)
-        self.backbone = backbone or CLIPBackbone()
-        self.attention = attention or self.own_attention()
-        self.prompts = prompts or self.own_prompts()
-        self.interaction = interaction or self.own_interaction()
-        self.adapter = adapter or self.own_adapter()
-        self.score = score or self.own_score()
-        self.kd_loss = kd_loss or self.own_kd_loss()
-        self.attention.start(self.backbone.depth)  # a block that is not there is an error here, not in the first batch
-        heads = (self.prompts, self.interaction, self.adapter)
-        for head in heads:
-            if vars(head).get("_built") and list(head.parameters()):
-                raise KanoclipError(
-                    f"This {type(head).__name__} has the weights of another model. Give each model one of its own."
-                )
-            head.build(self.backbone)
-        for head in heads:
-            vars(head)["_built"] = True
+        self.assemble(
+            backbone or CLIPBackbone(),
+            attention or self.own_attention(),
+            prompts=prompts or self.own_prompts(),
+            interaction=interaction or self.own_interaction(),
+            adapter=adapter or self.own_adapter(),
+            score=score or self.own_score(),
+            kd_loss=kd_loss or self.own_kd_loss(),
+            tuning=tuning or self.own_tuning(),
+            memory=memory or self.own_memory(),
+        )
         self.knowledge = knowledge
         self.image_knowledge = image_knowledge
-        self.image_size = self.backbone.image_size
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
         self.dice = dice
-        self.weights = {"kd": alpha, "global": beta, "local": gamma}
+        self.weights = {**(terms or {}), "kd": alpha, "global": beta, "local": gamma}
         self._facts: Tensor | None = None  # (K, D)
         self._facts_of: ImageFacts | None = None  # with image knowledge: (K, D) for each image
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""
         features = self.features(batch)  # patches (L, B, N, D), cls (B, D)
-        states = self.prompts(batch.category, self.backbone)  # (B, 2, D)
-        cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
-        logits = dot(cls[:, None], states) / self.temperature  # (B, 2)
-        patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
-        maps = level_maps(patches, level_states, features.grid, self.image_size, self.temperature)  # (L, B, H, W)
+        states = self.prompts(batch.category, self.backbone, features, self.tuning.text(features))  # (B, 2, D)
+        pairs = states.unbind(1) if states.ndim == 4 else (states,)  # (B, S, 2, D): S pairs of states
+        compared = [self.compare(features, pair) for pair in pairs]
+        logits, maps = compared[0] if len(compared) == 1 else _average(compared)  # (B, 2), (L, B, H, W)
         heat = anomaly_map(maps)  # (B, H, W)
         if not self.training:
             heat = smooth(heat, self.sigma)
         score = self.score(logits.softmax(-1)[:, ANOMALOUS], heat)  # (B,)
-        return Scores(heat, score, maps, logits, states)
+        return self.with_terms(Scores(heat, score, maps, logits, pairs[0]))
 
-    def features(self, batch: Batch) -> Features:
-        """Return what the frozen backbone makes of a batch: what came with it from a cache, or computed now."""
-        if batch.features is None:
-            return self.backbone(batch.image, self.attention)
-        patches, cls, grid = batch.features
-        return Features(patches.float(), cls.float(), grid)
-
-    @property
-    def features_key(self) -> str | None:
-        """Digest of all that the frozen features depend on besides the image, for a cache; None if it is not known.
-
-        It is not known for a subclass with its own ``features``, nor for a backbone or attention with attributes other
-        than numbers, texts, weights and modules.
-        """
-        backbone = self.backbone
-        hashed = ("visual", "text", "_fingerprint", "description")  # the fingerprint has hashed their weights
-        parts = module_digest(backbone, hashed), module_digest(self.attention)
-        if type(self).features is not KAnoCLIP.features or None in parts:
-            return None
-        return digest(FEATURES_VERSION, backbone.fingerprint, backbone.visual.conv1.weight.dtype, parts)
+    def compare(self, features: Features, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare an image with a pair of states ``(B, 2, D)``: logits ``(B, 2)`` and maps ``(L, B, H, W)``."""
+        cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
+        logits = dot(cls[:, None], states) / self.temperature  # (B, 2)
+        patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
+        return logits, level_maps(patches, level_states, features.grid, self.image_size, self.temperature)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
-        """Return the weighted terms ``kd``, ``global`` and ``local``.
+        """Return the weighted terms ``kd``, ``global`` and ``local``, and those of the heads by their names.
 
         Images without a known mask have no local one; hand-written prompts, which no loss can pull, have no ``kd``.
         """
-        _, _, maps, logits, states = scores
+        _, _, maps, logits, states, of_heads = scores
         assert maps is not None  # for the type checker: forward returns all of them
         assert logits is not None
         assert states is not None
@@ -170,7 +158,7 @@ class KAnoCLIP(AnomalyModule):
             else:  # states that all images share are compared once
                 pairs = [(one, self._facts) for one in (states if states.stride(0) else states[:1])]
             terms["kd"] = mean(torch.stack([self.kd_loss(*pair) for pair in pairs]).expand(len(states)))
-        return {name: self.weights[name] * term for name, term in terms.items()}
+        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(of_heads or {})}.items()}
 
     def on_fit_start(self) -> None:
         """Read and encode, once, what the knowledge base says of the auxiliary categories and images."""
@@ -185,14 +173,8 @@ class KAnoCLIP(AnomalyModule):
         if self.image_knowledge is not None and data is not None:
             self._facts_of = ImageFacts(self.backbone, base, data, self.image_knowledge)
 
-    @classmethod
-    def learns(cls, options: Mapping[str, Any]) -> bool | None:
-        """Tell whether any of its heads has something to train; None if one of them is not ours."""
-        heads = [options.get(kind) or getattr(cls, f"own_{kind}") for kind in ("prompts", "interaction", "adapter")]
-        does = [getattr(head, "learns", None) for head in heads]
-        return True if True in does else False if does == [False] * 3 else None
 
-    def describe_components(self) -> dict[str, str]:
-        """Name the class of each component."""
-        kinds = ("attention", "prompts", "interaction", "adapter", "score", "kd_loss")
-        return {"backbone": self.backbone.description} | {kind: type(getattr(self, kind)).__name__ for kind in kinds}
+def _average(compared: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Average over pairs of states: probabilities, as logits ``(B, 2)``, and maps ``(L, B, H, W)``."""
+    logits, maps = zip(*compared, strict=True)
+    return torch.stack([one.softmax(-1) for one in logits]).mean(0).log(), torch.stack(maps).mean(0)

@@ -17,13 +17,14 @@ from torch.func import functional_call
 
 from kanoclip import __version__
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.tuning import Hooks
 from kanoclip.data.files import plain, whole_files
 from kanoclip.heads.prompts import Prompts
 from kanoclip.models.base import AnomalyModule
 from kanoclip.outputs.exported import ENTRY, FORMAT, Exported, import_openvino, require
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.results import about_model
-from kanoclip.types import UNKNOWN, Batch
+from kanoclip.types import UNKNOWN, Batch, Features
 
 OPSET = 18  # of ONNX; runtimes of the last years read it
 ONE_FILE = 1_900_000_000  # bytes: protobuf holds 2 GB
@@ -40,7 +41,13 @@ class _States(Prompts):
         super().__init__()
         self.states = states  # (1, 2, D)
 
-    def forward(self, category: Sequence[str], backbone: CLIPBackbone) -> Tensor:
+    def forward(
+        self,
+        category: Sequence[str],
+        backbone: CLIPBackbone,
+        features: Features | None = None,
+        hooks: Hooks | None = None,
+    ) -> Tensor:
         """Return them once for all images: what follows broadcasts over the batch."""
         return self.states
 

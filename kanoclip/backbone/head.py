@@ -1,0 +1,37 @@
+"""What everything that is trained beside or inside the frozen backbone has in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from kanoclip.backbone.clip import CLIPBackbone
+
+
+class Head(nn.Module):
+    """A part of a model that may learn: prompts, interaction, adapter, tuning, memory.
+
+    Attributes:
+        terms: Loss terms of the last forward, by name, unweighted scalars; a head that has one sets
+            ``self.terms = {"kl": ...}`` while it trains. The model takes them out, weighs and logs them by name.
+    """
+
+    learns: ClassVar[bool] = True
+    """Whether it has anything to train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms: dict[str, Tensor] = {}
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Create the weights for a backbone; the model calls it once."""
+
+    def take_terms(self) -> dict[str, Tensor]:
+        """Return the loss terms of the last forward, and forget them."""
+        terms, self.terms = self.terms, {}
+        return terms
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "terms": {}}  # a graph can be neither copied nor pickled

@@ -1,0 +1,112 @@
+"""What models of a frozen CLIP and parts by name share: building the parts, reading features, a cache's key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from kanoclip.backbone.attention import Attention
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.head import Head
+from kanoclip.backbone.tuning import NoTuning, Tuning
+from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
+from kanoclip.heads.memory import NoMemory
+from kanoclip.models.base import AnomalyModule
+from kanoclip.types import Batch, Features, KanoclipError, Scores
+
+
+class CLIPModule(AnomalyModule):
+    """Base of models that are a frozen CLIP with parts by name; a subclass calls ``assemble`` and gives ``forward``.
+
+    Attributes:
+        backbone: Frozen CLIP.
+        attention: What the second path of its image tower attends to.
+        tuning: What is trained inside its towers.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Kinds that may learn: for each, the class attribute ``own_<kind>`` is the class of the model's own part."""
+    backbone: CLIPBackbone
+    attention: Attention
+    tuning: Tuning
+
+    def assemble(self, backbone: CLIPBackbone, attention: Attention, **parts: nn.Module) -> None:
+        """Take over a backbone and parts, and let each head make its weights.
+
+        Args:
+            backbone: Frozen CLIP.
+            attention: What the second path attends to.
+            **parts: Kind -> part, in the order in which reports name them.
+
+        Raises:
+            KanoclipError: If a head has the weights of another model, or a part does not fit the backbone.
+        """
+        self.backbone, self.attention, self.image_size = backbone, attention, backbone.image_size
+        attention.start(backbone.depth)  # a block that is not there is an error here, not in the first batch
+        self._kinds = ("attention", *parts)
+        for kind, part in {"tuning": NoTuning(), **parts}.items():
+            if isinstance(part, Head):
+                if vars(part).get("_built") and list(part.parameters()):
+                    raise KanoclipError(
+                        f"This {type(part).__name__} has the weights of another model. Give each model one of its own."
+                    )
+                part.build(backbone)
+            setattr(self, kind, part)
+        for part in self.children():
+            if isinstance(part, Head):
+                vars(part)["_built"] = True
+
+    def features(self, batch: Batch) -> Features:
+        """Return what the image tower makes of a batch: what came with it from a cache, or computed now."""
+        if not self.tuning.in_image:
+            return self.frozen(batch)
+        plain = self.frozen(batch) if self.tuning.needs_features else None
+        return self.backbone.tuned(batch.image, self.attention, self.tuning.image(plain))
+
+    def frozen(self, batch: Batch) -> Features:
+        """Return what the untouched image tower makes of a batch."""
+        if batch.features is None:
+            features: Features = self.backbone(batch.image, self.attention)
+            return features
+        patches, cls, grid, level_cls = batch.features
+        return Features(patches.float(), cls.float(), grid, None if level_cls is None else level_cls.float())
+
+    @property
+    def features_key(self) -> str | None:
+        """Digest of all that the frozen features depend on besides the image, for a cache; None if it is not known.
+
+        It is not known for a subclass with its own ``features`` or ``frozen``, for a tuned image tower, nor for a
+        backbone or attention with attributes other than numbers, texts, weights and modules.
+        """
+        backbone = self.backbone
+        hashed = ["visual", "text", "_fingerprint", "description"]  # the fingerprint has hashed their weights
+        if backbone.levels_at == "joint":  # as there was nothing else: old caches stay valid
+            hashed += ["levels_at", "width", "patch_dim"]
+        parts = module_digest(backbone, hashed), module_digest(self.attention)
+        own = type(self).features is not CLIPModule.features or type(self).frozen is not CLIPModule.frozen
+        if own or self.tuning.in_image or None in parts:
+            return None
+        return digest(FEATURES_VERSION, backbone.fingerprint, backbone.visual.conv1.weight.dtype, parts)
+
+    def with_terms(self, scores: Scores) -> Scores:
+        """Add the loss terms that the heads have made on the way."""
+        heads = [part for part in self.children() if isinstance(part, Head)]
+        terms = {name: term for head in heads for name, term in head.take_terms().items()}
+        return scores._replace(terms={**(scores.terms or {}), **terms}) if terms else scores
+
+    @classmethod
+    def learns(cls, options: Mapping[str, Any]) -> bool | None:
+        """Tell whether any of its heads has something to train; None if one of them is not ours."""
+        heads = [options.get(kind) or getattr(cls, f"own_{kind}") for kind in cls.heads]
+        does = [getattr(head, "learns", None) for head in heads]
+        return True if True in does else False if does == [False] * len(heads) else None
+
+    def describe_components(self) -> dict[str, str]:
+        """Name the class of each component; no tuning and no memory are left out, as they change nothing."""
+        parts = {kind: getattr(self, kind) for kind in self._kinds}
+        named = {
+            kind: type(part).__name__ for kind, part in parts.items() if not isinstance(part, (NoTuning, NoMemory))
+        }
+        return {"backbone": self.backbone.description, **named}
