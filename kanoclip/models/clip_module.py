@@ -106,7 +106,5 @@ class CLIPModule(AnomalyModule):
     def describe_components(self) -> dict[str, str]:
         """Name the class of each component; no tuning and no memory are left out, as they change nothing."""
         parts = {kind: getattr(self, kind) for kind in self._kinds}
-        named = {
-            kind: type(part).__name__ for kind, part in parts.items() if not isinstance(part, (NoTuning, NoMemory))
-        }
-        return {"backbone": self.backbone.description, **named}
+        used = {kind: part for kind, part in parts.items() if not isinstance(part, (NoTuning, NoMemory))}
+        return {"backbone": self.backbone.description} | {kind: type(part).__name__ for kind, part in used.items()}

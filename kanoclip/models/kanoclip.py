@@ -69,6 +69,12 @@ class KAnoCLIP(CLIPModule):
     own_tuning: type[Tuning] = NoTuning
     own_memory: type[Memory] = NoMemory
     heads = ("prompts", "interaction", "adapter", "tuning", "memory")
+    prompts: Prompts
+    interaction: Interaction
+    adapter: Adapter
+    score: Score
+    kd_loss: KDLoss
+    memory: Memory
 
     def __init__(
         self,
