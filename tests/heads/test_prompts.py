@@ -11,7 +11,7 @@ def test_folder_names_become_words() -> None:
 
 def test_hand_written_states_are_unit_length_differ_by_category_and_are_encoded_once(tiny_clip, monkeypatch) -> None:
     prompts, calls, encode = EnsemblePrompts(), [], tiny_clip.encode_text
-    monkeypatch.setattr(tiny_clip, "encode_text", lambda texts: calls.append(texts) or encode(texts))
+    monkeypatch.setattr(tiny_clip, "encode_text", lambda texts, hooks=None: calls.append(texts) or encode(texts))
     states = prompts(["nut", "bolt", "nut"], tiny_clip)
     assert states.shape == (3, 2, 16)
     torch.testing.assert_close(states.norm(dim=-1), torch.ones(3, 2))
@@ -100,7 +100,7 @@ def test_the_words_of_a_rival_are_as_many_as_it_publishes_and_each_is_said_once(
     tiny_clip, monkeypatch, wording, counts, said
 ) -> None:
     prompts, texts, encode = EnsemblePrompts(wording=wording), [], tiny_clip.encode_text
-    monkeypatch.setattr(tiny_clip, "encode_text", lambda given: texts.append(given) or encode(given))
+    monkeypatch.setattr(tiny_clip, "encode_text", lambda given, hooks=None: texts.append(given) or encode(given))
     prompts(["nut"], tiny_clip)
     normal, anomalous, templates = counts
     assert [len(set(state)) for state in texts] == [normal * templates, anomalous * templates]
