@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from kanoclip.backbone.clip import CLIPBackbone
 
 
 class Head(nn.Module):
@@ -25,8 +22,8 @@ class Head(nn.Module):
         super().__init__()
         self.terms: dict[str, Tensor] = {}
 
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Create the weights for a backbone; the model calls it once."""
+    def build(self, backbone: Any) -> None:
+        """Create the weights for a ``CLIPBackbone``; the model calls it once."""
 
     def take_terms(self) -> dict[str, Tensor]:
         """Return the loss terms of the last forward, and forget them."""

@@ -38,7 +38,7 @@ def test_the_dual_path_equals_anomalyclip(golden, size):
         expected = tensors[f"x{size}.layer{number}"]
         torch.testing.assert_close(visual.ln_post(level) @ visual.proj, expected, atol=1e-5, rtol=0)
 
-    patches, cls, grid = backbone(image, VV(first=4))
+    patches, cls, grid, _ = backbone(image, VV(first=4))
     assert grid == (size // 16, size // 16)
     torch.testing.assert_close(cls, normalize(tensors[f"x{size}.global"], dim=-1), atol=1e-5, rtol=0)
     expected = torch.stack([tensors[f"x{size}.layer{n}"][:, 1:] for n in (2, 4, 6)])
@@ -98,7 +98,7 @@ def test_a_batch_of_two_is_two_batches_of_one(backbone, images, attention):
 
 
 def test_features_are_unit_length_and_row_major(backbone, images):
-    patches, cls, grid = backbone(images, VV())
+    patches, cls, grid, _ = backbone(images, VV())
     assert (patches.shape, cls.shape, grid) == ((4, 2, 16, 20), (2, 20), (4, 4))
     torch.testing.assert_close(patches.norm(dim=-1), torch.ones(4, 2, 16))
     torch.testing.assert_close(cls.norm(dim=-1), torch.ones(2))

@@ -345,7 +345,7 @@ def test_another_version_of_reading_drawing_or_features_is_another_file(backbone
     monkeypatch.setattr(cache_module, "READING_VERSION", 0)
     check(backbone, drawn())
     assert len(files(place)) == 6
-    monkeypatch.setattr("kanoclip.models.kanoclip.FEATURES_VERSION", 0)
+    monkeypatch.setattr("kanoclip.models.clip_module.FEATURES_VERSION", 0)
     check(backbone, drawn())
     assert len(files(place)) == 8
 

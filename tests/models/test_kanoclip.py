@@ -126,7 +126,7 @@ def test_a_head_cannot_serve_two_models_and_what_has_no_weights_can(make_model, 
 def test_autocast_does_not_round_what_is_made_of_the_features(make_model, synthetic_batch) -> None:
     model = make_model(CLIP).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        scores, (patches, cls, grid) = model(synthetic_batch), model.features(synthetic_batch)
+        scores, (patches, cls, grid, _) = model(synthetic_batch), model.features(synthetic_batch)
         states = model.prompts(synthetic_batch.category, model.backbone)
         assert make_model(KAnoCLIP)(synthetic_batch).logits.dtype == torch.float32
     logits = torch.einsum("bd,bsd->bs", cls, states) / model.temperature
@@ -144,7 +144,7 @@ def test_an_unknown_way_to_take_dice_is_refused(make_model) -> None:
 class OfCategory(LearnedPrompts):
     """Moves the states of each category elsewhere."""
 
-    def forward(self, category, backbone):
+    def forward(self, category, backbone, features=None, hooks=None):
         moved = torch.stack([torch.full((2, 1), float(len(name))) for name in category])
         return normalize(super().forward(category, backbone) + moved * torch.arange(16.0), dim=-1)
 
