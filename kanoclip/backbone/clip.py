@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from kanoclip.backbone.attention import Attention
-from kanoclip.backbone.blocks import embed_patches, project, resize_position, run_blocks
+from kanoclip.backbone.blocks import embed_patches, pool, project, resize_position, run_blocks
 from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.loading import SCHEMES, load, set_activation
 from kanoclip.backbone.text import TextEncoder
+from kanoclip.backbone.towers import tower_of
 from kanoclip.backbone.tuning import Hooks
 from kanoclip.data.digests import tensor_bytes
 from kanoclip.types import Features, KanoclipError
@@ -35,7 +36,7 @@ def uncopied() -> Iterator[None]:
 
 
 class CLIPBackbone(nn.Module):
-    """Frozen CLIP: any open_clip model whose image tower is open_clip's own vision transformer.
+    """Frozen CLIP: any open_clip model whose image tower is a plain vision transformer, see docs/backbones.md.
 
     Always in eval mode, without gradients for its weights. Beside CLIP's own path (attention and feed-forward) runs a
     second one with another attention and no feed-forward, on the q, k, v of CLIP's path:
@@ -62,6 +63,8 @@ class CLIPBackbone(nn.Module):
         dim: Joint width D of images and texts.
         width: Width W of the image tower.
         patch_dim: Width of the patches that it returns: D or W, see ``levels_at``.
+        prefix: Tokens before the patches: 1, the class token, or 0 where there is none, as in SigLIP.
+        rotary: Whether its blocks turn queries and keys by their place in the grid, as in EVA02.
         depth: Number of image blocks.
         patch_size: Side of a patch in pixels.
         text_width: Width of a token embedding of the text encoder.
@@ -103,12 +106,16 @@ class CLIPBackbone(nn.Module):
             raise KanoclipError(
                 f"levels_at is {levels_at!r}, expected joint, norm or block. Use --model.backbone.levels_at joint."
             )
-        self.dim: int = visual.output_dim
-        self.width: int = visual.conv1.out_channels
+        tower = tower_of(visual)
+        self.dim, self.width, self.patch_size = tower.dim, tower.width, tower.patch_size
+        self.prefix, self.rotary = tower.prefix, tower.rotary
+        if levels_at != "joint" and not tower.prefix:
+            raise KanoclipError(
+                f"levels_at is {levels_at}, but {name} has no class token to read there. Use joint, or another model."
+            )
         self.levels_at = levels_at
         self.patch_dim = self.dim if levels_at == "joint" else self.width
-        self.depth = len(visual.transformer.resblocks)
-        self.patch_size: int = visual.conv1.kernel_size[0]
+        self.depth = len(tower.blocks)
         self.image_size = image_size
         self.levels = _check_levels(levels, self.depth, name)
         self.cls_norm = cls_norm
@@ -121,7 +128,8 @@ class CLIPBackbone(nn.Module):
         self.text_width = self.text.token_embedding.embedding_dim
 
         grid = (image_size // self.patch_size,) * 2
-        resized = resize_position(visual.positional_embedding.detach(), visual.grid_size, grid, position)
+        resized = resize_position(tower.position.detach(), tower.grid, grid, position)
+        tower.use_grid(grid[0])
         self.register_buffer("position", resized, persistent=False)  # (1 + N, width)
         for key in ("mean", "std"):
             value = torch.tensor(visual.preprocess_cfg[key]).view(3, 1, 1)
@@ -143,6 +151,11 @@ class CLIPBackbone(nn.Module):
         return twin
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        return next(self.visual.parameters()).dtype
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the features depend on besides the weights and the image size."""
         settings = {"levels": self.levels, "position": self._resizing, "cls_norm": self.cls_norm}
@@ -157,11 +170,17 @@ class CLIPBackbone(nn.Module):
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
+            trunk = getattr(self.visual, "trunk", None)  # of timm: every activation and number of heads counts
+            for name, module in trunk.named_modules() if trunk is not None else ():
+                if "activation" in type(module).__module__ or hasattr(module, "num_heads"):
+                    digest.update(f"{name} {type(module).__name__} {module.extra_repr()}".encode())
+                    digest.update(f"{getattr(module, 'num_heads', 0)}".encode())
             for name, module in self.named_modules():
                 if name.endswith(".gelu") and repr(module) != repr(nn.GELU()):  # open_clip's name for any activation
                     digest.update(f"{name} {module!r}".encode())
-                heads, eps = getattr(module, "num_heads", None), getattr(module, "eps", 1e-5)
-                if heads is not None and module.embed_dim != heads * (64 if module.embed_dim >= 256 else 32):
+                width, heads = getattr(module, "embed_dim", 0), getattr(module, "num_heads", 0)
+                eps = getattr(module, "eps", 1e-5)
+                if width and heads and width != heads * (64 if width >= 256 else 32):
                     digest.update(f"{name} {heads} heads".encode())
                 if eps != 1e-5:
                     digest.update(f"{name} {eps}".encode())
@@ -191,10 +210,11 @@ class CLIPBackbone(nn.Module):
         """As ``forward``, with what is trained inside the tower: gradients reach the hooks."""
         visual, grid = cast_once(self.visual), (self.image_size // self.patch_size,) * 2
         tokens, levels = run_blocks(visual, self.embed_image(image), attention, self.levels, hooks)
-        cls = project(visual, tokens[:, 0], norm=self.cls_norm)  # (B, D)
-        levels = [level[:, : 1 + grid[0] * grid[1]] for level in levels]  # without what hooks have appended
+        whole = self.prefix + grid[0] * grid[1]  # without what hooks have appended
+        cls = pool(visual, tokens[:, :whole], norm=self.cls_norm)  # (B, D)
+        levels = [level[:, :whole] for level in levels]
         if self.levels_at == "joint":
-            return Features(torch.stack([project(visual, level[:, 1:]) for level in levels]), cls, grid)
+            return Features(torch.stack([project(visual, level[:, self.prefix :]) for level in levels]), cls, grid)
         read = torch.stack([visual.ln_post(one) if self.levels_at == "norm" else one for one in levels]).float()
         return Features(read[:, :, 1:], cls, grid, read[:, :, 0])  # (L, B, N, W) and (L, B, W)
 
@@ -218,7 +238,7 @@ class CLIPBackbone(nn.Module):
                 f"The images are {image.shape[-1]} x {image.shape[-2]} pixels (width x height), the backbone is built "
                 f"for {self.image_size} x {self.image_size}. Use --model.backbone.image_size {image.shape[-1]}."
             )
-        pixels = ((image - self.mean) / self.std).to(self.visual.conv1.weight.dtype)
+        pixels = ((image - self.mean) / self.std).to(self.dtype)
         return embed_patches(self.visual, pixels, self.position)
 
     def encode_text(self, texts: list[str], hooks: Hooks | None = None) -> Tensor:

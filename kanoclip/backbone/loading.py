@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def _load_file(name: str, pretrained: str, config: dict[str, Any], tags: list[st
         raise KanoclipError(f"{path} does not hold weights of {name} ({_first_line(error)}). {remedy}") from error
 
 
-def set_activation(model: nn.Module, activation: str) -> None:
+def set_activation(model: Any, activation: str) -> None:
     """Let both towers of an open_clip model compute ``gelu`` or ``quick_gelu``.
 
     Raises:
@@ -148,6 +149,11 @@ def set_activation(model: nn.Module, activation: str) -> None:
     if activation not in kinds:
         raise KanoclipError(
             f"activation is {activation!r}, expected gelu or quick_gelu. Use --model.backbone.activation gelu."
+        )
+    if hasattr(model.visual, "trunk"):
+        raise KanoclipError(
+            f"activation is {activation}, but the image tower is timm's and has its own. Leave out "
+            f"--model.backbone.activation."
         )
     for block in [module for module in model.modules() if hasattr(module, "gelu")]:  # open_clip's name for any of them
         block.gelu = kinds[activation]()
@@ -164,13 +170,14 @@ def _check_supported(name: str, config: Any) -> None:
         raise KanoclipError(f"{name}: open_clip_config.json should have a model_cfg with vision_cfg and text_cfg.")
     custom = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
     why = None
-    if vision.get("timm_model_name"):
-        why = f"its image tower is timm's {vision['timm_model_name']}"
+    timm = str(vision.get("timm_model_name", ""))
+    if timm and not (re.match("(vit(?!_relpos)|eva)", timm) and vision.get("timm_pool") in ("token", "map")):
+        why = f"its image tower is timm's {timm}, which is no plain vision transformer"
     elif isinstance(vision.get("layers"), list):
         why = "its image tower is a ResNet"
     elif vision.get("attentional_pool") or "multimodal_cfg" in config or text.get("embed_cls"):
         why = "it is a CoCa, which pools by attention"
-    elif vision.get("pool_type", "tok") != "tok":
+    elif not timm and vision.get("pool_type", "tok") != "tok":
         why = "its global image feature is not the class token"
     elif text.get("hf_model_name"):
         why = f"its text tower is Hugging Face's {text['hf_model_name']}"
@@ -181,15 +188,21 @@ def _check_supported(name: str, config: Any) -> None:
         why = "its blocks are not CLIP's plain ones"
     if why:
         raise KanoclipError(
-            f"{name} cannot be the backbone: {why}. Use a model made of open_clip's own vision transformer, "
-            f"such as ViT-B-32, ViT-B-16, ViT-L-14-336 or ViT-H-14."
+            f"{name} cannot be the backbone: {why}. Use a model whose image tower is a plain vision transformer, "
+            f"such as ViT-B-16, ViT-L-14-336, ViT-H-14, ViT-B-16-SigLIP2 or EVA02-L-14."
         )
 
 
 def _tokenizer(name: str, config: dict[str, Any]) -> Callable[..., Tensor]:
     if config["text_cfg"].get("hf_tokenizer_name"):  # which may come with code of its own: a model is not to be trusted
+        if find_spec("transformers") is None:
+            raise KanoclipError(
+                f"{name} reads texts by the tokenizer {config['text_cfg']['hf_tokenizer_name']}, which needs "
+                f"transformers. Run: pip install 'kanoclip[siglip]'"
+            )
         local = {"local_files_only": True} if name.startswith(LOCAL_DIR) else {}  # nor may a folder fetch anything
-        return open_clip.get_tokenizer(name, trust_remote_code=False, **local)
+        with _remedies(name, "tokenizer"):
+            return open_clip.get_tokenizer(name, trust_remote_code=False, **local)
     merges = Path(name.removeprefix(LOCAL_DIR)) / "bpe.txt.gz"
     if name.startswith(LOCAL_DIR) and merges.is_file():  # a folder may bring its own vocabulary
         return open_clip.get_tokenizer(name, bpe_path=str(merges))

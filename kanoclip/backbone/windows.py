@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kanoclip.backbone.attention import QKV
-from kanoclip.backbone.blocks import project, run_blocks
+from kanoclip.backbone.blocks import pool, run_blocks
 from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.clip import CLIPBackbone
 
@@ -44,11 +44,11 @@ def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) 
     found = []
     for size in sizes:
         patches = window_patches(backbone.image_size // backbone.patch_size, size).to(tokens.device)
-        numbers = F.pad(patches + 1, (1, 0))  # (W, 1 + size**2), the class token first
+        numbers = F.pad(patches + backbone.prefix, (backbone.prefix, 0))  # (W, 1 + size**2), the class token first
         windows = tokens[:, numbers].flatten(0, 1)  # (B * W, 1 + size**2, width)
         # an exported graph is the same for any batch: it has no loop
         parts = (windows,) if torch.compiler.is_compiling() else windows.split(WINDOWS_AT_ONCE)
-        seen = [run_blocks(visual, part, QKV(), [])[0][:, 0] for part in parts]
-        feature = project(visual, torch.cat(seen), norm=backbone.cls_norm)
+        seen = [pool(visual, run_blocks(visual, part, QKV(), [])[0], norm=backbone.cls_norm) for part in parts]
+        feature = torch.cat(seen)
         found.append(feature.unflatten(0, (image.shape[0], -1)))  # (B, W, D)
     return found

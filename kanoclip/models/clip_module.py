@@ -83,12 +83,12 @@ class CLIPModule(AnomalyModule):
         backbone = self.backbone
         hashed = ["visual", "text", "_fingerprint", "description"]  # the fingerprint has hashed their weights
         if backbone.levels_at == "joint":  # as there was nothing else: old caches stay valid
-            hashed += ["levels_at", "width", "patch_dim"]
+            hashed += ["levels_at", "width", "patch_dim", "prefix", "rotary"]
         parts = module_digest(backbone, hashed), module_digest(self.attention)
         own = type(self).features is not CLIPModule.features or type(self).frozen is not CLIPModule.frozen
         if own or self.tuning.in_image or None in parts:
             return None
-        return digest(FEATURES_VERSION, backbone.fingerprint, backbone.visual.conv1.weight.dtype, parts)
+        return digest(FEATURES_VERSION, backbone.fingerprint, backbone.dtype, parts)
 
     def with_terms(self, scores: Scores) -> Scores:
         """Add the loss terms that the heads have made on the way."""

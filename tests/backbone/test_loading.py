@@ -213,7 +213,7 @@ def test_openais_torchscript_archive_is_refused_with_a_command_that_converts_it(
     ("name", "why"),
     [
         ("RN50", "a ResNet"),
-        ("ViT-B-16-SigLIP", "timm's vit_base_patch16_siglip_224"),
+        ("convnext_base", "timm's convnext_base"),
         ("coca_ViT-B-32", "a CoCa"),
         ("ViT-L-14-CLIPA", "not the class token"),
         ("nllb-clip-base", "Hugging Face's facebook/nllb"),

@@ -55,6 +55,11 @@ class WinCLIP(AnomalyModule):
         check_temperature(temperature)
         self.save_hyperparameters(logger=False, ignore=["backbone", "prompts", "score"])
         self.backbone = backbone or CLIPBackbone("ViT-B-16-plus-240", "laion400m_e31", 240)
+        if self.backbone.rotary:
+            raise KanoclipError(
+                f"The windows of winclip keep their places in the image, but {self.backbone.description} has rotary "
+                f"positions of the whole grid. Use another --model.backbone, such as clip with ViT-B-16."
+            )
         self.prompts = prompts or EnsemblePrompts(wording="winclip")
         self.prompts.build(self.backbone)
         self.score = score or GlobalScore()
