@@ -10,7 +10,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +194,15 @@ def _check_supported(name: str, config: Any) -> None:
 
 def _tokenizer(name: str, config: dict[str, Any]) -> Callable[..., Tensor]:
     if config["text_cfg"].get("hf_tokenizer_name"):  # which may come with code of its own: a model is not to be trusted
-        if find_spec("transformers") is None:
-            raise KanoclipError(
-                f"{name} reads texts by the tokenizer {config['text_cfg']['hf_tokenizer_name']}, which needs "
-                f"transformers. Run: pip install 'kanoclip[siglip]'"
-            )
         local = {"local_files_only": True} if name.startswith(LOCAL_DIR) else {}  # nor may a folder fetch anything
-        with _remedies(name, "tokenizer"):
-            return open_clip.get_tokenizer(name, trust_remote_code=False, **local)
+        try:
+            with _remedies(name, "tokenizer"):
+                return open_clip.get_tokenizer(name, trust_remote_code=False, **local)
+        except ModuleNotFoundError as error:
+            raise KanoclipError(
+                f"The tokenizer of {name} needs a package that is not there ({error}). Run: "
+                f"pip install 'kanoclip[siglip]'"
+            ) from error
     merges = Path(name.removeprefix(LOCAL_DIR)) / "bpe.txt.gz"
     if name.startswith(LOCAL_DIR) and merges.is_file():  # a folder may bring its own vocabulary
         return open_clip.get_tokenizer(name, bpe_path=str(merges))
