@@ -2,8 +2,8 @@
 
     python benchmarks/backbones.py ViT-B-16-SigLIP EVA02-B-16
 
-One line a name: depth, width, D, class tokens, largest difference, and whether patches of the second path are finite at a
-larger image size. A model of ViT-B takes 1 GB and half a minute.
+One line a name: depth, width, D, class tokens, largest difference, and whether patches of the second path are finite at
+a larger image size. A model of ViT-B takes 1 GB and half a minute.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Prompts that see the image, several pairs of states, and loss terms of heads."""
+
+import copy
+
+import torch
+from torch.nn.functional import normalize
+
+from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
+from kanoclip.models.kanoclip import KAnoCLIP
+
+
+class SeesImage(LearnedPrompts):
+    """Moves its states by the image, and asks to be small."""
+
+    def forward(self, category, backbone, features=None, hooks=None):
+        states = super().forward(category, backbone, features, hooks)
+        if self.training:
+            self.terms = {"size": self.vectors.square().sum()}
+        return normalize(states + features.cls[:, None], dim=-1)
+
+
+class Pairs(EnsemblePrompts):
+    """Three pairs of states: those of the parent, and two that are random."""
+
+    def forward(self, category, backbone, features=None, hooks=None):
+        one = super().forward(category, backbone)
+        torch.manual_seed(1)
+        others = normalize(one[:, None] + torch.randn(1, 2, 2, one.shape[-1]), dim=-1)
+        return torch.cat([one[:, None], others], 1)  # (B, 3, 2, D)
+
+
+def test_terms_of_a_head_are_weighed_by_name_and_taken_once(tiny_clip, synthetic_batch):
+    model = KAnoCLIP(tiny_clip, prompts=SeesImage(), terms={"size": 0.5}).train()
+    scores = model(synthetic_batch)
+    losses = model.losses(synthetic_batch, scores)
+    torch.testing.assert_close(losses["size"], 0.5 * model.prompts.vectors.square().sum())
+    assert set(losses) == {"global", "local", "size"}
+    assert model.prompts.terms == {}
+    model(synthetic_batch)
+    copy.deepcopy(model)  # a graph that nobody took stands in no one's way
+    assert model.eval()(synthetic_batch).terms is None
+
+
+@torch.no_grad()
+def test_prompts_see_the_features_of_the_image(tiny_clip, synthetic_batch):
+    model = KAnoCLIP(tiny_clip, prompts=SeesImage()).eval()
+    states = model(synthetic_batch).states
+    assert (states[0] - states[1]).abs().max() > 1e-3  # two images of one category
+
+
+@torch.no_grad()
+def test_probabilities_are_averaged_over_pairs_of_states(tiny_clip, synthetic_batch):
+    torch.manual_seed(0)
+    prompts = Pairs()
+    model = KAnoCLIP(tiny_clip, prompts=prompts, sigma=0).eval()
+    scores = model(synthetic_batch)
+    features = model.features(synthetic_batch)
+    pairs = prompts(synthetic_batch.category, tiny_clip, features)
+    single = [model.compare(features, pairs[:, i]) for i in range(3)]
+    expected = sum(maps.mean(0) for _, maps in single) / 3
+    torch.testing.assert_close(scores.anomaly_map, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores.logits.softmax(-1), sum(one.softmax(-1) for one, _ in single) / 3)
+    assert (single[0][1] - single[1][1]).abs().max() > 1e-3
