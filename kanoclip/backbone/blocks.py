@@ -49,10 +49,12 @@ def run_blocks(
             x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)  # (B, heads, 1 + N, d)
             for x in F.linear(block.ln_1(tokens), attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
         )
-        if first <= number <= max(levels, default=0):
+        changed = first <= number <= max(levels, default=0)
+        if changed and not attention.in_place:
             gathered = attn.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
             second = (tokens if second is None else second) + block.ls_1(gathered)
-        own = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, 1 + N, width)
+        own = attention(q, k, v) if changed and attention.in_place else F.scaled_dot_product_attention(q, k, v)
+        own = own.transpose(1, 2).flatten(2)  # (B, 1 + N, width)
         tokens = tokens + block.ls_1(attn.out_proj(own))
         tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         tokens = tokens if hooks is None else hooks.after(number, tokens)

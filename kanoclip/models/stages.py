@@ -35,6 +35,7 @@ class Stage:
         warmup: With "cosine": share of the steps in which the rate rises from 0 first.
         milestones: With "steps": optimiser steps, counted from the beginning of the stage.
         factor: With "steps": what the rate is multiplied by.
+        accumulate: Batches to each optimiser step, for a stage that was published with larger batches than another.
         rates: Other learning rates, by the beginning of parameter names; the longest that fits counts.
 
     Raises:
@@ -48,13 +49,15 @@ class Stage:
     warmup: float = 0.0
     milestones: Sequence[int] = ()
     factor: float = 0.5
+    accumulate: int = 1
     rates: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.train, str) or not self.train:
             raise _wrong("train", self.train, "a list of beginnings of parameter names, such as [tuning]")
-        if self.epochs < 1:
-            raise _wrong("epochs", self.epochs, "1 or more")
+        for name in ("epochs", "accumulate"):
+            if getattr(self, name) < 1:
+                raise _wrong(name, getattr(self, name), "1 or more")
         if self.schedule not in get_args(Schedule):
             raise _wrong("schedule", self.schedule, ", ".join(get_args(Schedule)))
         if min(self.lr, *self.rates.values(), 0) < 0:
@@ -141,6 +144,7 @@ class FitInStages(Callback):
         """
         if stage != "fit":
             return
+        self.accumulate = trainer.accumulate_grad_batches
         self.heads = {name: one for name, one in pl_module.named_parameters() if one.requires_grad}
         self.stages: list[Stage] = pl_module.stages
         _check(trainer, pl_module, self.stages, list(self.heads))
@@ -164,6 +168,7 @@ class FitInStages(Callback):
         running = self.stages[number]
         if pl_module.running_stage != number:
             pl_module.running_stage = number
+            trainer.accumulate_grad_batches = self.accumulate * running.accumulate
             for name, parameter in self.heads.items():
                 parameter.requires_grad_(name.startswith(tuple(running.train)))
         per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
@@ -176,7 +181,7 @@ class FitInStages(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Let all heads learn again, as before the fit."""
-        pl_module.running_stage = None
+        pl_module.running_stage, trainer.accumulate_grad_batches = None, self.accumulate
         for parameter in self.heads.values():
             parameter.requires_grad_()
 

@@ -1,5 +1,6 @@
 import logging
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -125,6 +126,19 @@ def test_accumulated_batches_are_one_step_of_the_schedule(make_model, make_data,
     rates = [one["prompts.vectors"] for one in diary.rates[:8]]
     assert rates[::2] == rates[1::2]
     assert rates[::2] == pytest.approx([0.0, *(0.01 * (1 + math.cos(math.pi * k / 3)) / 2 for k in range(3))])
+
+
+def test_a_stage_may_take_more_batches_to_a_step_than_another(make_model, make_data, make_trainer) -> None:
+    trainer, diary = make_trainer(max_epochs=4), Diary()
+    trainer.callbacks.append(diary)
+    model = staged(make_model, stages=[TWO[0] | {"accumulate": 2}, TWO[1]])
+    fit(model, make_data(category="ring", images=16), trainer)  # 4 batches an epoch
+    assert trainer.global_step == 2 * 2 + 2 * 4
+    assert trainer.accumulate_grad_batches == 1
+    vectors = [weights["prompts.vectors"] for weights in diary.weights[:8]]
+    changed = [not torch.equal(first, second) for first, second in pairwise(vectors)]
+    assert changed == [False, False, True, False, True, False, True]  # the first step has a rate of 0
+    assert [one["adapter.down.weight"] for one in diary.rates[8:]] == pytest.approx([1e-3] * 3 + [5e-4] * 5)
 
 
 def test_epochs_are_shared_in_proportion_and_none_goes_without() -> None:
