@@ -71,6 +71,7 @@ NAMES: dict[str, dict[str, str]] = {
         "winclip": "kanoclip.models.rivals.winclip.WinCLIP",
         "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
+        "aa_clip": "kanoclip.models.rivals.aa_clip.AACLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -82,6 +83,7 @@ NAMES: dict[str, dict[str, str]] = {
         "ensemble": "kanoclip.heads.prompts.EnsemblePrompts",
         "learned": "kanoclip.heads.prompts.LearnedPrompts",
         "object_agnostic": "kanoclip.heads.prompts.ObjectAgnosticPrompts",
+        "projected": "kanoclip.heads.projections.ProjectedPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -89,11 +91,13 @@ NAMES: dict[str, dict[str, str]] = {
         "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
+        "projection": "kanoclip.heads.projections.LevelProjection",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",
         "linear": "kanoclip.heads.adapter.LinearAdapter",
         "conv": "kanoclip.heads.adapter.ConvAdapter",
+        "patch_mean": "kanoclip.heads.projections.PatchMean",
     },
     "score": {
         "global": "kanoclip.heads.scoring.GlobalScore",
@@ -103,6 +107,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "tuning": {
         "none": "kanoclip.backbone.tuning.NoTuning",
+        "residual": "kanoclip.backbone.residual.ResidualTuning",
     },
     "memory": {
         "none": "kanoclip.heads.memory.NoMemory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -23,6 +24,9 @@ class Attention(nn.Module, ABC):
     Raises:
         KanoclipError: If ``first`` is below 1, or (from ``start``) above the depth of the backbone.
     """
+
+    in_place: ClassVar[bool] = False
+    """Whether it takes the place of CLIP's own attention, feed-forward and all, instead of running beside it."""
 
     def __init__(self, first: int | None = None) -> None:
         super().__init__()

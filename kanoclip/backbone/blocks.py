@@ -44,9 +44,11 @@ def run_blocks(
     for number, block in enumerate(tower.blocks, start=1):
         tokens = tokens if hooks is None else hooks.before(number, tokens)
         q, k, v = tower.split(block, tokens)  # (B, heads, 1 + N, d)
-        if first <= number <= max(levels, default=0):
+        changed = first <= number <= max(levels, default=0)
+        if changed and not attention.in_place:
             second = (tokens if second is None else second) + tower.merge(block, attention(q, k, v))
-        tokens = tokens + tower.merge(block, F.scaled_dot_product_attention(q, k, v))
+        own = attention if changed and attention.in_place else F.scaled_dot_product_attention
+        tokens = tokens + tower.merge(block, own(q, k, v))
         tokens = tokens + tower.feed(block, tokens)
         tokens = tokens if hooks is None else hooks.after(number, tokens)
         if number in levels:

@@ -150,6 +150,12 @@ class CLIPBackbone(nn.Module):
         twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return twin
 
+    def reading(self, levels_at: Literal["joint", "norm", "block"]) -> CLIPBackbone:
+        """Return a backbone of the same weights, shared, whose levels are read elsewhere."""
+        twin = copy.copy(self)
+        twin.levels_at, twin.patch_dim = levels_at, self.dim if levels_at == "joint" else self.width
+        return twin
+
     @property
     def dtype(self) -> torch.dtype:
         """Type of its weights."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,6 +19,7 @@ from kanoclip.models.checkpoint import about, check_agreement, plain, run_seed, 
 from kanoclip.models.contents import check_entry, check_progress, check_weights
 from kanoclip.models.epoch import EpochMetrics
 from kanoclip.models.inference import batch_of
+from kanoclip.models.stages import FitInStages, Stage, read_stages, staged_adam
 from kanoclip.models.tiling import tiled
 from kanoclip.types import Batch, KanoclipError, Scores
 
@@ -35,6 +36,7 @@ class AnomalyModule(LightningModule):
     Args:
         lr: Learning rate of Adam.
         betas: Its two decay rates.
+        stages: Which heads learn in which epochs, each as ``Stage`` or its arguments; null: the model's own, if any.
 
     Attributes:
         results: After a validation or test epoch: category -> name of the metric -> value, with ``mean`` over the
@@ -57,13 +59,16 @@ class AnomalyModule(LightningModule):
     """Registered name; a class that gives none goes by its own."""
     image_size: int
     """Height and width of the images it takes, in pixels."""
+    own_stages: ClassVar[tuple[Stage, ...]] = ()
 
-    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999)) -> None:
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999), stages: Any = None) -> None:
         super().__init__()
         if lr < 0:
             raise KanoclipError(f"lr is {lr}, expected 0 or more. Use --model.lr 0.001.")
         self.lr = float(lr)  # NumPy's numbers would stand in the optimiser's state
         self.betas = float(betas[0]), float(betas[1])
+        self.stages = list(self.own_stages) if stages is None else read_stages(stages)
+        self.running_stage: int | None = None
         self.results: dict[str, dict[str, float | None]] = {}
         self.overlap: dict[str, tuple[list[float], list[float]]] = {}
         self.auxiliary: str | None = None
@@ -130,6 +135,15 @@ class AnomalyModule(LightningModule):
         """
         return None
 
+    @property
+    def stage(self) -> int:
+        """Number of the stage that is being fitted, from 0; outside a fit that of the last one."""
+        return max(len(self.stages) - 1, 0) if self.running_stage is None else self.running_stage
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Bring along what fits in stages, if there are any."""
+        return [FitInStages()] if self.stages else []
+
     def configure_optimizers(self) -> Any:
         """Adam over the heads.
 
@@ -139,7 +153,7 @@ class AnomalyModule(LightningModule):
         heads = [parameter for parameter in self.parameters() if parameter.requires_grad]
         if not heads:
             raise learns_nothing(self.name)
-        return torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
+        return staged_adam(self) if self.stages else torch.optim.Adam(heads, lr=self.lr, betas=self.betas)
 
     def setup(self, stage: str) -> None:
         """Score as many tiles at once as a batch has images; tell DDP what is the same in every process for good."""

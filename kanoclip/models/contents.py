@@ -201,8 +201,10 @@ def _check_optimiser(given: list[Any], model: nn.Module, where: str) -> None:
     heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = given[0] if len(given) == 1 and isinstance(given[0], dict) else {}
     groups, states = found.get("param_groups"), found.get("state")
-    group = groups[0] if isinstance(groups, list) and len(groups) == 1 else None
-    if not isinstance(group, dict) or group.get("params") != list(range(len(heads))):
+    groups = groups if isinstance(groups, list) else []
+    parameters = [one.get("params") if isinstance(one, dict) else None for one in groups]
+    staged = bool(getattr(model, "stages", ()))  # then each parameter is a group of its own
+    if parameters != ([[number] for number in range(len(heads))] if staged else [list(range(len(heads)))]):
         raise _damaged(where, "optimizer_states.param_groups")
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
         raise _damaged(where, "optimizer_states.state")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class KAnoCLIP(CLIPModule):
         tuning: What is trained inside the frozen towers.
         memory: Reference images that patches are compared with beside the texts.
         terms: Weights of the loss terms that heads make by themselves, by name; 1 for those that are not named.
+        stages: Which heads learn in which epochs at what rate, a list of mappings as ``Stage`` takes them; null: the
+            model's own, or all heads in all epochs.
 
     Reference:
         C. Li et al., *KAnoCLIP: Zero-Shot Anomaly Detection through Knowledge-Driven Prompt Learning and Enhanced
@@ -98,8 +100,9 @@ class KAnoCLIP(CLIPModule):
         tuning: Tuning | None = None,
         memory: Memory | None = None,
         terms: dict[str, float] | None = None,
+        stages: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(lr, betas)
+        super().__init__(lr, betas, stages)
         self.save_hyperparameters(logger=False)
         if dice not in ("batch", "image"):
             raise KanoclipError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
