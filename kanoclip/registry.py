@@ -71,6 +71,7 @@ NAMES: dict[str, dict[str, str]] = {
         "winclip": "kanoclip.models.rivals.winclip.WinCLIP",
         "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
+        "faprompt": "kanoclip.models.rivals.faprompt.FAPrompt",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -82,6 +83,7 @@ NAMES: dict[str, dict[str, str]] = {
         "ensemble": "kanoclip.heads.prompts.EnsemblePrompts",
         "learned": "kanoclip.heads.prompts.LearnedPrompts",
         "object_agnostic": "kanoclip.heads.prompts.ObjectAgnosticPrompts",
+        "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
