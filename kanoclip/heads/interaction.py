@@ -38,21 +38,30 @@ class NoInteraction(Interaction):
 
 
 class LinearInteraction(Interaction):
-    """Project the patches of each level by a matrix of its own, which starts as the identity.
+    """Project the patches of each level by a linear layer of its own.
+
+    Of patches in the joint space a matrix that starts as the identity; of those of a backbone whose ``levels_at`` is
+    "block" or "norm" a matrix from the tower's width W to D with a bias, which starts at random.
 
     Reference:
-        X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023: a linear layer per level from the tower's width to D.
-        Ours acts in the joint space, behind CLIP's own projection.
+        X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023: a linear layer per level with a bias, from what the blocks
+        return to D. That in the joint space, behind CLIP's own projection, is ours.
     """
 
     def build(self, backbone: CLIPBackbone) -> None:
-        """Create one identity matrix per level."""
-        identity = torch.eye(backbone.dim).expand(len(backbone.levels), -1, -1)
-        self.weight = nn.Parameter(identity.clone())  # (L, D, D)
+        """Create one layer per level."""
+        levels, width, dim = len(backbone.levels), backbone.patch_dim, backbone.dim
+        if backbone.levels_at == "joint":
+            self.weight = nn.Parameter(torch.eye(dim).expand(levels, -1, -1).clone())  # (L, D, D)
+        else:
+            self.layers = nn.ModuleList(nn.Linear(width, dim) for _ in range(levels))
 
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the projected patches and the states."""
-        projected = torch.einsum("lbnd,lde->lbne", patches, self.weight)
+        """Return the projected patches and the states; patches may be ``(L, B, N, W)``."""
+        if hasattr(self, "layers"):
+            projected = torch.stack([layer(level) for layer, level in zip(self.layers, patches, strict=True)])
+        else:
+            projected = torch.einsum("lbnd,lde->lbne", patches, self.weight)
         return F.normalize(projected, dim=-1), states.expand(len(patches), -1, -1, -1)
 
 

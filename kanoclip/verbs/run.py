@@ -176,7 +176,8 @@ class KanoclipCLI(LightningCLI):
         if self.checkpoint:
             check_name(self.about, model_name(chosen.model.class_path))
             chosen["ckpt_path"] = str(self.checkpoint)
-            note(f"checkpoint {self.checkpoint}: {self.about['model']}, fitted on {self.about['auxiliary']}.")
+            imported = " by its authors and imported" if self.about.get("imported") else ""
+            note(f"checkpoint {self.checkpoint}: {self.about['model']}, fitted on {self.about['auxiliary']}{imported}.")
             if verb == "test" and zero_shot(self.about.get("images"), self.datamodule.image_digests("test")) is False:
                 seen = self.about["auxiliary"]
                 note(f"this is NOT zero-shot: it was fitted on images that are tested, those of {seen}.")

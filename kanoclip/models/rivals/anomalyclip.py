@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.adapter import NoAdapter
@@ -11,6 +15,7 @@ from kanoclip.heads.losses import NoKD
 from kanoclip.heads.prompts import ObjectAgnosticPrompts
 from kanoclip.heads.scoring import GlobalScore
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.published import only_file, part_of, tensor_of
 
 
 class AnomalyCLIP(KAnoCLIP):
@@ -47,3 +52,32 @@ class AnomalyCLIP(KAnoCLIP):
     ) -> None:
         backbone = backbone or CLIPBackbone(levels=[24], position="bilinear", cls_norm=False)
         super().__init__(backbone, gamma=gamma, dice=dice, **options)
+
+    @classmethod
+    def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Read the prompts of ``epoch_15.pth``; what else it holds comes from the text encoder, or is never used.
+
+        Returns:
+            Options of the constructor, and the weights of our heads.
+
+        Raises:
+            KanoclipError: Naming what is missing or has another shape.
+        """
+        name, content = only_file(files, "epoch_15.pth")
+        theirs = part_of(content, "prompt_learner", name)
+        normal = tensor_of(theirs, "ctx_pos", (1, 1, None, None), name)
+        context, width = normal.shape[2:]
+        anomalous = tensor_of(theirs, "ctx_neg", (1, 1, context, width), name)
+        tokens = len(tensor_of(theirs, "compound_prompts_text.0", (None, width), name))
+        depth = sum(f"{key}".startswith("compound_prompts_text.") for key in theirs)
+        deep = [tensor_of(theirs, f"compound_prompts_text.{i}", (tokens, width), name) for i in range(depth)]
+        prompts = {"context": context, "deep_tokens": tokens, "deep_depth": depth}
+        options = {
+            "backbone": {
+                "class_path": "clip",
+                "init_args": {"levels": [24], "position": "bilinear", "cls_norm": False},
+            },
+            "prompts": {"class_path": "object_agnostic", "init_args": prompts},
+        }
+        vectors = torch.cat([normal[0], anomalous[0]])  # (2, M, W)
+        return options, {"prompts.vectors": vectors, "prompts.deep": torch.stack(deep)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -12,9 +13,10 @@ from kanoclip.heads.adapter import NoAdapter
 from kanoclip.heads.interaction import LinearInteraction
 from kanoclip.heads.losses import NoKD, dice_loss, focal_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
-from kanoclip.heads.scoring import GlobalScore
+from kanoclip.heads.scoring import GlobalScore, dot, level_maps
 from kanoclip.models.kanoclip import KAnoCLIP
-from kanoclip.types import Batch, Scores
+from kanoclip.models.published import only_file, part_of, tensor_of
+from kanoclip.types import Batch, Features, KanoclipError, Scores
 
 
 class AprilGAN(KAnoCLIP):
@@ -24,19 +26,25 @@ class AprilGAN(KAnoCLIP):
 
     Args:
         backbone: Frozen CLIP. null: ViT-L-14-336 with OpenAI's weights at 518 pixels, levels 6, 12, 18 and 24, with
-            GELU, as in its code, though the weights were trained with QuickGELU.
+            GELU, as in its code, though the weights were trained with QuickGELU. With ``levels_at: block`` the linear
+            layers take what the blocks return, as in its code.
         prompts: Text features of the two states. null: hand-written, in APRIL-GAN's words.
         temperature: Divisor of the cosine, of global and local similarities alike.
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; the paper has none.
         dice: Whether the loss takes Dice over the pixels of the batch, or of each image apart as its code.
+        enlarge: What is resized to pixels: probabilities, patch centres in place; or logits, with corners on corners,
+            as its code.
+
+    Raises:
+        KanoclipError: If ``enlarge`` is neither.
 
     Reference:
         X. Chen et al., *APRIL-GAN: A Zero-/Few-Shot Anomaly Classification and Segmentation Method for CVPR 2023 VAND
-        Workshop Challenge*, arXiv 2305.17382, 2023, and its code. Where we differ: its linear layers take the tokens
-        of the tower, before CLIP's last norm and projection, and start at random with a bias; ours act behind them
-        and start as the identity without one. Probabilities are enlarged, not cosines, with pixel centres aligned and
-        not corners. Maps are averaged over levels where it sums them, which ranks alike. Its mosaics of four images of
-        MVTec AD are left out. Zero-shot alone.
+        Workshop Challenge*, arXiv 2305.17382, 2023, and its code, which ``configs/rivals/april_gan.yaml`` follows and
+        published weights need: ``levels_at: block`` and ``enlarge: logits``. Without them the linear layers act behind
+        CLIP's projection and start as the identity. Where we differ in both: maps are averaged over levels where it
+        sums them, which ranks alike; a category's name is written in words, "metal nut" where its code says
+        "metal_nut"; its mosaics of four images of MVTec AD are left out. Zero-shot alone.
     """
 
     name = "april_gan"
@@ -54,11 +62,24 @@ class AprilGAN(KAnoCLIP):
         temperature: float = 0.01,
         sigma: float = 0.0,
         dice: Literal["batch", "image"] = "image",
+        enlarge: Literal["probability", "logits"] = "probability",
         **options: Any,
     ) -> None:
+        if enlarge not in ("probability", "logits"):
+            raise KanoclipError(f"enlarge is {enlarge!r}, expected probability or logits. Use --model.enlarge logits.")
         prompts = prompts or EnsemblePrompts(wording="april_gan")
         backbone = backbone or CLIPBackbone(activation="gelu")
         super().__init__(backbone, prompts=prompts, temperature=temperature, sigma=sigma, dice=dice, **options)
+        self.enlarge: Literal["probability", "logits"] = enlarge
+
+    def compare(self, features: Features, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Compare an image with the states ``(B, 2, D)``: logits ``(B, 2)`` and maps ``(L, B, H, W)``."""
+        cls = self.adapter(features.cls, features.patches, features.grid)  # (B, D)
+        logits = dot(cls[:, None], states) / self.temperature
+        patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
+        size, align = self.image_size, self.enlarge == "logits"
+        maps = level_maps(patches, level_states, features.grid, size, self.temperature, self.enlarge, align)
+        return logits, maps
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the term ``local``, focal + Dice(anomalous) summed over levels; the global feature learns nothing."""
@@ -66,3 +87,22 @@ class AprilGAN(KAnoCLIP):
         assert maps is not None  # for the type checker: forward returns them
         maps, mask = with_mask(maps, batch)
         return {"local": self.weights["local"] * (focal_loss(maps, mask) + dice_loss(maps, mask, self.dice))}
+
+    @classmethod
+    def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Read the linear layers of ``mvtec_pretrained.pth`` or ``visa_pretrained.pth``.
+
+        Returns:
+            Options of the constructor, and the weights of our heads.
+
+        Raises:
+            KanoclipError: Naming what is missing or has another shape.
+        """
+        name, content = only_file(files, "mvtec_pretrained.pth")
+        theirs, weights = part_of(content, "trainable_linearlayer", name), {}
+        dim, width = tensor_of(theirs, "fc.0.weight", (None, None), name).shape
+        for level in range(max(4, len(theirs) // 2)):
+            for key, shape in (("weight", (dim, width)), ("bias", (dim,))):
+                weights[f"interaction.layers.{level}.{key}"] = tensor_of(theirs, f"fc.{level}.{key}", shape, name)
+        backbone = {"class_path": "clip", "init_args": {"activation": "gelu", "levels_at": "block"}}
+        return {"backbone": backbone, "enlarge": "logits"}, weights
