@@ -53,6 +53,7 @@ NAMES: dict[str, dict[str, str]] = {
         "meta_json": "kanoclip.data.sets.meta_json.MetaJson",
         "folder": "kanoclip.data.sets.folder.Folder",
         "manifest": "kanoclip.data.sets.manifest.Manifest",
+        "joined": "kanoclip.data.sets.joined.Joined",
         "surfaces": "kanoclip.data.drawn.surfaces.Surfaces",
         "surfaces_auxiliary": "kanoclip.data.drawn.surfaces.SurfacesAuxiliary",
         "surfaces_defects": "kanoclip.data.drawn.surfaces.SurfacesDefects",
@@ -123,6 +124,8 @@ NAMES: dict[str, dict[str, str]] = {
     },
 }
 
+LISTS = {"sets": "data"}
+"""Options that are a list of components -> their kind."""
 WHICH_DATA = "For photos of your own: --data folder --data.root PATH. All names: kanoclip list data."
 
 _HEADS = ("prompts", "interaction", "adapter", "scoring", "losses")
@@ -232,12 +235,14 @@ def expand(config: Any, where: str = "", kind: str | None = None) -> Any:
         return resolve(kind, config, where)
     if not isinstance(config, dict):
         return config
-    expanded = {}
+    expanded: dict[Any, Any] = {}
     for key, value in config.items():
         if kind and key == "class_path" and isinstance(value, str):
             expanded[key] = resolve(kind, value, where)
         elif key == "trainer":
             expanded[key] = value
+        elif key in LISTS and isinstance(value, list):
+            expanded[key] = [expand(one, where, LISTS[key]) for one in value]
         else:
             expanded[key] = expand(value, where, key if key in NAMES else None)
     return expanded

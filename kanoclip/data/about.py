@@ -76,12 +76,22 @@ class About:
         return " ".join(filter(None, [*told, self.note, f"Homepage: {self.homepage}"]))
 
 
+JOINED, PLUS, BALANCED = "joined ", " + ", " (balanced)"
+"""Of which the identity of joined sets is made."""
+
+
 def same_images(one: str | None, other: str | None) -> bool:
     """Whether two data sets, by their identity, show the same images, so that neither is zero-shot for the other."""
-    return one is not None and _source(one) == _source(other)
+    return one is not None and other is not None and not _sources(one).isdisjoint(_sources(other))
 
 
-def _source(identity: str | None) -> str | None:
+def _sources(identity: str) -> set[str]:
+    """Return the data sets that the images are cut from, several of joined sets."""
+    joined = identity.removeprefix(JOINED).removesuffix(BALANCED).split(PLUS)
+    return {_source(part) for part in (joined if identity.startswith(JOINED) else [identity])}
+
+
+def _source(identity: str) -> str:
     """Return the data set that the images are cut from, or the identity itself."""
     about = getattr(load_class(NAMES["data"][identity]), "about", None) if identity in NAMES["data"] else None
     return (about and about.pieces_of) or identity

@@ -135,7 +135,7 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         self.left_out: list[tuple[str, str]] = []  # the same, of files that were not taken for samples
         self.leave_out: Collection[str] = frozenset()  # images that predict does not score, as they have been
         self._samples: list[Sample] | None = None
-        self._hashes: dict[str, list[tuple[str | None, ...]]] = {}  # of the indexed samples, by stage
+        self._hashes: dict[str, list[tuple[str, ...]]] = {}  # of the indexed samples, by stage
         self._size = image_size
         self._told: set[str] = set()  # warnings of what the samples lack
         self._shared = set(vars(self)) - before

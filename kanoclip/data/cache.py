@@ -164,6 +164,8 @@ def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
     """
     model = getattr(data.trainer, "lightning_module", None)
     key = getattr(model, "features_key", None)
+    if key is not None and hasattr(data, "owned"):
+        return _of_joined_sets(data, plain)
     if key is None:
         name = "a loader without a trainer" if model is None else type(model).__name__
         log.warning("cache is true, but %s keeps no frozen features (docs/cache.md): it does without.", name)
@@ -177,6 +179,21 @@ def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
     # The label says whether no mask means no anomaly. A file that is missing has no content: reading it tells.
     names = [(*content, s.label) for content, s in zip(contents, plain.samples, strict=True)]
     return CachedDataset(plain, (key, reading), names)
+
+
+def _of_joined_sets(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
+    """Find the features of each set where they are kept for the set alone, so that neither is encoded twice."""
+    whole = CachedDataset(plain, (), ())
+    files: dict[int, Path] = {}
+    for one, places, samples in data.owned(plain.samples):
+        one.trainer, one._size = data.trainer, data._size
+        part = cached(one, AnomalyDataset(samples, one.read, plain.transform, plain.seed))
+        if part is None:
+            return None
+        files |= zip(places, part.files, strict=True)
+        whole.folder = part.folder
+    whole.files = [files[place] for place in range(len(files))]
+    return whole
 
 
 def _is_whole(path: Path) -> bool:

@@ -28,7 +28,7 @@ class DataIdentity:
     limit: int | None
     tile: bool | int | Literal["native"]
     _size: int | None
-    _hashes: dict[str, list[tuple[str | None, ...]]]
+    _hashes: dict[str, list[tuple[str, ...]]]
     _shared: set[str]
     """Attributes that all data sets have."""
 
@@ -104,14 +104,20 @@ class DataIdentity:
 
     def _known_hashes(self, stage: str) -> list[tuple[str, ...]] | None:
         """Hash image and masks of each sample; None if an image is not known so, "" for a mask that is not."""
+        if stage not in self._hashes:  # once: a checkpoint of each epoch and every report ask again
+            found = self._hashes_of(self.part(stage))
+            if found is None:
+                return None
+            self._hashes[stage] = found
+        return self._hashes[stage]
+
+    def _hashes_of(self, samples: Sequence[Sample]) -> list[tuple[str, ...]] | None:
         if not self.drawing_version and not is_ours(type(self).read):  # type: ignore[attr-defined]  # of AnomalyDataModule
             return None
-        if stage not in self._hashes:  # once: a checkpoint of each epoch and every report ask again
-            try:
-                self._hashes[stage] = content_hashes(self.part(stage), self.drawing_version)
-            except UnreadableImageError:
-                return None
-        found = self._hashes[stage]
+        try:
+            found = content_hashes(samples, self.drawing_version)
+        except UnreadableImageError:
+            return None
         known = all(image is not None for image, *_ in found)
         return [tuple(one or "" for one in hashes) for hashes in found] if known else None
 

@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_dumper, set_loader
 
 from kanoclip.data.parsing import NAMED, UnreadableTextError, read_yaml
-from kanoclip.registry import NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
+from kanoclip.registry import LISTS, NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
 from kanoclip.verbs.configs import find
 from kanoclip.verbs.options import names
 from kanoclip.verbs.words import Pair, UsageError, pairs_of, paths_as_folder
@@ -274,6 +274,8 @@ def _expand_value(key: str, value: str | None) -> str | None:
     kind = _parts(key)[-1]
     if value and kind in NAMED and value.lstrip().startswith("["):
         return json.dumps(read_yaml(f"{kind}: {value}", key)[kind])
+    if value and kind in LISTS and key.startswith("--"):
+        return json.dumps(expand({kind: read_yaml(value, key)}, f" for {key}")[kind])
     if value is None or not key.startswith("--") or (kind not in NAMES and key != "--trainer"):
         return value
     if value.lstrip().startswith("{"):

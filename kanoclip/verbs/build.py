@@ -19,7 +19,7 @@ from kanoclip.models.contents import leaves
 from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ReportWriter, ResultsWriter, RunRecord
 from kanoclip.outputs.record import claim_version
 from kanoclip.outputs.resuming import Shard
-from kanoclip.registry import NAMES, WHICH_DATA, available, load_class, name_of
+from kanoclip.registry import LISTS, NAMES, WHICH_DATA, available, load_class, name_of
 from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import CommandLine, UsageError
 from kanoclip.verbs.ending import EndWhenTold
@@ -52,7 +52,9 @@ def model_name(path: str) -> str:
 
 def build(section: Namespace) -> Any:
     """Build what a parsed ``class_path`` with ``init_args`` names."""
-    return load_class(section.class_path)(**section.get("init_args", Namespace()).as_dict())
+    options = section.get("init_args", Namespace())
+    lists = {name: [build(one) for one in options[name]] for name in LISTS if isinstance(options.get(name), list)}
+    return load_class(section.class_path)(**{**options.as_dict(), **lists})
 
 
 def learns(model: Namespace) -> bool | None:

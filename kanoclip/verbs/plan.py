@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kanoclip.data.about import same_images
+from kanoclip.data.sets.joined import Joined
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.published import published, usual_family
 from kanoclip.registry import load_class, name_of
@@ -134,7 +135,7 @@ def _check_rows(jobs: Sequence[Job], file: str) -> None:
 def _data(spec: Spec, root: str | None, file: str) -> Data:
     path, options, label = spec["class_path"], spec["init_args"], spec["label"]
     cls, name = load_class(path), name_of("data", path)
-    below = root if issubclass(cls, Tree) and "root" not in options else None
+    below = root if issubclass(cls, (Tree, Joined)) and "root" not in options else None
     given = {"class_path": path, "init_args": {**options, "root": below} if below else options}
     parsed = parse_spec("data", given, file)
     key = {"class_path": path, **without(READING, options)}
@@ -146,7 +147,8 @@ def _data(spec: Spec, root: str | None, file: str) -> Data:
         raise PlanError(f"{file}, {label}: {error}") from error
     try:
         module.index()
-        if below and not _is_below(module.find()[0], below):  # some sets also read a root that is their own folder
+        # some sets also read a root that is their own folder
+        if below and isinstance(module, Tree) and not _is_below(module.find()[0], below):
             raise MissingError(
                 f"No {name}/ in {below}, the folder that contains the data sets. Give --root another one."
             )

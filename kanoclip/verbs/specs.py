@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from kanoclip.registry import did_you_mean, expand, name_of
@@ -140,7 +141,7 @@ def parse_spec(kind: str, spec: Spec, file: str) -> Any:
     parser, path = Parser(), spec["class_path"]
     base: Any = {"data": LightningDataModule, "model": LightningModule}[kind]
     parser.add_lightning_class_args(base, kind, subclass_mode=True)
-    section = {"class_path": path, "init_args": spec["init_args"]}
+    section = {"class_path": path, "init_args": deepcopy(spec["init_args"])}  # a parser changes lists inside
     return _parse(parser, {kind: section}, [f"--{kind}={path}"], file)[kind]
 
 

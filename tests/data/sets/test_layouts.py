@@ -15,7 +15,8 @@ from kanoclip.data.sets.tree import sets_named
 from kanoclip.registry import NAMES, load_class
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
-OWN = {"folder", "manifest", "surfaces", "surfaces_auxiliary", "surfaces_defects"}  # tested in files of their own
+# tested in files of their own
+OWN = {"folder", "manifest", "joined", "synthetic", "surfaces", "surfaces_auxiliary", "surfaces_defects"}
 SETS = [name for name in NAMES["data"] if name not in OWN]
 WITH_MASKS = [name for name in SETS if LAYOUTS[name].masks]
 
