@@ -4,80 +4,48 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rich.padding import Padding
 from rich.table import Table
 
+from kanoclip.outputs.intervals import Difference, over_fits
+from kanoclip.outputs.latex import latex
 from kanoclip.outputs.names import csv_text, markdown
-from kanoclip.outputs.published import FLAGS, published
+from kanoclip.outputs.rows import (
+    BEST,
+    Row,
+    Tested,
+    averages,
+    best,
+    cells,
+    compare,
+    leading,
+    mean_of,
+    measured,
+    partly,
+    published_rows,
+)
 from kanoclip.outputs.tables import METRICS, UNDEFINED, plain_table
 
-HEADINGS = ("data", "model", "fitted on", *(f"{one.level} {one.heading}" for one in METRICS.values()), "ms/image",
+METRIC_HEADINGS = tuple(f"{one.level} {one.heading}" for one in METRICS.values())
+HEADINGS = ("data", "model", "fitted on", *METRIC_HEADINGS, "ms/image", "trained parameters", "fit MiB", "test MiB",
             "images", "seeds")  # fmt: skip
-PAGE = 50  # rows of a LaTeX table that fit on a page
-TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-TEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
-Values = dict[str, dict[int | None, float]]  # metric -> seed -> value
+THE_BEST = "the best"
 
 
-class Tested(NamedTuple):
-    """One test with the names of its row.
+class Compared(NamedTuple):
+    """A row beside the reference.
 
     Attributes:
-        data: How the table calls the data set.
-        name: Its registered name if published numbers may stand beside it (all of its images were tested), else "".
-        domain: Its domain: sets of one are averaged.
-        model: How the table calls the model.
-        auxiliary: How it calls what the model was fitted on, so that other fits are other rows; "nothing".
-        report: What the test wrote as results.json.
+        row: The row.
+        reference: Metric -> what it is compared with.
+        less: Metric -> the row less that; None where that cannot be told.
     """
 
-    data: str
-    name: str
-    domain: str
-    model: str
-    auxiliary: str
-    report: dict[str, Any]
-
-
-class Row(NamedTuple):
-    """A row of the table.
-
-    Attributes:
-        data: Data set, or what is averaged.
-        model: Model, or method with the number of its source.
-        auxiliary: What it was fitted on.
-        by_seed: Metric -> seed -> value; none where it is not defined. The seed None stands for any: nothing was
-            learned, or it is not known.
-        sets: Of an average: metric -> number of sets behind it, those where it is defined.
-        of: Of an average: number of sets in all.
-        domain: Domain of the data.
-        milliseconds: For an image, the median over seeds; None: not known, or with cached features.
-        images: Images tested; None: not known.
-        seeds: Fits behind it.
-        source: Where a published number was read; "": measured here.
-    """
-
-    data: str
-    model: str
-    auxiliary: str
-    by_seed: Values
-    sets: Mapping[str, int] = MappingProxyType({})
-    of: int = 0
-    domain: str = ""
-    milliseconds: float | None = None
-    images: int | None = None
-    seeds: int | None = None
-    source: str = ""
-
-    @property
-    def values(self) -> dict[str, list[float]]:
-        """Metric -> one value a seed."""
-        return {metric: list(found.values()) for metric, found in self.by_seed.items()}
+    row: Row
+    reference: Mapping[str, Row]
+    less: Mapping[str, Difference | None]
 
 
 class Comparison:
@@ -87,37 +55,76 @@ class Comparison:
         tested: Tests in the order of the table: data sets and models appear as they come first.
         family: Family of published numbers to put beside ours; None for none.
         notes: Sentences to print below.
+        reference: The model that all others are compared with; "" for the best one, in each metric.
 
     Attributes:
         sections: Rows of each data set, then of the average over each domain with two or more sets.
+        compared: Section by section, each row that was measured beside the reference.
         notes: What a reader must know, one sentence or two each.
     """
 
-    def __init__(self, tested: Sequence[Tested], family: str | None = None, notes: Iterable[str] = ()) -> None:
-        rows = _rows(tested)
-        beside, sources = _published(tested, family) if family else ([], [])
+    def __init__(
+        self, tested: Sequence[Tested], family: str | None = None, notes: Iterable[str] = (), reference: str = ""
+    ) -> None:
+        rows = measured(tested)
+        beside, sources = published_rows(tested, family) if family else ([], [])
         self.sections = [
             [row for row in (*rows, *beside) if row.data == data] for data in dict.fromkeys(one.data for one in tested)
-        ] + _averages(rows)
+        ] + averages(rows)
+        self.reference = reference
+        self.compared = [_compared(section, reference) for section in self.sections]
         self.notes = [
             f"Means over categories; {_direction()}; ± is the standard deviation over seeds; {UNDEFINED} is not "
-            "defined, or not published; n is the number of sets averaged, where it is not all of them.",
-            *notes,
-            *sources,
+            "defined, or not published; n is the number of sets averaged, where it is not all of them."
         ]
+        if any(row.draws for row in rows):
+            self.notes.append(
+                f"[from, to] holds 95 % of what other images would give (bootstrap). {BEST} is better than each other "
+                f"row measured here: the 95 % of each difference, over images and seeds, leave out zero."
+            )
+        if kinds := {kind for row in rows for _, kind in row.memory.values()}:
+            what = {"device": "torch allocated on the GPU", "process": "the process held, with Python and libraries"}
+            self.notes.append(f"MiB: the most that {', or '.join(what[kind] for kind in sorted(kinds))}.")
+        self.notes += [*notes, *sources]
         if any(row.values["pixel_aupro"] for row in beside):
             self.notes.append("Published AUPRO takes 200 thresholds, ours is exact.")
 
-    def table(self, gap: int = 3) -> Table:
+    @property
+    def differences(self) -> tuple[tuple[str, ...], list[list[list[str]]]]:
+        """Headings, and for each section with a difference to tell its rows, as texts."""
+        headings, sections = ("data", "model", "fitted on", "less", *METRIC_HEADINGS), []
+        for section in self.compared:
+            lines: list[list[str]] = []
+            for row, reference, less in section:
+                shown = [_difference(name, less.get(name), reference.get(name) is row) for name in METRICS]
+                data = "" if lines else row.data
+                lines.append([data, row.model, row.auxiliary, self.reference or THE_BEST, *shown])
+            if any(found for _, _, less in section for found in less.values()):
+                sections.append(lines)
+        return headings, sections
+
+    def table(self, gap: int = 3, intervals: bool = True) -> Table:
         """Lay all of it out, with some spaces between columns."""
         table = plain_table(gap)
         for at, heading in enumerate(HEADINGS):
             table.add_column(heading.replace(" ", "\n"), justify="left" if at < 3 else "right", no_wrap=True)
         for section in self.sections:
-            for line in cells(section):
+            for line in cells(section, intervals):
                 table.add_row(*line)
             table.add_section()
         return table
+
+    def differences_table(self) -> Table | None:
+        """Lay out the differences; None if there are none to tell."""
+        headings, sections = self.differences
+        table = plain_table()
+        for at, heading in enumerate(headings):
+            table.add_column(heading.replace(" ", "\n"), justify="left" if at < 4 else "right", no_wrap=True)
+        for section in sections:
+            for line in section:
+                table.add_row(*line)
+            table.add_section()
+        return table if sections else None
 
     def narrow_table(self) -> Table:
         """Lay out the means alone, each data set above its models; fits 80 columns."""
@@ -126,173 +133,93 @@ class Comparison:
             table.add_column(heading.replace(" ", "\n"), justify="right" if at else "left", no_wrap=bool(at))
         for section in self.sections:
             table.add_row(section[0].data)
-            models = [row.model for row in section]
+            models, marked = [row.model for row in section], best(section)
             for row in section:
                 fitted = f" ({row.auxiliary})" * (models.count(row.model) > 1)  # to tell them apart
-                means = (metric.show(_mean(row.values[name])) for name, metric in METRICS.items())
-                cells = (mean + partly.replace(" ", "\n") for mean, partly in zip(means, _partly(row), strict=True))
-                table.add_row(Padding(row.model + fitted, (0, 0, 0, 2)), *cells)
+                shown = [
+                    METRICS[name].show(mean_of(row.values[name])) + BEST * (marked.get(name) is row) + part
+                    for name, part in zip(METRICS, (one.replace(" ", "\n") for one in partly(row)), strict=True)
+                ]
+                table.add_row(Padding(row.model + fitted, (0, 0, 0, 2)), *shown)
             table.add_section()
         return table
 
     def markdown(self) -> str:
-        """Return it as a Markdown table."""
-        lines = [list(HEADINGS), ["---"] * 3 + ["--:"] * (len(HEADINGS) - 3)]
-        lines += [list(map(markdown, line)) for section in self.sections for line in cells(section)]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join([table, *map(markdown, self.notes)]) + "\n"
+        """Return it as Markdown: the table, what a reader must know, and the differences."""
+        headings, sections = self.differences
+        tables = [_markdown(HEADINGS, [cells(section) for section in self.sections], 3)]
+        tables += [_markdown(headings, sections, 4)] if sections else []
+        return "\n\n".join([tables[0], *map(markdown, self.notes), *tables[1:]]) + "\n"
 
     def latex(self) -> str:
-        """Return it as LaTeX for the package booktabs, and longtable if it is longer than a page."""
-        long = sum(map(len, self.sections)) > PAGE
-        kind, last = ("longtable" if long else "tabular"), 3 + len(METRICS)
-        headings = ["data", "model", "fitted on", *(metric.heading for metric in METRICS.values()), "seeds"]
-        above, rules, first = "", [], 4
-        for level, metrics in groupby(METRICS.values(), key=lambda metric: metric.level):
-            count = len(list(metrics))
-            above += rf" & \multicolumn{{{count}}}{{c}}{{{level}}}"
-            rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
-            first += count
-        lines = [
-            r"% \usepackage{booktabs}" + (r" \usepackage{longtable}" if long else ""),
-            rf"\begin{{{kind}}}{{@{{}}lll{'r' * (len(METRICS) + 1)}@{{}}}}",
-            r"\toprule",
-            rf" & &{above} & \\",
-            " ".join(rules),
-            " & ".join(headings) + r" \\",
-            *([r"\midrule", r"\endhead"] if long else []),
-        ]
-        for at, section in enumerate(self.sections):
-            lines += [r"\midrule"] if at or not long else []
-            for line in cells(section):
-                lines.append(" & ".join(map(_tex, [*line[:last], line[-1]])) + r" \\")
-        lines += [r"\bottomrule", rf"\end{{{kind}}}", "", r"{\footnotesize"]
-        return "\n".join([*lines, *(_tex(note) + r"\par" for note in self.notes), "}"]) + "\n"
+        """Return it as LaTeX, see ``latex``."""
+        return latex(self.sections, self.notes)
 
     def csv(self) -> str:
         """Return it as csv with full digits; empty where undefined or not known."""
-        each = [f"{metric}{end}" for end in ("_std", "_sets") for metric in METRICS]
+        each = [f"{metric}{end}" for end in ("_std", "_sets", "_low", "_high") for metric in METRICS]
         rows: list[list[Any]] = [
-            ["data", "domain", "model", "auxiliary", *METRICS, *each, "ms_per_image", "images", "seeds", "source"]
-        ]
+            ["data", "domain", "model", "auxiliary", *METRICS, *each, "ms_per_image", "images", "seeds", "source",
+             "trained_parameters", "fit_bytes", "test_bytes"]
+        ]  # fmt: skip
         for row in (row for section in self.sections for row in section):
             values = [row.values[metric] for metric in METRICS]
             means = [statistics.fmean(v) if v else "" for v in values]
             spreads = [statistics.stdev(v) if len(v) > 1 else "" for v in values]
             sets = [row.sets.get(metric, "") for metric in METRICS]
             counts = ["" if v is None else v for v in (row.milliseconds, row.images, row.seeds)]
-            about = [row.data, row.domain, row.model, row.auxiliary]
-            rows.append([*about, *means, *spreads, *sets, *counts, row.source or "measured here"])
+            ends: list[list[Any]] = [over_fits(row.draws.get(metric, {})) or ["", ""] for metric in METRICS]
+            costs = ["" if row.parameters is None else row.parameters]
+            costs += [row.memory[stage][0] if stage in row.memory else "" for stage in ("fit", "test")]
+            about, source = [row.data, row.domain, row.model, row.auxiliary], row.source or "measured here"
+            lows, highs = zip(*ends, strict=True)
+            rows.append([*about, *means, *spreads, *sets, *lows, *highs, *counts, source, *costs])
+        return csv_text(rows)
+
+    def differences_csv(self) -> str:
+        """Return the differences as csv: a line for each row and metric, with full digits."""
+        rows: list[list[Any]] = [
+            ["data", "model", "auxiliary", "metric", "less_model", "less_auxiliary", "difference", "low", "high"]
+        ]
+        for row, reference, less in (one for section in self.compared for one in section):
+            for metric, found in less.items():
+                if found:
+                    other = reference[metric]
+                    about = [row.data, row.model, row.auxiliary, metric, other.model, other.auxiliary]
+                    rows.append([*about, found.value, found.low, found.high])
         return csv_text(rows)
 
 
-def _rows(tested: Sequence[Tested]) -> list[Row]:
-    groups: dict[tuple[str, str, str], list[Tested]] = {}
-    for one in tested:
-        groups.setdefault((one.data, one.model, one.auxiliary), []).append(one)
-    rows = []
-    for (data, model, auxiliary), found in groups.items():
-        free = all(one.report["checkpoint"] is None for one in found)
-        reports = [one.report for one in (found[:1] if free else found)]  # nothing was learned: seeds give the same
-        values: Values = {
-            metric: {
-                None if free else report["seed"]: value
-                for report in reports
-                if (value := report["results"]["mean"].get(metric)) is not None
-            }
-            for metric in METRICS
-        }
-        cached = any(report["options"]["data"].get("cache") for report in reports)  # what is left out takes the time
-        milliseconds = None if cached else 1000 * statistics.median(r["seconds_per_image"] for r in reports)
-        about = {"domain": found[0].domain, "images": reports[0]["images"], "seeds": len(reports)}
-        rows.append(Row(data, model, auxiliary, values, milliseconds=milliseconds, **about))
-    return rows
+def _compared(section: Sequence[Row], reference: str) -> list[Compared]:
+    """Put each measured row of a section beside the reference, or the best row of each metric."""
+    rows, found = [row for row in section if not row.source], []
+    named = [row for row in rows if row.model == reference]
+    for row in rows:
+        others: dict[str, Row] = {}
+        for metric in METRICS:
+            defined = [one for one in rows if one.values[metric]]
+            if reference and named:  # the one that was fitted alike, if there are several
+                others[metric] = next((one for one in named if one.auxiliary == row.auxiliary), named[0])
+            elif defined and not reference:
+                others[metric] = leading(defined, metric)
+        less = {metric: compare(row, other, metric) for metric, other in others.items() if other is not row}
+        found.append(Compared(row, others, less))
+    return found
 
 
-def _averages(rows: Sequence[Row]) -> list[list[Row]]:
-    """Average over the sets of each domain that has several: first over the sets of a seed, then over seeds."""
-    sections = []
-    for domain in dict.fromkeys(row.domain for row in rows):
-        inside = [row for row in rows if row.domain == domain]
-        count = len({row.data for row in inside})
-        if count < 2:
-            continue
-        pairs = [(row.model, row.data) for row in inside]
-        rivals = {model for model, data in pairs if pairs.count((model, data)) > 1}  # of fits
-        groups: dict[tuple[str, str], list[Row]] = {}
-        for row in inside:
-            groups.setdefault((row.model, row.auxiliary if row.model in rivals else ""), []).append(row)
-        section = []
-        for (model, _), mine in groups.items():
-            values, sets = {}, {}
-            for metric in METRICS:
-                defined = [row.by_seed[metric] for row in mine if row.by_seed[metric]]
-                learned = [found for found in defined if None not in found]
-                first = (learned or defined or [{}])[0]
-                seeds = [seed for seed in first if all(seed in found for found in learned)]  # those that all sets have
-                values[metric] = {
-                    seed: statistics.fmean(found[None if None in found else seed] for found in defined)
-                    for seed in seeds
-                }
-                sets[metric] = len(defined)
-            fitted = ", ".join(dict.fromkeys(row.auxiliary for row in mine))
-            behind = max(map(len, values.values()))
-            name = f"mean of {count} {domain} sets"
-            section.append(Row(name, model, fitted, values, sets, count, domain, seeds=behind))
-        sections.append(section)
-    return sections
+def _difference(name: str, found: Difference | None, itself: bool) -> str:
+    if found is None:
+        return "reference" if itself else ""
+    value, low, high = (f"{one:+.{METRICS[name].digits}f}" for one in found)
+    return f"{value} [{low}, {high}]{BEST * found.clear}"
 
 
-def _published(tested: Sequence[Tested], family: str) -> tuple[list[Row], list[str]]:
-    """Make rows of published numbers, and a note on each source."""
-    shown = {one.name: one for one in tested if one.name}
-    rows, sources = [], dict[tuple[str, str], str]()
-    for one in published(family, shown):
-        key = (one.method, one.source)
-        number = [*sources, key].index(key) + 1
-        sources[key] = (
-            f"[{number}] {one.method}, as published: {one.source}{FLAGS[one.flag]}. Family {family}. Maps and scores: "
-            f"{one.post_processing or 'not known'}."
-        )
-        values: Values = {metric: {None: one.values[metric]} if metric in one.values else {} for metric in METRICS}
-        data, domain = shown[one.data].data, shown[one.data].domain
-        auxiliary = one.auxiliary or "nothing"
-        method = f"{one.method}, published [{number}]"
-        rows.append(Row(data, method, auxiliary, values, domain=domain, source=one.source))
-    return rows, list(sources.values())
-
-
-def cells(section: Sequence[Row]) -> list[list[str]]:
-    """Return the texts of a section's rows; what is the same as in the row above, the data, is said once."""
-    lines = []
-    for at, row in enumerate(section):
-        shown = [_cell(name, row.values[name]) + partly for name, partly in zip(METRICS, _partly(row), strict=True)]
-        speed = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
-        counts = ["" if count is None else str(count) for count in (row.images, row.seeds)]
-        lines.append(["" if at else row.data, row.model, row.auxiliary, *shown, speed, *counts])
-    return lines
-
-
-def _partly(row: Row) -> list[str]:
-    """Return for each metric how many sets an average is over, where it is not all of them."""
-    return [f" n={row.sets[name]}" if 0 < row.sets.get(name, 0) < row.of else "" for name in METRICS]
-
-
-def _cell(name: str, values: Sequence[float]) -> str:
-    show = METRICS[name].show
-    return show(_mean(values)) + (f" ± {show(statistics.stdev(values))}" if len(values) > 1 else "")
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
+def _markdown(headings: Sequence[str], sections: Iterable[Sequence[Sequence[str]]], words: int) -> str:
+    lines: list[Sequence[str]] = [headings, ["---"] * words + ["--:"] * (len(headings) - words)]
+    lines += [list(map(markdown, line)) for section in sections for line in section]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _direction() -> str:
     lower = ", ".join(f"{one.level} {one.heading}" for one in METRICS.values() if not one.higher_is_better)
     return f"higher is better, but lower for {lower}" if lower else "higher is better"
-
-
-def _tex(text: str) -> str:
-    text = " ".join(text.split())
-    options = "{}" if text.startswith(("[", "*")) else ""  # of the line break above
-    return options + "".join(TEX.get(sign, sign) for sign in text)

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from kanoclip.data.files import append_text, write_bytes
 from kanoclip.metrics.calibration import DEFECTIVE, Share
 from kanoclip.metrics.single import map_metrics
+from kanoclip.outputs.intervals import ImageDraws
 from kanoclip.outputs.names import csv_text, true_text
 from kanoclip.outputs.promises import share_text
 from kanoclip.outputs.thresholds import Thresholds
@@ -40,11 +41,15 @@ class ImageTable:
         folder: Where images.csv goes.
         trainer: What runs the test.
         thresholds: For decisions; None: there are none.
+
+    Attributes:
+        draws: What a bootstrap over the images needs.
     """
 
     def __init__(self, folder: Path, trainer: Trainer, thresholds: Thresholds | None = None) -> None:
         part = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.thresholds = thresholds
+        self.draws = ImageDraws()
         self._whole, self._file = folder / "images.csv", folder / f"images{part}.csv"
         self._decided: Counter[tuple[str, int, bool]] = Counter()  # category, label and whether called defective
         self._file.unlink(missing_ok=True)
@@ -57,6 +62,7 @@ class ImageTable:
             CannotWriteError: If they cannot be written.
         """
         maps, masks = scores.anomaly_map.detach().float().cpu().numpy(), batch.mask.cpu().numpy()
+        self.draws.add(batch, scores, maps, masks)
         rows: list[tuple[Any, ...]] = []
         for i, (path, category, defect) in enumerate(zip(batch.path, batch.category, batch.defect, strict=True)):
             score, label, decision, margin = float(scores.image_score[i]), int(batch.label[i]), "", math.nan

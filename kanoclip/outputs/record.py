@@ -26,6 +26,7 @@ from kanoclip.data.files import CannotWriteError, read_json, say_damaged, write_
 from kanoclip.knowledge.base import FOLDER as KNOWLEDGE
 from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.checkpoint import CheckpointError, read_checkpoint, run_seed, zero_shot
+from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.names import file_name
 from kanoclip.outputs.progress import how_far
 from kanoclip.ranks import gather
@@ -188,10 +189,12 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
+        start_memory()
         self._start, self._folder = time.monotonic(), run_folder(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record, once the last checkpoint is on disk."""
+        memory = peak_memory(pl_module.device)
         checkpoint: Any = trainer.checkpoint_callback
         path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
         path = path or (trainer.ckpt_path if checkpoint else "")  # nothing was left to fit
@@ -210,6 +213,8 @@ class RunRecord(Callback):
             "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
             "files": files_of([pl_module.hparams, *getattr(pl_module, "read_files", [])]),
             "epochs": trainer.current_epoch,
+            "parameters": trained_parameters(pl_module),
+            "memory": memory,
             "version": __version__,
             "seconds": round(time.monotonic() - self._start, 1),
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -19,13 +19,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kanoclip.data.files import read_json, write_json, write_text
 from kanoclip.metrics.calibration import Threshold
-from kanoclip.outputs.comparison import HEADINGS, Comparison, cells
+from kanoclip.outputs.comparison import HEADINGS, Comparison
 from kanoclip.outputs.curves import Pairs, draw, image_curves
 from kanoclip.outputs.images import decided
 from kanoclip.outputs.listed import Told, read_images
 from kanoclip.outputs.overlay import LIKELIER
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.results import headline
+from kanoclip.outputs.rows import cells
 from kanoclip.outputs.tables import METRICS, results_rows, tell
 from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.outputs.thumbnails import Thumbnails, thumbnail
@@ -186,11 +187,13 @@ def write_comparison(folder: Path, comparison: Comparison, tests: Mapping[str, s
     Raises:
         CannotWriteError: If it cannot be written.
     """
-    table = HEADINGS, [cells(section) for section in comparison.sections], 3
+    tables: list[Table] = [(HEADINGS, [cells(section) for section in comparison.sections], 3)]
+    headings, sections = comparison.differences
+    tables += [(headings, sections, 4)] * bool(sections)
     there = {name: where for name, where in tests.items() if where and (folder / where / PAGE).is_file()}
     links = [(name, f"{_address(where)}/{PAGE}") for name, where in there.items()]
     title = f"kanoclip benchmark: {folder.absolute().name}"
-    _write(folder, title=title, head=comparison.notes, tables=[table], links=links)
+    _write(folder, title=title, head=comparison.notes, tables=tables, links=links)
 
 
 def _write(folder: Path, **content: Any) -> None:

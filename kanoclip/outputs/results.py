@@ -25,6 +25,7 @@ from kanoclip.data.loading import gather_unreadable
 from kanoclip.data.references import References
 from kanoclip.metrics.calibration import Threshold
 from kanoclip.models.checkpoint import backbone_of, settings, zero_shot
+from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.examples import Example, example, panel
 from kanoclip.outputs.identity import RESULTS_VERSION, identity, scoring
 from kanoclip.outputs.images import ImageTable, decided
@@ -77,6 +78,7 @@ class ResultsWriter(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew: one trainer may test several sets. Choose the images to show, whatever they will score."""
+        start_memory()
         self._images, self._examples, self._folder, self.unwritten = 0, {}, run_folder(trainer), []
         data: Any = getattr(trainer, "datamodule", None)
         if self.thresholds:  # refused before images are scored
@@ -127,17 +129,23 @@ class ResultsWriter(Callback):
         paths = [sample.image for sample in data.part("test")] if hasattr(data, "part") else []
         unreadable = gather_unreadable(getattr(data, "unreadable", []), paths)
         assert self._table is not None  # for the type checker: a test has started
-        self._table.join({path: place for place, path in enumerate(paths)})
-        decisions = self._table.decisions()
+        places = {path: place for place, path in enumerate(paths)}
+        self._table.join(places)
+        results, samples = getattr(pl_module, "results", {}), digest_of(data)
+        found = {
+            "decisions": self._table.decisions(),
+            "intervals": self._table.draws.finish(self._folder, places, results, samples),
+            "memory": peak_memory(pl_module.device),
+            "samples": samples,
+        }
         if trainer.is_global_zero:
-            report, folder = self._report(trainer, pl_module, unreadable, decisions), self._folder
-            results = getattr(pl_module, "results", {})
+            report, folder = self._report(trainer, pl_module, unreadable, found), self._folder
             write_text(folder / "results.csv", results_csv(results))
             write_json(folder / "results.json", report)  # last: where it is, all numbers are
             tell(f"\n{headline(report)}")
-            print_results(results)
-            if decisions:
-                tell(decided(decisions))
+            print_results(results, report["intervals"])
+            if report["decisions"]:
+                tell(decided(report["decisions"]))
             tell(f"{folder}/results.json, results.csv, images.csv{', overlays/' if shown else ''}")
         self._write_overlays(trainer)
         self.unwritten = tell_unwritten(self.unwritten, "the numbers are complete")
@@ -152,7 +160,7 @@ class ResultsWriter(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         unreadable: Sequence[tuple[str, str]],
-        decisions: dict[str, Any] | None,
+        found: dict[str, Any],
     ) -> dict[str, Any]:
         data: Any = getattr(trainer, "datamodule", None)
         model: Any = pl_module
@@ -165,12 +173,12 @@ class ResultsWriter(Callback):
             "images": self._images,
             "unreadable": unreadable,
             "left_out": getattr(data, "left_out", []),
-            "samples": data.samples_digest("test") if hasattr(data, "samples_digest") else None,
             "seconds": round(self._seconds, 2),
             "seconds_per_image": round(self._seconds / max(1, self._images), 5),
             "results": getattr(model, "results", {}),
             "threshold": self.thresholds and self.thresholds.source,
-            "decisions": decisions,
+            "parameters": trained_parameters(model),
+            **found,
         }
         return report | {"identity": identity(report)}
 
@@ -195,6 +203,12 @@ class ResultsWriter(Callback):
 
         with ThreadPoolExecutor(4) as pool:  # drawing and encoding release Python's lock
             list(pool.map(write, self._examples, thresholds))  # the first other error is raised
+
+
+def digest_of(data: Any) -> str | None:
+    """Return the digest of the tested samples, of data that can tell it."""
+    found: str | None = data.samples_digest("test") if hasattr(data, "samples_digest") else None
+    return found
 
 
 def _picture(turn: int, shown: Example) -> str:

@@ -83,17 +83,20 @@ def results_rows(results: Results) -> list[Row]:
     return [*rows, mean | {"over": over}]
 
 
-def results_table(results: Results, gap: int = 3, counts: bool = True) -> Table:
+def results_table(
+    results: Results, gap: int = 3, counts: bool = True, intervals: Mapping[str, Mapping[str, Any]] | None = None
+) -> Table:
     """Lay out results for a terminal.
 
     Args:
         results: As for ``results_rows``.
         gap: Spaces between columns.
         counts: Whether to show how many images a category has.
+        intervals: "mean" -> metric -> both ends of its interval; a row below the mean.
 
     Returns:
-        Categories as rows, the mean of several last, image metrics left of pixel metrics; a dash where a value is not
-        defined, and with a mean the number of categories it is over, unless it is over all.
+        Categories as rows, the mean of several last and its interval, image metrics left of pixel metrics; a dash where
+        a value is not defined, and with a mean the number of categories it is over, unless it is over all.
     """
     *rows, mean = results_rows(results)
     undefined = any(row[metric] is None for row in rows for metric in METRICS)
@@ -116,12 +119,16 @@ def results_table(results: Results, gap: int = 3, counts: bool = True) -> Table:
         if "over" in row:
             table.add_section()
         table.add_row(row["category"], *(str(row[key]) for key in ("normal", "anomalous") if counts), *shown)
+    if ends := (intervals or {}).get("mean"):
+        for at, name in ((0, "95 % from"), (1, "to")):
+            cells = (METRICS[metric].show(ends[metric][at]) if metric in ends else "" for metric in METRICS)
+            table.add_row(name, *[""] * (2 * counts), *cells)
     return table
 
 
-def print_results(results: Results) -> None:
+def print_results(results: Results, intervals: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Print results as wide as the terminal allows; all of them are in the files of a run."""
-    print_table(*(results_table(results, *how) for how in ((3,), (2,), (1,), (1, False))))
+    print_table(*(results_table(results, *how, intervals) for how in ((3, True), (2, True), (1, True), (1, False))))
 
 
 def results_csv(results: Results) -> str:

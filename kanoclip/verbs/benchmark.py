@@ -20,7 +20,7 @@ from kanoclip.verbs.say import complain, folded, note, quiet
 from kanoclip.verbs.specs import PlanError, read_protocols
 
 if TYPE_CHECKING:  # torch is imported late: a mistyped option or name is answered before
-    from kanoclip.outputs.comparison import Tested
+    from kanoclip.outputs.rows import Tested
     from kanoclip.verbs.jobs import Job
     from kanoclip.verbs.plan import Plan
 
@@ -156,8 +156,10 @@ def _fits(jobs: Sequence[Job], to_do: Sequence[Job]) -> str:
 def _report(plan: Plan, output: Path) -> int:
     """Print and write the table of what is done, and tell what is not; returns the exit code."""
     from kanoclip.data.files import write_json, write_text
-    from kanoclip.outputs.comparison import Comparison, Tested
+    from kanoclip.outputs.comparison import Comparison
+    from kanoclip.outputs.intervals import read_draws
     from kanoclip.outputs.report import write_comparison
+    from kanoclip.outputs.rows import Tested
     from kanoclip.outputs.tables import print_table, table_text
     from kanoclip.verbs.jobs import read_report
 
@@ -169,7 +171,8 @@ def _report(plan: Plan, output: Path) -> int:
             if job.done(data) and (report := read_report(path)):
                 fitted_on = job.fitted_on if report["auxiliary"] else "nothing"
                 key = path, job.label, data.label
-                tested[key] = Tested(data.label, name, data.domain, job.label, fitted_on, report)
+                draws = read_draws(output / report.get("folder", ""))
+                tested[key] = Tested(data.label, name, data.domain, job.label, fitted_on, report, draws)
         if job.error.is_file() and not job.finished:  # it may be of a set that is not asked for any more
             said = job.error.read_text(encoding="utf-8").split("\n\n")[0].replace("\n", " ")
             failures.append(f"{job.name} failed. {said.rstrip('.')}. The whole story: {job.error}")
@@ -179,15 +182,19 @@ def _report(plan: Plan, output: Path) -> int:
         order = list(dict.fromkeys(one.label for job in plan.jobs for one in job.data))
         found = sorted(tested.values(), key=lambda one: order.index(one.data))
         told = [f"Not done: {failure.partition(' The whole')[0]}" for failure in failures]
-        comparison = Comparison(found, plan.family, [*_notes(plan, found), *told])
+        comparison = Comparison(found, plan.family, [*_notes(plan, found), *told], plan.reference)
         text = table_text(comparison.table()) + "\n" + "\n".join(comparison.notes) + "\n"
-        print_table(comparison.table(), comparison.table(1), comparison.narrow_table())
+        if differences := comparison.differences_table():
+            text += "\n" + table_text(differences) + "\n"
+        print_table(comparison.table(), comparison.table(1, intervals=False), comparison.narrow_table())
         print("\n".join(map(folded, comparison.notes)))
-        print(f"{output}/table.txt (all columns, ± over seeds), table.md, table.tex, results.csv, results.json")
+        files = "table.md, table.tex, results.csv, differences.csv, results.json"
+        print(f"{output}/table.txt (all columns, ± over seeds, intervals), {files}")
         write_text(output / "table.txt", text)
         write_text(output / "table.md", comparison.markdown())
         write_text(output / "table.tex", comparison.latex())
         write_text(output / "results.csv", comparison.csv())
+        write_text(output / "differences.csv", comparison.differences_csv())
         tests = [
             {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
         ]

@@ -12,7 +12,7 @@ from kanoclip.data.about import same_images
 from kanoclip.data.sets.joined import Joined
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.published import published, usual_family
-from kanoclip.registry import load_class, name_of
+from kanoclip.registry import did_you_mean, load_class, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
 from kanoclip.verbs.jobs import DATA_SEED, READING, Data, Job, without
@@ -25,10 +25,12 @@ class Plan(NamedTuple):
     Attributes:
         jobs: In the order of work: the first seed of every model, then the second.
         family: Of the published numbers to show; None for none.
+        reference: Label of the model that all others are compared with; "" for the best one.
     """
 
     jobs: list[Job]
     family: str | None
+    reference: str = ""
 
     @property
     def missing(self) -> list[Data]:
@@ -94,8 +96,11 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
                 found[job.folder, job.label] = turn, replace(known, data=(*known.data, *more))
     jobs = [job for _, job in sorted(found.values(), key=lambda pair: pair[0])]
     _check_rows(jobs, file)
+    reference = str(once.get("reference") or "")
+    if reference and reference not in (labels := [job.label for job in jobs]):
+        raise PlanError(f"{file}: reference is {reference!r}, expected a row's label.{did_you_mean(reference, labels)}")
     usual = usual_family(data[text(one.auxiliary)].name for one in protocols for _ in one.data)
-    return Plan(jobs, None if family == "none" else family or usual)
+    return Plan(jobs, None if family == "none" else family or usual, reference)
 
 
 def _row(

@@ -23,7 +23,7 @@ EXPECTED = {
     "trainer": "options of the trainer, such as {max_epochs: 15}",
 }
 USUAL: dict[str, Any] = {"seeds": [111], "trainer": {}}
-ONCE = ("protocols", "root", "published")
+ONCE = ("protocols", "root", "published", "reference")
 
 Spec = dict[str, Any]
 
@@ -56,7 +56,7 @@ def read_protocols(file: str) -> tuple[list[Protocol], dict[str, Any]]:
     """Read a config and expand its names; each row gets a label, its own or its name.
 
     Returns:
-        Its protocols, and the keys that are given once: ``root`` and ``published``.
+        Its protocols, and the keys that are given once: ``root``, ``published`` and ``reference``.
 
     Raises:
         PlanError: For keys that are wrong, or two rows of one label.

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import write_json, write_text
 from kanoclip.models.contents import CheckpointError
-from kanoclip.outputs.record import files_of
+from kanoclip.outputs.record import files_of, read_record
 from kanoclip.outputs.tables import METRICS
 from kanoclip.verbs.arguments import prepare
 from kanoclip.verbs.jobs import DATA_SEED, Data, Job
@@ -123,7 +123,12 @@ def _test(job: Job, data: Data) -> dict[str, Any] | None:
     report: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for path, why in report.get("unreadable", ()):
         raise UnreadableImageError(path, why)  # a row of a table is of all images
-    return report | {"files": files_of(report["options"]["model"]), "folder": os.path.relpath(folder, job.output)}
+    fit = read_record(checkpoint.parents[1] / "run.json") if checkpoint else None
+    return report | {
+        "files": files_of(report["options"]["model"]),
+        "folder": os.path.relpath(folder, job.output),
+        "fit": fit and {name: fit.get(name) for name in ("parameters", "memory", "seconds")},
+    }
 
 
 def _fit(job: Job) -> None:

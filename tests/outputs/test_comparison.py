@@ -6,8 +6,10 @@ import statistics
 
 import pytest
 
-from kanoclip.outputs.comparison import PAGE, Comparison, Tested
+from kanoclip.outputs.comparison import Comparison
+from kanoclip.outputs.latex import PAGE
 from kanoclip.outputs.published import families
+from kanoclip.outputs.rows import Tested
 from kanoclip.outputs.tables import METRICS, Metric, table_text
 
 

@@ -33,6 +33,9 @@ def test_a_finished_fit_is_recorded_beside_its_checkpoint(kit, fit, logger):
     assert (folder / record["ckpt"]).is_file()
     assert record.pop("seconds") >= 0
     assert record.pop("time").endswith("+00:00")
+    memory = record.pop("memory")
+    assert memory["of"] in ("process", "device")
+    assert memory["bytes"] > 2**20
     assert record == {
         "model": "brightness",
         "auxiliary": "elsewhere",
@@ -43,6 +46,7 @@ def test_a_finished_fit_is_recorded_beside_its_checkpoint(kit, fit, logger):
         "samples": "3 samples",
         "files": {},
         "epochs": 2,
+        "parameters": 1,  # of the brightness that learns one number
         "version": __version__,
     }
 
