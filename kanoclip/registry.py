@@ -71,6 +71,7 @@ NAMES: dict[str, dict[str, str]] = {
         "winclip": "kanoclip.models.rivals.winclip.WinCLIP",
         "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
+        "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -86,6 +87,7 @@ NAMES: dict[str, dict[str, str]] = {
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
         "linear": "kanoclip.heads.interaction.LinearInteraction",
+        "level_projection": "kanoclip.heads.hybrid.LevelProjection",
         "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
@@ -93,6 +95,7 @@ NAMES: dict[str, dict[str, str]] = {
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",
         "linear": "kanoclip.heads.adapter.LinearAdapter",
+        "projection": "kanoclip.heads.hybrid.ClassProjection",
         "conv": "kanoclip.heads.adapter.ConvAdapter",
     },
     "score": {
@@ -103,6 +106,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "tuning": {
         "none": "kanoclip.backbone.tuning.NoTuning",
+        "deep_tokens": "kanoclip.backbone.deep_tokens.DeepTokens",
     },
     "memory": {
         "none": "kanoclip.heads.memory.NoMemory",

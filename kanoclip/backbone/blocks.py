@@ -68,12 +68,14 @@ def project(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
 
 def resize_position(position: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:
     """Resize a position embedding ``(1 + h*w, width)`` from grid ``old`` to ``new``; the class token's stays."""
-    if mode not in ("bicubic", "bilinear"):
+    if mode not in ("bicubic", "bicubic_no_antialias", "bilinear"):
         raise KanoclipError(
-            f"position is {mode!r}, expected bicubic or bilinear. Use --model.backbone.position bicubic."
+            f"position is {mode!r}, expected bicubic, bicubic_no_antialias or bilinear. Use --model.backbone.position "
+            f"bicubic."
         )
     if old == new:
         return position.clone()
     grid = position[1:].T.unflatten(1, old)[None]  # (1, width, h, w)
-    grid = F.interpolate(grid, size=new, mode=mode, antialias=mode == "bicubic", align_corners=False)
+    kind = mode.removesuffix("_no_antialias")
+    grid = F.interpolate(grid, size=new, mode=kind, antialias=mode == "bicubic", align_corners=False)
     return torch.cat([position[:1], grid[0].flatten(1).T])
