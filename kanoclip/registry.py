@@ -74,6 +74,7 @@ NAMES: dict[str, dict[str, str]] = {
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
         "aa_clip": "kanoclip.models.rivals.aa_clip.AACLIP",
         "faprompt": "kanoclip.models.rivals.faprompt.FAPrompt",
+        "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -91,6 +92,7 @@ NAMES: dict[str, dict[str, str]] = {
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
         "linear": "kanoclip.heads.interaction.LinearInteraction",
+        "level_projection": "kanoclip.heads.hybrid.LevelProjection",
         "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
@@ -99,6 +101,7 @@ NAMES: dict[str, dict[str, str]] = {
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",
         "linear": "kanoclip.heads.adapter.LinearAdapter",
+        "projection": "kanoclip.heads.hybrid.ClassProjection",
         "conv": "kanoclip.heads.adapter.ConvAdapter",
         "patch_mean": "kanoclip.heads.projections.PatchMean",
     },
@@ -111,6 +114,7 @@ NAMES: dict[str, dict[str, str]] = {
     "tuning": {
         "none": "kanoclip.backbone.tuning.NoTuning",
         "residual": "kanoclip.backbone.residual.ResidualTuning",
+        "deep_tokens": "kanoclip.backbone.deep_tokens.DeepTokens",
     },
     "memory": {
         "none": "kanoclip.heads.memory.NoMemory",

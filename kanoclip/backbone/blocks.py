@@ -72,13 +72,15 @@ def resize_position(position: Tensor, old: tuple[int, int], new: tuple[int, int]
 
     That of the class token stays, where there is one: ``(h*w, width)`` has none.
     """
-    if mode not in ("bicubic", "bilinear"):
+    if mode not in ("bicubic", "bicubic_no_antialias", "bilinear"):
         raise KanoclipError(
-            f"position is {mode!r}, expected bicubic or bilinear. Use --model.backbone.position bicubic."
+            f"position is {mode!r}, expected bicubic, bicubic_no_antialias or bilinear. Use --model.backbone.position "
+            f"bicubic."
         )
     if old == new:
         return position.clone()
     prefix = len(position) - old[0] * old[1]
     grid = position[prefix:].T.unflatten(1, old)[None]  # (1, width, h, w)
-    grid = F.interpolate(grid, size=new, mode=mode, antialias=mode == "bicubic", align_corners=False)
+    kind = mode.removesuffix("_no_antialias")
+    grid = F.interpolate(grid, size=new, mode=kind, antialias=mode == "bicubic", align_corners=False)
     return torch.cat([position[:prefix], grid[0].flatten(1).T])

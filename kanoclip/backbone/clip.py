@@ -52,7 +52,8 @@ class CLIPBackbone(nn.Module):
         levels: Blocks after which patches are read, counted from 1. null: the four quarters of the depth
             (6, 12, 18, 24 of 24).
         position: How the position embedding is resized if the image size is not that of the pretraining: bicubic with
-            antialias, as in open_clip, or bilinear without, as in CLIP Surgery and AnomalyCLIP.
+            antialias, as in open_clip; bilinear without, as in CLIP Surgery and AnomalyCLIP; or
+            bicubic_no_antialias, as in AdaCLIP, which differs in enlarging too (by 5 % of the spread, 24 to 37).
         cls_norm: Whether the global feature passes CLIP's last norm. AnomalyCLIP's code leaves it out: false.
         levels_at: Where patches are read: "joint", behind CLIP's last norm and projection, of width D and unit length;
             "norm", behind the norm alone; or "block", as the block returns them. The latter two have the tower's width.
@@ -92,7 +93,7 @@ class CLIPBackbone(nn.Module):
         pretrained: str | None = "openai",
         image_size: int = 518,
         levels: list[int] | None = None,
-        position: Literal["bicubic", "bilinear"] = "bicubic",
+        position: Literal["bicubic", "bilinear", "bicubic_no_antialias"] = "bicubic",
         cls_norm: bool = True,
         activation: Literal["gelu", "quick_gelu"] | None = None,
         levels_at: Literal["joint", "norm", "block"] = "joint",
@@ -232,6 +233,16 @@ class CLIPBackbone(nn.Module):
             norm: Whether they pass the norm; false for those that are read behind it.
         """
         return project(cast_once(self.visual), tokens, norm)
+
+    def unscaled(self, features: Features) -> Tensor:
+        """Global feature before it gets unit length ``(B, D)``: the last level's class token, normed and projected.
+
+        Only ``levels_at`` "block" keeps that token; else the global feature has unit length.
+        """
+        if self.levels_at != "block" or features.level_cls is None:
+            return features.cls
+        visual, last = cast_once(self.visual), features.level_cls[-1]
+        return ((visual.ln_post(last) if self.cls_norm else last) @ visual.proj).float()
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Image ``(B, 3, image_size, image_size)`` in [0, 1] -> tokens ``(B, 1 + N, width)`` for the first block.

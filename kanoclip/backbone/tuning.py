@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from kanoclip.backbone.head import Head
@@ -29,11 +27,11 @@ class Hooks:
 class Tuning(Head):
     """Trainable parts inside the towers; the frozen weights stay as they are, and out of the checkpoint."""
 
-    in_image: ClassVar[bool] = False
+    in_image: bool = False
     """Whether it changes the image tower: gradients then pass it, and no feature of it can be kept."""
-    in_text: ClassVar[bool] = False
+    in_text: bool = False
     """Whether it changes the text tower."""
-    needs_features: ClassVar[bool] = False
+    needs_features: bool = False
     """Whether its hooks are made from the image's features by the untouched tower."""
 
     def image(self, features: Features | None) -> Hooks | None:
@@ -45,7 +43,11 @@ class Tuning(Head):
         return None
 
     def text(self, features: Features | None) -> Hooks | None:
-        """Return the hooks of the text tower; None: nothing is changed. Arguments as in ``image``."""
+        """Return the hooks of the text tower; None: nothing is changed.
+
+        Args:
+            features: As in ``image``, but of one image: with ``needs_features``, texts are encoded for each apart.
+        """
         return None
 
 

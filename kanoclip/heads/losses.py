@@ -45,26 +45,26 @@ def dice_loss(maps: Tensor, mask: Tensor, over: str = "batch", normal: bool = Fa
     Args:
         maps: ``(L, B, H, W)``, the probability that a pixel is anomalous.
         mask: ``(B, H, W)``, 1 = anomalous.
-        over: "batch" sums over the pixels of all images; "image" takes the loss of each image, then the mean. With
-            "image", an image with an empty mask costs almost 1 until its probabilities sum to less than one pixel,
-            which drives maps into saturation.
+        over: "batch" sums over the pixels of all images; "image" takes the loss of each image, then the mean; "rows"
+            that of each row of pixels, a slip of AdaCLIP's code. With "image", an image with an empty mask costs almost
+            1 until its probabilities sum to less than one pixel, which drives maps into saturation.
         normal: Add the Dice loss of the normal state, of ``1 - maps`` and ``1 - mask``.
 
     Reference:
         F. Milletari et al., *V-Net*, 3DV 2016. The 1 in both terms defines it for empty masks.
     """
-    first = 2 if over == "image" else 1
+    first = {"batch": 1, "image": 2, "rows": 3}[over]
     mask = mask.float()
-    both, found = (values.flatten(first).sum(-1) for values in (maps * mask, maps))  # (L,), or (L, B) of each image
+    both, found = (values.flatten(first).sum(-1) for values in (maps * mask, maps))  # (L,), (L, B) or (L, B, H)
     marked = mask.flatten(first - 1).sum(-1).expand_as(found)
     pixels = torch.full_like(found, math.prod(maps.shape[first:]))
-    if over != "image":
+    if over == "batch":
         both, found, marked, pixels = total(torch.stack([both, found, marked, pixels]))
     lost = 1 - (2 * both + 1) / (found + marked + 1)
     if normal:
         neither = pixels - found - marked + both
         lost = lost + 1 - (2 * neither + 1) / (2 * pixels - found - marked + 1)
-    return len(maps) * mean(lost) if over == "image" else lost.sum()
+    return lost.sum() if over == "batch" else len(maps) * mean(lost)
 
 
 def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch") -> Tensor:

@@ -50,10 +50,12 @@ _APRIL_GAN = [
     *(f"there is {which} {{}} in the scene." for which in ("a", "the")),
     *(f"this is {which} {{}} in the scene." for which in ("a", "the", "one")),
 ]
+_ADACLIP = ["a bad photo of a {}.", *(f"a {look} photo of the {{}}." for look in ("low resolution", "bad", "cropped"))]
 WORDINGS = {
     "kanoclip": (NORMAL_STATES, ANOMALOUS_STATES, TEMPLATES),
     "winclip": (_FLAWLESS, _FLAWED, _WINCLIP),
     "april_gan": (_FLAWLESS, [*_FLAWED, "broken {}"], _APRIL_GAN),
+    "adaclip": (_FLAWLESS, [*_FLAWED, "broken {}"], _ADACLIP),
 }
 
 
@@ -92,17 +94,18 @@ class EnsemblePrompts(Prompts):
     Args:
         class_name: Whether the phrases name the category; false: all say "object".
         wording: Whose phrases and templates to use: ours, those of WinCLIP (7 normal and 4 anomalous phrases in 22
-            templates) or those of APRIL-GAN (7 and 5 in 35).
+            templates), those of APRIL-GAN (7 and 5 in 35) or of AdaCLIP (the same phrases in 4 of the templates).
 
     Reference:
         J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.1 (compositional prompt ensemble) and its appendix; X. Chen et
-        al., *APRIL-GAN*, arXiv 2305.17382, 2023, and its code. Names of folders are turned into words.
+        al., *APRIL-GAN*, arXiv 2305.17382, 2023, and its code; Y. Cao et al., *AdaCLIP*, ECCV 2024, and its code. Names
+        of folders are turned into words.
     """
 
     learns = False
 
     def __init__(
-        self, class_name: bool = True, wording: Literal["kanoclip", "winclip", "april_gan"] = "kanoclip"
+        self, class_name: bool = True, wording: Literal["kanoclip", "winclip", "april_gan", "adaclip"] = "kanoclip"
     ) -> None:
         super().__init__()
         self.class_name = class_name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from kanoclip.backbone.attention import Attention
 from kanoclip.backbone.clip import CLIPBackbone
@@ -13,6 +14,7 @@ from kanoclip.backbone.head import Head
 from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
 from kanoclip.heads.memory import NoMemory, Vectors
+from kanoclip.heads.prompts import Prompts
 from kanoclip.models.remembering import WithMemory
 from kanoclip.types import Batch, Features, KanoclipError, Scores
 
@@ -31,6 +33,7 @@ class CLIPModule(WithMemory):
     backbone: CLIPBackbone
     attention: Attention
     tuning: Tuning
+    prompts: Prompts
 
     def assemble(self, backbone: CLIPBackbone, attention: Attention, **parts: nn.Module) -> None:
         """Take over a backbone and parts, and let each head make its weights.
@@ -77,6 +80,29 @@ class CLIPModule(WithMemory):
         patches, cls, grid, level_cls = batch.features
         return Features(patches.float(), cls.float(), grid, None if level_cls is None else level_cls.float())
 
+    def with_plain(self, batch: Batch) -> Batch:
+        """Add what the untouched image tower makes of a batch, if the tuning is made from it: it then runs once."""
+        return batch._replace(features=self.frozen(batch)) if self.tuning.needs_features else batch
+
+    def states(self, batch: Batch, features: Features) -> Tensor:
+        """Return what the prompts say of a batch ``with_plain``, with what is trained in the text tower.
+
+        Args:
+            batch: Whose features are those of the untouched tower, if the tuning is made from them.
+            features: What the prompts see.
+        """
+        tuning, prompts = self.tuning, self.prompts
+        if not (tuning.in_text and tuning.needs_features):
+            return prompts(batch.category, self.backbone, features, tuning.text(batch.features))
+        assert batch.features is not None  # for the type checker: the batch is with_plain
+        states, terms = [], []
+        for i, category in enumerate(batch.category):  # each image has texts of its own
+            hooks = tuning.text(_one(batch.features, i))
+            states.append(prompts([category], self.backbone, _one(features, i), hooks))
+            terms.append(prompts.take_terms())
+        prompts.terms = {name: torch.stack([one[name] for one in terms]).mean() for name in terms[0]}
+        return torch.cat(states)
+
     @property
     def features_key(self) -> str | None:
         """Digest of all that the frozen features depend on besides the image, for a cache; None if it is not known.
@@ -112,3 +138,10 @@ class CLIPModule(WithMemory):
         parts = {kind: getattr(self, kind) for kind in self._kinds}
         used = {kind: part for kind, part in parts.items() if not isinstance(part, (NoTuning, NoMemory))}
         return {"backbone": self.backbone.description} | {kind: type(part).__name__ for kind, part in used.items()}
+
+
+def _one(features: Features, i: int) -> Features:
+    """Return the features of one image of a batch."""
+    patches, cls, grid, level_cls = features
+    here = slice(i, i + 1)
+    return Features(patches[:, here], cls[here], grid, None if level_cls is None else level_cls[:, here])

@@ -132,8 +132,9 @@ class KAnoCLIP(CLIPModule):
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""
+        batch = self.with_plain(batch)
         features = self.features(batch)  # patches (L, B, N, D), cls (B, D)
-        states = self.prompts(batch.category, self.backbone, features, self.tuning.text(features))  # (B, 2, D)
+        states = self.states(batch, features)  # (B, 2, D)
         pairs = states.unbind(1) if states.ndim == 4 else (states,)  # (B, S, 2, D): S pairs of states
         compared = [self.compare(features, pair) for pair in pairs]
         logits, maps = compared[0] if len(compared) == 1 else _average(compared)  # (B, 2), (L, B, H, W)

@@ -285,7 +285,7 @@ def test_an_image_size_off_the_patch_grid_is_refused_with_the_nearest_ones(tiny,
 
 
 def test_an_unknown_way_of_resizing_positions_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"position is 'nearest', expected bicubic or bilinear"):
+    with pytest.raises(ValueError, match=r"position is 'nearest', expected bicubic, bicubic_no_antialias or bilinear"):
         CLIPBackbone(tiny[1], image_size=32, position="nearest")
 
 

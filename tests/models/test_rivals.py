@@ -17,6 +17,7 @@ from kanoclip.heads.scoring import GlobalScore, MapMaxScore, harmonic_mean, wind
 from kanoclip.models.ablations import CLIP
 from kanoclip.models.contents import CheckpointError
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals.adaclip import AdaCLIP
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.models.rivals.winclip import WinCLIP
@@ -25,7 +26,7 @@ from kanoclip.types import Batch
 from kanoclip.verbs.table import main
 
 ROOT = Path(__file__).parents[2]
-RIVALS = {"winclip": WinCLIP, "april_gan": AprilGAN, "anomalyclip": AnomalyCLIP}
+RIVALS = {"winclip": WinCLIP, "april_gan": AprilGAN, "anomalyclip": AnomalyCLIP, "adaclip": AdaCLIP}
 
 
 def config(name: str) -> dict:

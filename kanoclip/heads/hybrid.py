@@ -1,0 +1,108 @@
+"""What AdaCLIP learns behind the towers, and its hybrid semantic fusion: a global feature with odd patches in it."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.heads.adapter import Adapter
+from kanoclip.heads.interaction import Interaction
+
+PATCHES_PER_CLUSTER = 5
+
+
+class LevelProjection(Interaction):
+    """Project the patches of each level by a linear layer of its own that starts at random.
+
+    It takes patches of any width and length, such as those of a backbone whose ``levels_at`` is "block", to the joint
+    width D; unlike the other interactions it is not the identity before training. States stay as they are.
+
+    Reference:
+        Y. Cao et al., *AdaCLIP*, ECCV 2024, and its code; X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023. Both
+        take the tokens as the blocks return them.
+    """
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Create one layer per level, drawn as torch draws those of ``nn.Linear``."""
+        layers = [nn.Linear(backbone.patch_dim, backbone.dim) for _ in backbone.levels]
+        self.weight = nn.Parameter(torch.stack([one.weight.detach() for one in layers]))  # (L, D, W)
+        self.bias = nn.Parameter(torch.stack([one.bias.detach() for one in layers]))  # (L, D)
+
+    def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the projected patches ``(L, B, N, D)``, unit length, and the states once per level."""
+        projected = torch.stack([F.linear(*one) for one in zip(patches, self.weight, self.bias, strict=True)])
+        return F.normalize(projected.float(), dim=-1), states.expand(len(patches), -1, -1, -1)
+
+
+class ClassProjection(Adapter):
+    """Project the global feature by a linear layer that starts at random; not the identity before training.
+
+    Reference:
+        Y. Cao et al., *AdaCLIP*, ECCV 2024, and its code. It takes the global feature before it gets unit length.
+    """
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Create the layer."""
+        self.layer = nn.Linear(backbone.dim, backbone.dim)
+
+    def forward(self, cls: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return ``(B, D)``, unit length."""
+        return F.normalize(self.layer(cls).float(), dim=-1)
+
+
+def hybrid_semantic_fusion(
+    cls: Tensor, patches: Tensor, probability: Tensor, clusters: int = 20, share: float = 0.2
+) -> Tensor:
+    """Add the centres of the most anomalous patches to the global feature (HSF).
+
+    The ``5 * clusters`` most anomalous patches of an image are clustered by k-means, the levels of a patch joined. The
+    mean h of the centres, itself averaged over levels, gets unit length: a patch counts the more, the fewer are alike.
+
+    Args:
+        cls: ``(B, D)``, unit length.
+        patches: ``(L, B, N, D)``, unit length.
+        probability: ``(B, N)``, how anomalous each patch is; only its order counts.
+        clusters: Number of clusters, at least 1.
+        share: Weight of h; the global feature has the rest.
+
+    Returns:
+        ``(B, D)``, unit length. Gradients pass to the patches, not through the choice and the clusters.
+
+    Reference:
+        Y. Cao et al., *AdaCLIP*, ECCV 2024, as in its code, which says that it differs from the paper. There k-means
+        goes on with the random numbers of the images before; here each image starts anew.
+    """
+    L, _, N, D = patches.shape
+    count = min(PATCHES_PER_CLUSTER * clusters, N)
+    # in the order of their places: two that are all but equally anomalous do not change what k-means draws
+    place = probability.topk(count, dim=1).indices.sort(1).values  # (B, count)
+    chosen = patches.gather(2, place[None, :, :, None].expand(L, -1, -1, D))  # (L, B, count, D)
+    fused = []
+    for odd in chosen.unbind(1):  # (L, count, D)
+        label = cluster(odd.detach().transpose(0, 1).flatten(1), clusters)  # (count,)
+        members = label.bincount()
+        weight = 1 / (members[label] * members.count_nonzero())  # (count,)
+        fused.append((weight[:, None] * odd.mean(0)).sum(0))
+    centre = F.normalize(torch.stack(fused), dim=-1)
+    return F.normalize(share * centre + (1 - share) * cls, dim=-1)
+
+
+def cluster(points: Tensor, clusters: int) -> Tensor:
+    """Cluster points ``(n, W)`` by k-means, started by k-means++ with the same random numbers each time.
+
+    Returns:
+        The cluster of each point ``(n,)``, int64, from 0; points that are alike may leave a cluster empty.
+    """
+    with warnings.catch_warnings():  # of points that are all alike
+        warnings.simplefilter("ignore")
+        found = kmeans2(
+            points.float().cpu().numpy(), min(clusters, len(points)), iter=20, minit="++",
+            seed=np.random.default_rng(0), check_finite=False,
+        )[1]  # fmt: skip
+    return torch.from_numpy(found.astype(np.int64)).to(points.device)

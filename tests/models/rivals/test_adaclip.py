@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.deep_tokens import DeepTokens
+from kanoclip.heads import hybrid
+from kanoclip.models.rivals.adaclip import AdaCLIP
+from kanoclip.types import Batch
+
+ROOT = Path(__file__).parents[3]
+NAMES = ["bottle", "metal-nut"]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    return load_file(ROOT / "tests" / "golden" / "adaclip.safetensors")
+
+
+@pytest.fixture(scope="module")
+def published(golden, tmp_path_factory) -> dict:
+    """What the authors' code saves, read as the import reads it."""
+    weights = {key.removeprefix("published."): value.float() for key, value in golden.items() if "published" in key}
+    file = tmp_path_factory.mktemp("published") / "pretrained_all.pth"
+    torch.save(weights, file)
+    return {file.name: torch.load(file, weights_only=True)}
+
+
+@pytest.fixture(scope="module")
+def clip(golden, make_clip, write_clip, tmp_path_factory) -> str:
+    """The towers of the golden file, with OpenAI's vocabulary, which open_clip takes where a folder has none."""
+    weights = {key.removeprefix("clip."): value.float() for key, value in golden.items() if key.startswith("clip.")}
+    about, _ = make_clip(24, {"layers": 4}, {"context_length": 77, "vocab_size": 49408, "layers": 5})
+    table = torch.zeros(49408, 24)
+    table[golden["tokens"]] = weights["token_embedding.weight"]
+    folder = tmp_path_factory.mktemp("adaclip") / "clip"
+    name = write_clip(folder, about, weights | {"token_embedding.weight": table}, (0, 0, 0), (1, 1, 1))
+    (folder / "bpe.txt.gz").unlink()
+    return name
+
+
+@pytest.fixture
+def make(clip, published):
+    def make(round_tokens="none", **options) -> AdaCLIP:
+        given, weights = AdaCLIP.from_published(published)
+        tokens = given["tuning"]["init_args"] | {"round_tokens": round_tokens}
+        backbone = CLIPBackbone(
+            clip, None, 48, [1, 2, 3, 4], "bicubic_no_antialias", levels_at="block", activation="gelu"
+        )
+        model = AdaCLIP(backbone, tuning=DeepTokens(**tokens), clusters=2, dice="rows", **options)
+        frozen = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}
+        model.load_state_dict(weights | frozen)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def clusters_as_theirs(golden, monkeypatch):
+    """Give the patches the clusters that their k-means found, which draws from numbers of its own."""
+
+    def follow(labels="labels"):
+        def cluster(points, clusters):
+            distance = torch.cdist(points[None], golden["points"].float())  # (images, mine, theirs)
+            image = int(distance.amin(2).sum(1).argmin())
+            assert distance[image].amin(1).max() < 5e-3  # the same patches were chosen
+            return golden[labels][image][distance[image].argmin(1)]
+
+        monkeypatch.setattr(hybrid, "cluster", cluster)
+
+    return follow
+
+
+def batch_of(golden, *numbers: int) -> Batch:
+    index = torch.tensor(numbers)
+    count = len(numbers)
+    return Batch(
+        golden["images"][index] / 255, golden["masks"][index], index % 2, torch.ones(count, dtype=torch.bool),
+        torch.full((count, 2), 48), [NAMES[i % 2] for i in numbers], [""] * count, [f"{i}.png" for i in numbers],
+    )  # fmt: skip
+
+
+def far(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max())
+
+
+@torch.no_grad()
+def test_features_are_those_of_its_own_code(make, golden) -> None:
+    model, batch = make(), batch_of(golden, 0, 1)
+    batch = model.with_plain(batch)
+    features = model.features(batch)
+    states = model.states(batch, features)
+    patches, _ = model.interaction(features.patches, states)
+    cls = model.adapter(model.backbone.unscaled(features), patches, features.grid)
+    assert far(states, golden["states"]) < 2e-6
+    assert far(patches, golden["patches"]) < 2e-6
+    assert far(cls, golden["cls"]) < 2e-6
+
+
+@torch.no_grad()
+def test_maps_and_scores_are_those_of_its_own_code(make, golden, clusters_as_theirs) -> None:
+    clusters_as_theirs()
+    scores = make(sigma=0)(batch_of(golden, *range(10)))
+    assert far(scores.anomaly_map, golden["maps"]) < 1e-5
+    assert far(scores.image_score, golden["scores"]) < 1e-5
+    blurred = make(sigma=4 * 518 / 48)(batch_of(golden, 0, 1)).anomaly_map  # theirs are pixels of any image
+    assert far(blurred, golden["blurred"]) < 1e-5
+
+
+@torch.no_grad()
+def test_published_weights_give_the_scores_of_its_own_code_which_rounds_tokens(make, golden, clusters_as_theirs):
+    clusters_as_theirs("half.labels")
+    scores = make("half", sigma=0)(batch_of(golden, *range(10)))
+    assert far(scores.anomaly_map[:2], golden["half.maps"]) < 1e-5
+    assert far(scores.image_score, golden["half.scores"]) < 1e-5
+    assert far(scores.image_score, golden["scores"]) > 1e-5
+
+
+def test_loss_and_gradients_are_those_of_its_own_code(make, golden, clusters_as_theirs) -> None:
+    clusters_as_theirs()
+    model, batch = make().train(), batch_of(golden, 1)
+    losses = model.losses(batch, model(batch))
+    for name in ("global", "local"):
+        assert far(losses[name], golden[f"loss.{name}"]) < 1e-4
+    sum(losses.values()).backward()
+    theirs = {key.removeprefix("gradient."): value for key, value in golden.items() if key.startswith("gradient.")}
+    unused = "clip_model.text_prompter.static_prompts.0"  # nothing reads it: it has no gradient
+    whole = theirs | {unused: torch.zeros_like(golden[f"published.{unused}"])}
+    _, expected = AdaCLIP.from_published({"gradients": whole})
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            relative = far(parameter.grad, expected[name]) / float(expected[name].abs().max())
+            assert relative < 1e-4, name
+    assert len(expected) == sum(parameter.requires_grad for parameter in model.parameters())
