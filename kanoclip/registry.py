@@ -71,6 +71,7 @@ NAMES: dict[str, dict[str, str]] = {
         "winclip": "kanoclip.models.rivals.winclip.WinCLIP",
         "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
+        "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -82,6 +83,7 @@ NAMES: dict[str, dict[str, str]] = {
         "ensemble": "kanoclip.heads.prompts.EnsemblePrompts",
         "learned": "kanoclip.heads.prompts.LearnedPrompts",
         "object_agnostic": "kanoclip.heads.prompts.ObjectAgnosticPrompts",
+        "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -89,11 +91,13 @@ NAMES: dict[str, dict[str, str]] = {
         "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
+        "rca": "kanoclip.heads.rca.RCA",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",
         "linear": "kanoclip.heads.adapter.LinearAdapter",
         "conv": "kanoclip.heads.adapter.ConvAdapter",
+        "level_fusion": "kanoclip.heads.level_fusion.LevelFusion",
     },
     "score": {
         "global": "kanoclip.heads.scoring.GlobalScore",

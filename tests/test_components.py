@@ -14,6 +14,7 @@ from kanoclip.heads.losses import KDLoss
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import Score
 from kanoclip.registry import NAMES
+from kanoclip.types import Features
 
 BASES = {
     "attention": Attention,
@@ -47,7 +48,8 @@ def ready(kind: str, name: str, backbone, seed: int) -> nn.Module:
 def run(kind: str, component: nn.Module, backbone) -> tuple[torch.Tensor, ...]:
     """Everything a head returns, each unit length on its last axis."""
     if kind == "prompts":
-        return (component(["nut", "metal_plate", "nut"], backbone),)
+        torch.manual_seed(6)  # some draw
+        return (component(["nut", "metal_plate", "nut"], backbone, Features(PATCHES, CLS, (3, 4))),)
     if kind == "adapter":
         return (component(CLS, PATCHES, (3, 4)),)
     return component(PATCHES, STATES)
@@ -55,6 +57,7 @@ def run(kind: str, component: nn.Module, backbone) -> tuple[torch.Tensor, ...]:
 
 SHAPES = {"prompts": [(3, 2, 16)], "adapter": [(3, 16)], "interaction": [(4, 3, 12, 16), (4, 3, 2, 16)]}
 HEADS = [(kind, name) for kind in SHAPES for name in NAMES[kind]]
+SHAPES |= {"bayesian": [(3, 3, 2, 16)]}  # three pairs of states
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in BASES for name in NAMES[kind]])
@@ -68,7 +71,7 @@ def test_a_component_is_of_its_kind_documented_and_made_without_arguments(kind, 
 @pytest.mark.parametrize(("kind", "name"), HEADS)
 def test_a_head_returns_unit_vectors_of_the_shapes_of_its_kind(kind, name, tiny_clip) -> None:
     returned = run(kind, ready(kind, name, tiny_clip, seed=0), tiny_clip)
-    assert [tuple(values.shape) for values in returned] == SHAPES[kind]
+    assert [tuple(values.shape) for values in returned] == SHAPES.get(name, SHAPES[kind])
     for values in returned:
         torch.testing.assert_close(values.norm(dim=-1), torch.ones(values.shape[:-1]))
 
