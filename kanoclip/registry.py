@@ -75,6 +75,7 @@ NAMES: dict[str, dict[str, str]] = {
         "aa_clip": "kanoclip.models.rivals.aa_clip.AACLIP",
         "faprompt": "kanoclip.models.rivals.faprompt.FAPrompt",
         "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
+        "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -88,6 +89,7 @@ NAMES: dict[str, dict[str, str]] = {
         "object_agnostic": "kanoclip.heads.prompts.ObjectAgnosticPrompts",
         "projected": "kanoclip.heads.projections.ProjectedPrompts",
         "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
+        "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -97,6 +99,7 @@ NAMES: dict[str, dict[str, str]] = {
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
         "projection": "kanoclip.heads.projections.LevelProjection",
+        "rca": "kanoclip.heads.rca.RCA",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",
@@ -104,6 +107,7 @@ NAMES: dict[str, dict[str, str]] = {
         "projection": "kanoclip.heads.hybrid.ClassProjection",
         "conv": "kanoclip.heads.adapter.ConvAdapter",
         "patch_mean": "kanoclip.heads.projections.PatchMean",
+        "level_fusion": "kanoclip.heads.level_fusion.LevelFusion",
     },
     "score": {
         "global": "kanoclip.heads.scoring.GlobalScore",

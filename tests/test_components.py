@@ -48,6 +48,7 @@ def ready(kind: str, name: str, backbone, seed: int) -> nn.Module:
 def run(kind: str, component: nn.Module, backbone) -> tuple[torch.Tensor, ...]:
     """Everything a head returns, each unit length on its last axis."""
     if kind == "prompts":
+        torch.manual_seed(6)  # some draw
         return (component(["nut", "metal_plate", "nut"], backbone, Features(PATCHES, CLS, (3, 4))),)
     if kind == "adapter":
         return (component(CLS, PATCHES, (3, 4)),)
@@ -56,7 +57,7 @@ def run(kind: str, component: nn.Module, backbone) -> tuple[torch.Tensor, ...]:
 
 SHAPES = {"prompts": [(3, 2, 16)], "adapter": [(3, 16)], "interaction": [(4, 3, 12, 16), (4, 3, 2, 16)]}
 HEADS = [(kind, name) for kind in SHAPES for name in NAMES[kind]]
-SHAPES |= {"fine_grained": [(3, 2, 2, 16)]}  # two pairs of states
+SHAPES |= {"fine_grained": [(3, 2, 2, 16)], "bayesian": [(3, 3, 2, 16)]}  # pairs of states
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in BASES for name in NAMES[kind]])

@@ -37,6 +37,7 @@ FEW = {
     "winclip": ("backbone", "prompts", "score"),
     "faprompt": ("backbone", "attention", "prompts"),
     "adaclip": ("backbone", "attention", "tuning", "prompts", "interaction", "adapter"),
+    "bayes_pfl": ("backbone", "attention", "prompts", "interaction", "adapter"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -136,8 +136,8 @@ class KAnoCLIP(CLIPModule):
         features = self.features(batch)  # patches (L, B, N, D), cls (B, D)
         states = self.states(batch, features)  # (B, 2, D)
         pairs = states.unbind(1) if states.ndim == 4 else (states,)  # (B, S, 2, D): S pairs of states
-        compared = [self.compare(features, pair) for pair in pairs]
-        logits, maps = compared[0] if len(compared) == 1 else _average(compared)  # (B, 2), (L, B, H, W)
+        compared = (self.compare(features, pair) for pair in pairs)  # one at a time
+        logits, maps = next(compared) if len(pairs) == 1 else _average(compared)  # (B, 2), (L, B, H, W)
         heat = anomaly_map(maps)  # (B, H, W)
         if not self.training:
             heat = smooth(heat, self.sigma)
@@ -192,7 +192,11 @@ class KAnoCLIP(CLIPModule):
             self._facts_of = ImageFacts(self.backbone, base, data, self.image_knowledge)
 
 
-def _average(compared: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _average(compared: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Average over pairs of states: probabilities, as logits ``(B, 2)``, and maps ``(L, B, H, W)``."""
-    logits, maps = zip(*compared, strict=True)
-    return torch.stack([one.softmax(-1) for one in logits]).mean(0).log(), torch.stack(maps).mean(0)
+    pairs = iter(compared)
+    logits, maps = next(pairs)
+    probability, count = logits.softmax(-1), 1
+    for logits, more in pairs:  # their maps together would not fit a memory
+        probability, maps, count = probability + logits.softmax(-1), maps + more, count + 1
+    return (probability / count).log(), maps / count
