@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.deep_tokens import DeepTokens
+from kanoclip.data.drawn.surfaces import Surfaces
 from kanoclip.heads import hybrid
 from kanoclip.heads.losses import dice_loss
 from kanoclip.models.rivals.adaclip import AdaCLIP
@@ -216,3 +217,20 @@ def test_dice_over_rows_is_the_mean_over_each_row_of_pixels() -> None:
     maps, mask = torch.rand(2, 3, 4, 5, generator=generator), torch.rand(3, 4, 5, generator=generator).round()
     rows = dice_loss(maps.reshape(2, 12, 1, 5), mask.reshape(12, 1, 5), over="image", normal=True)
     torch.testing.assert_close(dice_loss(maps, mask, over="rows", normal=True), rows)
+
+
+def test_a_fit_is_kept_in_a_checkpoint_without_the_towers(tiny_clip, make_trainer, make_data, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, trainer = AdaCLIP(tiny_clip), make_trainer()
+    before = {name: one.clone() for name, one in model.named_parameters()}
+    trainer.fit(model, make_data(category="ring"))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    after = dict(model.named_parameters())
+    assert all(torch.equal(one, after[name]) != after[name].requires_grad for name, one in before.items())
+    results = []
+    for tested, given in ((model, None), (AdaCLIP(tiny_clip), tmp_path / "last.ckpt")):
+        make_trainer().test(tested, make_data(Surfaces, category="pill"), ckpt_path=given, verbose=False)
+        results.append(tested.results)
+    assert results[0] == results[1]
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.partition(".")[0] for name in kept} == {"tuning", "interaction", "adapter"}
