@@ -219,11 +219,12 @@ def test_dice_over_rows_is_the_mean_over_each_row_of_pixels() -> None:
     torch.testing.assert_close(dice_loss(maps, mask, over="rows", normal=True), rows)
 
 
-def test_a_fit_is_kept_in_a_checkpoint_without_the_towers(tiny_clip, make_trainer, make_data, tmp_path) -> None:
+def test_a_fit_is_kept_in_a_checkpoint_without_the_towers(tiny_clip, make_trainer, make_data, tmp_path, caplog) -> None:
     torch.manual_seed(0)
     model, trainer = AdaCLIP(tiny_clip), make_trainer()
     before = {name: one.clone() for name, one in model.named_parameters()}
-    trainer.fit(model, make_data(category="ring"))
+    trainer.fit(model, make_data(category="ring", cache=True))
+    assert "cache is true, but AdaCLIP with DeepTokens in its image tower keeps no frozen features" in caplog.text
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     after = dict(model.named_parameters())
     assert all(torch.equal(one, after[name]) != after[name].requires_grad for name, one in before.items())
