@@ -1,6 +1,7 @@
 """Measure a training step by component: time, peak memory, and what is kept for the backward pass.
 
     python benchmarks/training.py --output runs/benchmarks/training.md
+    python benchmarks/training.py --tuning deep_tokens --name ViT-B-16 --image_size 224
 
 KAnoCLIP on the embedded backbone, and on ViT-L-14-336 at 518 pixels with random weights; then fits of the embedded one
 with Lightning's options for mixed precision and gradient accumulation.
@@ -27,6 +28,7 @@ from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data.drawn.surfaces import SurfacesAuxiliary
 from kanoclip.heads.scoring import anomaly_map, dot, level_maps
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.registry import load_class, resolve
 from kanoclip.types import ANOMALOUS, Batch, Scores
 
 
@@ -60,10 +62,11 @@ Watch = Callable[..., AbstractContextManager[None]]
 def step(model: KAnoCLIP, batch: Batch, optimizer: torch.optim.Optimizer, watch: Watch) -> None:
     """One training step, as `KAnoCLIP.forward` and Lightning do it, taken apart."""
     own = frozenset(p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()])
-    with watch("frozen backbone", own):
+    with watch("image tower", own):
+        batch = model.with_plain(batch)
         features = model.features(batch)
     with watch("prompts (text encoder)", own):
-        states = model.prompts(batch.category, model.backbone)
+        states = model.states(batch, features)
     with watch("adapter", own):
         cls = model.adapter(features.cls, features.patches, features.grid)
     with watch("interaction", own):
@@ -83,9 +86,10 @@ def step(model: KAnoCLIP, batch: Batch, optimizer: torch.optim.Optimizer, watch:
         optimizer.zero_grad()
 
 
-def measure(backbone: CLIPBackbone, batch_size: int, turns: int) -> list[list[Any]]:
+def measure(backbone: CLIPBackbone, batch_size: int, turns: int, tuning: str = "none") -> list[list[Any]]:
     """Return the rows of one backbone."""
-    model, size = KAnoCLIP(backbone=backbone).train(), backbone.image_size
+    inside = load_class(resolve("tuning", tuning))()
+    model, size = KAnoCLIP(backbone=backbone, tuning=inside).train(), backbone.image_size
     mask = (torch.rand(batch_size, size, size) > 0.9).to(torch.uint8)
     batch = Batch(
         torch.rand(batch_size, 3, size, size), mask, torch.ones(batch_size, dtype=torch.long),
@@ -98,12 +102,11 @@ def measure(backbone: CLIPBackbone, batch_size: int, turns: int) -> list[list[An
         step(model, batch, optimizer, watch)
         if turn == 0:
             watch.seen.clear()
+    what = f"{backbone.description}, batch {batch_size}" + (f", {tuning}" if tuning != "none" else "")
     rows, whole = [], sum(statistics.median(one[0] for one in found) for found in watch.seen.values())
     for name, found in watch.seen.items():
         seconds, peak, kept = (statistics.median(values) for values in zip(*found, strict=True))
-        rows.append(
-            [f"{backbone.description}, batch {batch_size}", name, seconds, f"{seconds / whole:.0%}", peak, kept]
-        )
+        rows.append([what, name, seconds, f"{seconds / whole:.0%}", peak, kept])
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     return rows
 
@@ -148,25 +151,36 @@ def fits(turns: int) -> list[list[Any]]:
     ]  # fmt: skip
 
 
-def main(output: Path = Path("runs/benchmarks/training.md"), turns: int = 5, large: bool = True) -> None:
+def main(
+    output: Path = Path("runs/benchmarks/training.md"),
+    turns: int = 5,
+    large: bool = True,
+    name: str = "ViT-L-14-336",
+    image_size: int = 518,
+    tuning: str | None = None,
+) -> None:
     """Measure, print and write tables.
 
     Args:
         output: Markdown file to write.
         turns: Steps, and fits.
-        large: Whether ViT-L-14-336 takes part.
+        large: Whether a backbone of full size takes part.
+        name: Its name.
+        image_size: Its side of the image, in pixels.
+        tuning: What is trained inside its towers; then it alone is measured, with and without.
     """
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    rows = measure(EmbeddedBackbone(), 8, turns)
-    if large:
-        rows += measure(CLIPBackbone("ViT-L-14-336", None), 1, turns)
+    rows = measure(EmbeddedBackbone(), 8, turns) if tuning is None else []
+    for inside in ("none", *([tuning] if tuning else [])) if large else ():
+        rows += measure(CLIPBackbone(name, None, image_size), 1, turns, inside)
     lines = [machine("torch", "lightning"), "", f"Medians of {turns} steps.", ""]
     head = ["", "component", "s", "share", "peak above its start, MB", "kept for backward, MB"]
-    lines += [*table(head, rows), "", f"Fits of 76 images, embedded backbone; medians of {turns} turns.", ""]
-    lines += table(
-        ["--trainer option", "s", "x 32-true", "peak above its start, MB", "optimiser steps", "mean loss"], fits(turns)
-    )
+    lines += table(head, rows)
+    if tuning is None:
+        lines += ["", f"Fits of 76 images, embedded backbone; medians of {turns} turns.", ""]
+        head = ["--trainer option", "s", "x 32-true", "peak above its start, MB", "optimiser steps", "mean loss"]
+        lines += table(head, fits(turns))
     publish(lines, output)
 
 

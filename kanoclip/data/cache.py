@@ -168,6 +168,8 @@ def cached(data: Any, plain: AnomalyDataset) -> CachedDataset | None:
         return _of_joined_sets(data, plain)
     if key is None:
         name = "a loader without a trainer" if model is None else type(model).__name__
+        if getattr(tuning := getattr(model, "tuning", None), "in_image", False):
+            name += f" with {type(tuning).__name__} in its image tower"
         log.warning("cache is true, but %s keeps no frozen features (docs/cache.md): it does without.", name)
         return None
     kind, version = type(data), data.drawing_version

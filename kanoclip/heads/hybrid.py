@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.adapter import Adapter
 from kanoclip.heads.interaction import Interaction
+from kanoclip.types import KanoclipError
 
 PATCHES_PER_CLUSTER = 5
 
@@ -98,11 +99,14 @@ def cluster(points: Tensor, clusters: int) -> Tensor:
 
     Returns:
         The cluster of each point ``(n,)``, int64, from 0; points that are alike may leave a cluster empty.
+
+    Raises:
+        KanoclipError: In an export.
     """
+    if torch.compiler.is_compiling():
+        raise KanoclipError("k-means cannot be exported. Fit with --model.clusters 0, or use kanoclip predict.")
+    values = points.float().nan_to_num(0, 0, 0).cpu().numpy()  # SciPy crashes on NaN; what is summed still has it
     with warnings.catch_warnings():  # of points that are all alike
         warnings.simplefilter("ignore")
-        found = kmeans2(
-            points.float().cpu().numpy(), min(clusters, len(points)), iter=20, minit="++",
-            seed=np.random.default_rng(0), check_finite=False,
-        )[1]  # fmt: skip
+        found = kmeans2(values, min(clusters, len(values)), iter=20, minit="++", seed=np.random.default_rng(0))[1]
     return torch.from_numpy(found.astype(np.int64)).to(points.device)

@@ -17,14 +17,14 @@ from torch.func import functional_call
 
 from kanoclip import __version__
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.backbone.tuning import Hooks
+from kanoclip.backbone.tuning import Hooks, NoTuning
 from kanoclip.data.files import plain, whole_files
 from kanoclip.heads.prompts import Prompts
 from kanoclip.models.base import AnomalyModule
 from kanoclip.outputs.exported import ENTRY, FORMAT, Exported, import_openvino, require
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.results import about_model
-from kanoclip.types import UNKNOWN, Batch, Features
+from kanoclip.types import UNKNOWN, Batch, Features, KanoclipError
 
 OPSET = 18  # of ONNX; runtimes of the last years read it
 ONE_FILE = 1_900_000_000  # bytes: protobuf holds 2 GB
@@ -62,6 +62,9 @@ class Frozen(nn.Module):
         category: What the images show.
         half: Whether to keep large weights as float16; what is computed stays float32.
 
+    Raises:
+        KanoclipError: If its texts are encoded for each image anew.
+
     Shapes:
         RGB ``(B, S, S, 3)`` uint8 -> anomaly maps ``(B, S, S)`` and image scores ``(B,)``, both float32.
     """
@@ -71,8 +74,14 @@ class Frozen(nn.Module):
         twin = _with_own_modules(model.eval())
         backbone, prompts = getattr(model, "backbone", None), getattr(model, "prompts", None)
         if isinstance(backbone, CLIPBackbone) and isinstance(prompts, Prompts):
+            tuning = getattr(model, "tuning", NoTuning())
+            if tuning.in_text and tuning.needs_features:
+                raise KanoclipError(
+                    f"{model.name} cannot be exported: its {type(tuning).__name__} encodes the texts for each image "
+                    f"anew, and the text encoder is left out of an export. Use kanoclip predict."
+                )
             with torch.no_grad():
-                twin.prompts = _States(prompts([category], backbone).float())
+                twin.prompts = _States(prompts([category], backbone, hooks=tuning.text(None)).float())
             twin.backbone = _with_own_modules(backbone)
             twin.backbone.text = None
         self._twin = (twin,)  # not a part: what it computes with are the weights below

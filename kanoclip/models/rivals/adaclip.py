@@ -165,9 +165,10 @@ class AdaCLIP(CLIPModule):
             KanoclipError: If a tensor is missing or has another shape than beside the others.
         """
         (file, content), *_ = files.items()
+        content = content if isinstance(content, Mapping) else {}
 
         def take(key: str, *shape: int) -> Tensor:
-            tensor = content.get(f"clip_model.{key}") if isinstance(content, Mapping) else None
+            tensor = content.get(f"clip_model.{key}")
             found = tuple(tensor.shape) if isinstance(tensor, Tensor) else "not there"
             if not isinstance(tensor, Tensor) or (shape and found != shape):
                 raise KanoclipError(

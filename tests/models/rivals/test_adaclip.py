@@ -6,9 +6,11 @@ from safetensors.torch import load_file
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.deep_tokens import DeepTokens
+from kanoclip.data.drawn.surfaces import Surfaces
 from kanoclip.heads import hybrid
+from kanoclip.heads.losses import dice_loss
 from kanoclip.models.rivals.adaclip import AdaCLIP
-from kanoclip.types import Batch
+from kanoclip.types import Batch, KanoclipError
 
 ROOT = Path(__file__).parents[3]
 NAMES = ["bottle", "metal-nut"]
@@ -49,7 +51,8 @@ def make(clip, published):
         backbone = CLIPBackbone(
             clip, None, 48, [1, 2, 3, 4], "bicubic_no_antialias", levels_at="block", activation="gelu"
         )
-        model = AdaCLIP(backbone, tuning=DeepTokens(**tokens), clusters=2, dice="rows", **options)
+        options = {"clusters": 2, "dice": "rows"} | options
+        model = AdaCLIP(backbone, tuning=DeepTokens(**tokens), **options)
         frozen = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}
         model.load_state_dict(weights | frozen)
         return model.eval()
@@ -135,3 +138,100 @@ def test_loss_and_gradients_are_those_of_its_own_code(make, golden, clusters_as_
             relative = far(parameter.grad, expected[name]) / float(expected[name].abs().max())
             assert relative < 1e-4, name
     assert len(expected) == sum(parameter.requires_grad for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_a_score_does_not_depend_on_the_images_beside_or_before_it(make, golden) -> None:
+    model = make()
+    together = model(batch_of(golden, *range(10)))
+    backwards = [model(batch_of(golden, i)) for i in reversed(range(10))][::-1]
+    assert far(together.image_score, torch.cat([one.image_score for one in backwards])) < 1e-5
+    assert far(together.anomaly_map, torch.cat([one.anomaly_map for one in backwards])) < 1e-5
+
+
+@torch.no_grad()
+def test_without_clusters_the_score_is_that_of_the_projected_global_feature(make, golden) -> None:
+    found = make(clusters=0)(batch_of(golden, 0, 1)).image_score
+    expected = (100 * golden["cls"][:, None] @ golden["states"].mT)[:, 0].softmax(-1)[:, 1]
+    assert far(found, expected) < 1e-5
+
+
+def test_it_is_optimised_as_published(make) -> None:
+    model = make()
+    group = model.configure_optimizers().param_groups[0]
+    assert isinstance(model.configure_optimizers(), torch.optim.AdamW)
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.01, (0.5, 0.999), 0.01)
+    learned = [one for one in model.parameters() if one.requires_grad]
+    assert [id(one) for one in group["params"]] == [id(one) for one in learned]
+
+
+def test_images_without_a_mask_have_a_global_loss_alone(make, golden) -> None:
+    model, batch = make().train(), batch_of(golden, 0, 1)
+    without = batch._replace(has_mask=torch.zeros(2, dtype=torch.bool))
+    losses = model.losses(without, model(without))
+    assert float(losses["local"].detach()) == 0
+    assert float(losses["global"].detach()) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda kept: kept.pop("clip_model.cls_token_layer.head.0.bias"), "cls_token_layer.head.0.bias is not there"),
+        (
+            lambda kept: kept.update({"clip_model.visual_prompter.static_prompts.1": torch.zeros(5, 8)}),
+            r"static_prompts.1 is \(5, 8\), expected \(5, 32\)",
+        ),
+        (
+            lambda kept: kept.pop("clip_model.dynamic_text_prompt_generator.head.4.weight"),
+            r"head.4.weight is not there, expected \(24, 24\)",
+        ),
+        (lambda kept: kept.clear(), r"static_prompts.0 is not there, expected a tensor. Give the file as its authors"),
+    ],
+)
+def test_a_file_that_is_not_the_published_one_is_refused_with_what_is_wrong(change, told, published) -> None:
+    kept = dict(published["pretrained_all.pth"])
+    change(kept)
+    with pytest.raises(KanoclipError, match=rf"pretrained_all.pth holds no weights of AdaCLIP: .*{told}"):
+        AdaCLIP.from_published({"pretrained_all.pth": kept})
+    with pytest.raises(KanoclipError, match="holds no weights of AdaCLIP"):
+        AdaCLIP.from_published({"pretrained_all.pth": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dice": "row"}, r"dice is 'row', expected batch, image or rows. Use --model.dice image"),
+        ({"clusters": -1}, r"clusters is -1, expected 0 or more. Use --model.clusters 20, or 0 for none"),
+        ({"share": 1.5}, r"share is 1.5, expected a share in \[0, 1\]. Use --model.share 0.2"),
+        ({"sigma": -1.0}, r"sigma is -1.0, expected pixels"),
+        ({"temperature": 0.0}, r"temperature is 0.0, expected a number above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, told, tiny_clip) -> None:
+    with pytest.raises(KanoclipError, match=told):
+        AdaCLIP(tiny_clip, **options)
+
+
+def test_dice_over_rows_is_the_mean_over_each_row_of_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps, mask = torch.rand(2, 3, 4, 5, generator=generator), torch.rand(3, 4, 5, generator=generator).round()
+    rows = dice_loss(maps.reshape(2, 12, 1, 5), mask.reshape(12, 1, 5), over="image", normal=True)
+    torch.testing.assert_close(dice_loss(maps, mask, over="rows", normal=True), rows)
+
+
+def test_a_fit_is_kept_in_a_checkpoint_without_the_towers(tiny_clip, make_trainer, make_data, tmp_path, caplog) -> None:
+    torch.manual_seed(0)
+    model, trainer = AdaCLIP(tiny_clip), make_trainer()
+    before = {name: one.clone() for name, one in model.named_parameters()}
+    trainer.fit(model, make_data(category="ring", cache=True))
+    assert "cache is true, but AdaCLIP with DeepTokens in its image tower keeps no frozen features" in caplog.text
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    after = dict(model.named_parameters())
+    assert all(torch.equal(one, after[name]) != after[name].requires_grad for name, one in before.items())
+    results = []
+    for tested, given in ((model, None), (AdaCLIP(tiny_clip), tmp_path / "last.ckpt")):
+        make_trainer().test(tested, make_data(Surfaces, category="pill"), ckpt_path=given, verbose=False)
+        results.append(tested.results)
+    assert results[0] == results[1]
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name.partition(".")[0] for name in kept} == {"tuning", "interaction", "adapter"}
