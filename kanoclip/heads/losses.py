@@ -23,19 +23,21 @@ def global_loss(logits: Tensor, label: Tensor) -> Tensor:
     return mean(F.cross_entropy(logits, label, reduction="none"))
 
 
-def focal_loss(maps: Tensor, mask: Tensor, gamma: float = 2.0) -> Tensor:
+def focal_loss(maps: Tensor, mask: Tensor, gamma: float = 2.0, smooth: float = 0.0) -> Tensor:
     """Sum over levels of the mean over pixels of ``-(1 - p)^gamma log(p + 1e-5)``, p the probability of the true state.
 
     Args:
         maps: ``(L, B, H, W)``, the probability that a pixel is anomalous.
         mask: ``(B, H, W)``, 1 = anomalous.
         gamma: The higher, the less the pixels count that are right already.
+        smooth: Share of the probability of the wrong state in p; the code of many methods has 1e-5.
 
     Reference:
         T.-Y. Lin et al., *Focal Loss for Dense Object Detection*, ICCV 2017, eq. 4, without class weights. The 1e-5
         keeps the logarithm finite and, unlike a clamp, its gradient at p = 0; AnomalyCLIP's code adds it too.
     """
     p = torch.where(mask.bool(), maps, 1 - maps)
+    p = p + smooth * (1 - 2 * p) if smooth else p
     return len(maps) * mean(-((1 - p) ** gamma) * (p + 1e-5).log())
 
 

@@ -15,7 +15,7 @@ from kanoclip.backbone.residual import ResidualTuning
 from kanoclip.backbone.tuning import Tuning
 from kanoclip.heads.adapter import Adapter
 from kanoclip.heads.interaction import Interaction
-from kanoclip.heads.losses import global_loss, local_loss, with_mask
+from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
 from kanoclip.heads.projections import LevelProjection, PatchMean, ProjectedPrompts
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import MeanScore, Score, check_blur, dot, level_maps
@@ -192,7 +192,8 @@ class AACLIP(CLIPModule):
         assert maps is not None  # for the type checker: forward returns all of them
         assert logits is not None
         assert states is not None
-        terms = {"local": local_loss(*with_mask(maps, batch), "image")}
+        known = with_mask(maps, batch)
+        terms = {"local": focal_loss(*known, smooth=1e-5) + dice_loss(*known, "image", normal=True)}
         if self.fits_text:
             terms["orthogonal"] = self.orthogonal * mean(dot(states[:, NORMAL], states[:, ANOMALOUS])).square()
         else:
