@@ -287,6 +287,7 @@ def test_the_stages_fit_in_turn_what_they_name_and_a_test_may_change_what_no_hea
     results = []
     for other in (model, tiny(tiny_clip), tiny(tiny_clip, top_k=20, sigma=0.0)):
         given = None if other is model else tmp_path / "last.ckpt"
+        other.strict_options = True  # as on the command line
         make_trainer().test(other, make_data(Surfaces, category="pill"), ckpt_path=given, verbose=False)
         results.append(other.results)
     assert results[0] == results[1]
