@@ -106,7 +106,7 @@ class BayesianPrompts(Prompts):
             KanoclipError: Without features, or if a category's name is too long.
         """
         if features is None:
-            raise KanoclipError("Bayesian prompts see the image, so they cannot be made of a category alone.")
+            raise KanoclipError("Bayesian prompts depend on the image, so a model with them cannot be exported.")
         return self.states(category, backbone, features, *self.make_noise(len(category)), hooks)
 
     def make_noise(self, images: int) -> tuple[Tensor, Tensor]:

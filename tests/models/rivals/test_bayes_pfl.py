@@ -9,11 +9,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.heads.bayesian_prompts import global_feature
+from kanoclip.data.drawn.surfaces import Surfaces
+from kanoclip.heads.bayesian_prompts import BayesianPrompts, global_feature
+from kanoclip.heads.level_fusion import LevelFusion
+from kanoclip.heads.prompts import EnsemblePrompts
+from kanoclip.heads.rca import RCA
 from kanoclip.models.inference import batch_of
-from kanoclip.models.rivals.bayes_pfl import BayesPFL
+from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals.bayes_pfl import BayesPFL, balanced_focal_loss, whole_dice_loss
 from kanoclip.registry import load_class
-from kanoclip.types import Batch
+from kanoclip.types import Batch, KanoclipError
 
 FILE = Path(__file__).parents[2] / "golden" / "bayes_pfl.safetensors"
 SIZE = 84
@@ -198,3 +203,114 @@ def test_losses_and_gradients_are_those_of_its_training_step(
     fitted = model.stages[stage - 1].train
     assert set(gradients) == {name for name in learned if name.startswith(tuple(fitted))}
     assert max(gradients.values()) < 1e-4, gradients
+
+
+def test_its_file_is_read_whole_and_what_is_wrong_with_it_is_told(published, about) -> None:
+    options, heads = BayesPFL.from_published({"train_visa.pth": published})
+    assert options["prompts"]["init_args"] == {"bank": 3, "context": 5, "state": 5, "flows": 4}
+    read = {name for ours in heads for name in their_name(ours)}
+    left = set(published["MyModel"]) - set(about["aliases"]) - set(about["unused"])
+    assert left - read == {"fuse.compress.bias"}
+
+    weights = published["MyModel"]
+    for changed, told in (
+        (
+            {"RCA.q_proj_pre.bias": None},
+            r"train.pth: MyModel\['RCA.q_proj_pre.bias'\] is missing.* of \[32\]",
+        ),
+        ({"class_mapping.weight": torch.zeros(32, 5)}, r"'class_mapping.weight'\] is \[32, 5\], expected .*\[32, 32\]"),
+        ({"prompt_context": torch.zeros(3)}, r"'prompt_context'\] is \[3\], expected .* \[any, any, any\]"),
+        (
+            {"PFL_normal.encoder.weight_mean.module.0.weight": torch.zeros(32, 32)},
+            r"'PFL_normal.encoder.weight_mean.module.0.weight'\] differs from 'state_encoder.weight_mean",
+        ),
+    ):
+        with pytest.raises(KanoclipError, match=told):
+            BayesPFL.from_published({"train.pth": {"MyModel": weights | changed}})
+    with pytest.raises(KanoclipError, match=r"train.pth is no checkpoint of Bayes-PFL: it has no entry 'MyModel'"):
+        BayesPFL.from_published({"train.pth": weights})
+    with pytest.raises(KanoclipError, match=r"one file for a fit, such as train_visa.pth, but here are 2"):
+        BayesPFL.from_published({"a.pth": published, "b.pth": published})
+
+
+def test_a_defect_weighs_as_much_as_all_that_is_normal() -> None:
+    maps, mask = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(3, 8, 8)
+    mask[0, 1, 2:5] = 1
+    found = balanced_focal_loss(maps, mask)
+    expected = 0.0
+    for level in maps:
+        for true, p in ((mask == 1, level), (mask == 0, 1 - level)):
+            expected += (-((1 - p[true]) ** 2) * (p[true] + 1e-8).log()).mean()
+    torch.testing.assert_close(found, expected)
+    assert float(balanced_focal_loss(maps[:, :0], mask[:0]) + whole_dice_loss(maps[:, :0], mask[:0])) == 0  # no masks
+
+
+def tiny(backbone, **options) -> BayesPFL:
+    torch.manual_seed(0)
+    return BayesPFL(backbone, prompts=BayesianPrompts(flows=2, samples=2), **options)
+
+
+@torch.no_grad()
+def test_top_k_is_scaled_to_the_image_and_reads_the_map_before_its_blur(tiny_clip, synthetic_batch) -> None:
+    for top_k, pixels in ((1, 1), (2000, 8), (518**2, 32 * 32)):
+        model = tiny(tiny_clip, top_k=top_k).eval()
+        scores = model(synthetic_batch)
+        top = scores.level_maps.mean(0).flatten(1).topk(pixels).values.mean(1)
+        near(scores.image_score, (scores.logits.softmax(-1)[:, 1] + top) / 2, 1e-6)
+    for wrong in (0, 518**2 + 1):
+        with pytest.raises(KanoclipError, match=rf"top_k is {wrong}, expected 1 to 268324 pixels"):
+            tiny(tiny_clip, top_k=wrong)
+
+
+def test_the_stages_fit_in_turn_what_they_name_and_a_test_may_change_what_no_head_depends_on(
+    tiny_clip, make_trainer, make_data, tmp_path
+) -> None:
+    model, trainer = tiny(tiny_clip), make_trainer(max_epochs=2)
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+    step = model.training_step
+
+    def spy(batch):
+        before = {name: one.detach().clone() for name, one in model.named_parameters()}
+        if spy.before:
+            changed = {name for name, one in before.items() if not torch.equal(one, spy.before[1][name])}
+            seen[spy.before[0]] |= changed
+        spy.before = model.stage, before
+        return step(batch)
+
+    spy.before = None
+    model.training_step = spy
+    trainer.fit(model, make_data(category="ring", images=12))
+    first = {name.split(".")[0] for name in seen[0]}
+    assert first == {"prompts", "interaction", "text_map", "pixel_scale", "image_scale"}
+    assert {name.split(".")[0] for name in seen[1]} == {"text_map", "adapter"}
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    results = []
+    for other in (model, tiny(tiny_clip), tiny(tiny_clip, top_k=20, sigma=0.0)):
+        given = None if other is model else tmp_path / "last.ckpt"
+        other.strict_options = True  # as on the command line
+        make_trainer().test(other, make_data(Surfaces, category="pill"), ckpt_path=given, verbose=False)
+        results.append(other.results)
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+@torch.no_grad()
+def test_kanoclip_takes_its_prompts_its_interaction_and_its_adapter(make_model, synthetic_batch) -> None:
+    parts = {"prompts": BayesianPrompts(samples=2), "interaction": RCA(), "adapter": LevelFusion()}
+    model = make_model(KAnoCLIP, **parts, terms={"kl": 0.01})
+    losses = model.losses(synthetic_batch, model.train()(synthetic_batch))
+    assert {"kl", "ort", "global", "local"} <= set(losses)
+    assert all(loss.isfinite() for loss in losses.values())
+    scores = model.eval()(synthetic_batch)
+    features = model.features(synthetic_batch)
+    pairs = model.prompts(synthetic_batch.category, model.backbone, features).unbind(1)
+    logits, maps = zip(*[model.compare(features, pair) for pair in pairs], strict=True)
+    near(scores.level_maps, torch.stack(maps).mean(0), 1e-6)
+    near(scores.logits.softmax(-1), torch.stack(logits).softmax(-1).mean(0), 1e-6)
+
+
+def test_hand_written_prompts_take_the_place_of_drawn_ones(tiny_clip, synthetic_batch) -> None:
+    model = BayesPFL(tiny_clip, prompts=EnsemblePrompts())
+    scores = model.train()(synthetic_batch)
+    model.running_stage = 0
+    assert set(model.losses(synthetic_batch, scores)) == {"global", "local"}
