@@ -72,6 +72,7 @@ NAMES: dict[str, dict[str, str]] = {
         "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
         "faprompt": "kanoclip.models.rivals.faprompt.FAPrompt",
+        "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -84,6 +85,7 @@ NAMES: dict[str, dict[str, str]] = {
         "learned": "kanoclip.heads.prompts.LearnedPrompts",
         "object_agnostic": "kanoclip.heads.prompts.ObjectAgnosticPrompts",
         "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
+        "prefix": "kanoclip.heads.prefix.PrefixPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",

@@ -33,7 +33,11 @@ def read(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-FEW = {"winclip": ("backbone", "prompts", "score"), "faprompt": ("backbone", "attention", "prompts")}
+FEW = {
+    "winclip": ("backbone", "prompts", "score"),
+    "faprompt": ("backbone", "attention", "prompts"),
+    "af_clip": ("backbone", "attention", "prompts", "adapter"),
+}
 
 
 def kinds(path: Path) -> tuple[str, ...]:
@@ -74,10 +78,17 @@ def create(section: Namespace, **override: object) -> object:
     return getattr(import_module(module), cls)(**inside, **override)
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_name, tiny_clip):
+    """The tiny CLIP whose levels are read where a model of a config reads them."""
+    block = CLIPBackbone(tiny_name, image_size=32, levels_at="block")
+    return lambda model: block if model == "af_clip" else tiny_clip
+
+
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_a_config_is_accepted_and_builds_the_model_and_the_data_it_names(path: Path, tiny_clip) -> None:
+def test_a_config_is_accepted_and_builds_the_model_and_the_data_it_names(path: Path, tiny) -> None:
     tree = parse(path)
-    model = create(tree.model, backbone=tiny_clip)
+    model = create(tree.model, backbone=tiny(path.stem))
     data = create(tree.data)
     assert model.name == read(path)["model"]["class_path"]
     assert data.name == read(path)["data"]["class_path"]
@@ -85,7 +96,7 @@ def test_a_config_is_accepted_and_builds_the_model_and_the_data_it_names(path: P
     assert {k: built[k] for k in built if k != "backbone"} == {
         kind: cls.rpartition(".")[2] for kind, cls in classes(path).items() if kind != "backbone"
     }
-    assert tree.seed_everything == 111
+    assert tree.seed_everything == (122 if path.stem == "af_clip" else 111)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
@@ -100,8 +111,8 @@ def test_the_keys_of_a_config_follow_the_data(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_a_model_that_learns_says_for_how_long(path: Path, tiny_clip) -> None:
-    learns = create(parse(path).model, backbone=tiny_clip).needs_training
+def test_a_model_that_learns_says_for_how_long(path: Path, tiny) -> None:
+    learns = create(parse(path).model, backbone=tiny(path.stem)).needs_training
     assert ("max_epochs" in read(path)["trainer"]) == learns
 
 
@@ -133,7 +144,7 @@ def test_the_whole_without_a_part_differs_from_it_in_that_part_alone(part: str, 
 
 def test_ablations_do_not_share_a_run_folder() -> None:
     roots = [read(path)["trainer"]["default_root_dir"] for path in CONFIGS.glob("ablations/*.yaml")]
-    assert len(set(roots)) == len(roots) == 30
+    assert len(set(roots)) == len(roots) == 31
 
 
 def test_the_full_config_is_the_method_at_its_published_size() -> None:
@@ -146,9 +157,9 @@ def test_the_full_config_is_the_method_at_its_published_size() -> None:
 
 
 @pytest.mark.parametrize("model", [name for name in available("model") if name != "local_stats"])
-def test_the_config_of_a_variant_or_rival_spells_out_its_own_defaults(model: str, tiny_clip) -> None:
+def test_the_config_of_a_variant_or_rival_spells_out_its_own_defaults(model: str, tiny) -> None:
     module, _, cls = NAMES["model"][model].rpartition(".")
-    defaults = getattr(import_module(module), cls)(backbone=tiny_clip).describe_components()
+    defaults = getattr(import_module(module), cls)(backbone=tiny(model)).describe_components()
     said = classes(next(CONFIGS.glob(f"*/{model}.yaml")))
     assert {kind: said[kind].rpartition(".")[2] for kind in said if kind != "backbone"} == {
         kind: defaults[kind] for kind in said if kind != "backbone"
@@ -166,7 +177,7 @@ BENCHMARKS = sorted(CONFIGS.glob("benchmarks/*.yaml"))
 SIZES = {  # fits if all sets are on disk, and rows
     "ablation": (7 * 3, 9),
     "ablation_full": (2 * 7 * 3, 9),
-    "components": (26 * 3, 26),
+    "components": (27 * 3, 27),
     "mvtec_to_all": (2 * 3 * 3, 5),
     "quickstart": (1, 3),
     "rivals": (3 * 3, 6),

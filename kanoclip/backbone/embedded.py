@@ -24,6 +24,7 @@ class EmbeddedBackbone(CLIPBackbone):
         levels: Blocks after which patches are read, counted from 1, of 5. null: 3 and 5.
         position: How the position embedding is resized for another image size than that of the pretraining: bicubic
             with antialias, or bilinear without.
+        levels_at: Where patches are read, as in ``CLIPBackbone``.
 
     Raises:
         MissingError: If the package was installed without its weights.
@@ -38,11 +39,12 @@ class EmbeddedBackbone(CLIPBackbone):
         image_size: int = 128,
         levels: list[int] | None = None,
         position: Literal["bicubic", "bilinear"] = "bicubic",
+        levels_at: Literal["joint", "norm", "block"] = "joint",
     ) -> None:
         if not (FOLDER / "model.safetensors").is_file():
             raise MissingError(
                 f"No weights of the embedded backbone at {FOLDER}: expected model.safetensors, which comes with "
                 f"kanoclip. Reinstall it with: pip install --force-reinstall --no-deps kanoclip"
             )
-        super().__init__(f"{LOCAL_DIR}{FOLDER}", None, image_size, levels or LEVELS, position)
+        super().__init__(f"{LOCAL_DIR}{FOLDER}", None, image_size, levels or LEVELS, position, levels_at=levels_at)
         self.description = "kanoclip embedded"
