@@ -84,9 +84,7 @@ def main() -> None:
 
     images = torch.rand(6, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)  # patches of one colour,
     images[3, :, :16] = images[0, :, :16]  # an upper half nearly that of a reference: if it were the same, rounding
-    images = (
-        (0.6 * images + 0.4 * torch.rand(6, 3, 32, 32)).half().float()
-    )  # would make distances below 0 in its code
+    images = (0.6 * images + 0.4 * torch.rand(6, 3, 32, 32)).half().float()  # would make distances below 0 in its code
     given = (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     references, tested = given[:2], given[2:]
     whole, windows, patches = model.encode_image(tested)
