@@ -110,6 +110,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "memory": {
         "none": "kanoclip.heads.memory.NoMemory",
+        "patches": "kanoclip.heads.patch_memory.PatchMemory",
     },
     "kd_loss": {
         "none": "kanoclip.heads.losses.NoKD",

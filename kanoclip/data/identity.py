@@ -52,7 +52,7 @@ class DataIdentity:
         hashes = self._known_hashes(stage)
         if hashes is None:
             return None
-        return [int.from_bytes(bytes.fromhex(image[:16]), "big", signed=True) for image, *_ in hashes]
+        return [content_number(image) for image, *_ in hashes]
 
     def samples_digest(self, stage: str) -> str | None:
         """Hash the samples of a stage: contents of images and masks, label, category and split, in order.
@@ -114,6 +114,11 @@ class DataIdentity:
         found = self._hashes[stage]
         known = all(image is not None for image, *_ in found)
         return [tuple(one or "" for one in hashes) for hashes in found] if known else None
+
+
+def content_number(content: str) -> int:
+    """Return the first 8 bytes of a hash in hexadecimal digits, as a signed integer."""
+    return int.from_bytes(bytes.fromhex(content[:16]), "big", signed=True)
 
 
 def content_hashes(samples: Sequence[Sample], drawing_version: str) -> list[tuple[str | None, ...]]:

@@ -12,12 +12,12 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
-from kanoclip.heads.memory import NoMemory
-from kanoclip.models.base import AnomalyModule
+from kanoclip.heads.memory import NoMemory, Vectors
+from kanoclip.models.remembering import WithMemory
 from kanoclip.types import Batch, Features, KanoclipError, Scores
 
 
-class CLIPModule(AnomalyModule):
+class CLIPModule(WithMemory):
     """Base of models that are a frozen CLIP with parts by name; a subclass calls ``assemble`` and gives ``forward``.
 
     Attributes:
@@ -46,7 +46,7 @@ class CLIPModule(AnomalyModule):
         self.backbone, self.attention, self.image_size = backbone, attention, backbone.image_size
         attention.start(backbone.depth)  # a block that is not there is an error here, not in the first batch
         self._kinds = ("attention", *parts)
-        for kind, part in {"tuning": NoTuning(), **parts}.items():
+        for kind, part in {"tuning": NoTuning(), "memory": NoMemory(), **parts}.items():
             if isinstance(part, Head):
                 if vars(part).get("_built") and list(part.parameters()):
                     raise KanoclipError(
@@ -64,6 +64,10 @@ class CLIPModule(AnomalyModule):
             return self.frozen(batch)
         plain = self.frozen(batch) if self.tuning.needs_features else None
         return self.backbone.tuned(batch.image, self.attention, self.tuning.image(plain))
+
+    def vectors(self, batch: Batch) -> Vectors:
+        """Return the patches of each level, which a memory keeps: ``(B, N, D)`` each."""
+        return list(self.features(batch).patches)
 
     def frozen(self, batch: Batch) -> Features:
         """Return what the untouched image tower makes of a batch."""

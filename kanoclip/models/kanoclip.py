@@ -20,6 +20,7 @@ from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, ch
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.models.clip_module import CLIPModule
+from kanoclip.models.remembering import average
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
@@ -50,7 +51,8 @@ class KAnoCLIP(CLIPModule):
         lr: Learning rate of Adam.
         betas: Its two decay rates.
         tuning: What is trained inside the frozen towers.
-        memory: Reference images that patches are compared with beside the texts.
+        memory: Reference images that patches are compared with beside the texts; the maps of both are averaged, and
+            so are the score and the largest distance of a patch (ours, after WinCLIP). It plays no part in training.
         terms: Weights of the loss terms that heads make by themselves, by name; 1 for those that are not named.
 
     Reference:
@@ -136,6 +138,8 @@ class KAnoCLIP(CLIPModule):
         if not self.training:
             heat = smooth(heat, self.sigma)
         score = self.score(logits.softmax(-1)[:, ANOMALOUS], heat)  # (B,)
+        if not self.training and (distance := self.memory(features, batch.category)) is not None:  # (B, h, w)
+            heat, score = self.join(heat, score, distance)
         return self.with_terms(Scores(heat, score, maps, logits, pairs[0]))
 
     def compare(self, features: Features, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +148,10 @@ class KAnoCLIP(CLIPModule):
         logits = dot(cls[:, None], states) / self.temperature  # (B, 2)
         patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
         return logits, level_maps(patches, level_states, features.grid, self.image_size, self.temperature)
+
+    def join(self, heat: Tensor, score: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Join map ``(B, H, W)`` and score ``(B,)`` by texts with distances ``(B, h, w)`` from reference images."""
+        return average(heat, score, distance, self.sigma)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms ``kd``, ``global`` and ``local``, and those of the heads by their names.

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from kanoclip import __version__
 from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
 from kanoclip.data.loading import gather_unreadable
+from kanoclip.data.references import References
 from kanoclip.metrics.calibration import Threshold
 from kanoclip.models.checkpoint import backbone_of, settings, zero_shot
 from kanoclip.outputs.examples import Example, example, panel
@@ -157,8 +158,10 @@ class ResultsWriter(Callback):
         model: Any = pl_module
         auxiliary, seen = getattr(model, "auxiliary", None), getattr(model, "fitted_images", None)
         digests = data.image_digests("test") if hasattr(data, "image_digests") else None
+        few = _references(model)
         report = about_run(trainer, pl_module) | {
-            "zero_shot": True if auxiliary is None else zero_shot(seen, digests),
+            "zero_shot": False if few else True if auxiliary is None else zero_shot(seen, digests),
+            "references_tested": few.among(digests or ()) if few else 0,
             "images": self._images,
             "unreadable": unreadable,
             "left_out": getattr(data, "left_out", []),
@@ -223,6 +226,7 @@ def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision
     return {
         "model": getattr(model, "name", "") or type(model).__name__,
         "auxiliary": getattr(model, "auxiliary", None),
+        "references": few.told if (few := _references(model)) else None,
         "components": getattr(model, "describe_components", dict)(),
         "checkpoint": {"path": path, "sha256": sha256(path)} if os.path.isfile(path) else None,
         "backbone": backbone_of(model)["fingerprint"],
@@ -256,7 +260,11 @@ def tell_unwritten(mine: list[tuple[str, str]], rest: str) -> list[tuple[str, st
 def headline(report: dict[str, Any]) -> str:
     """Say in three lines which model, on which data, by which protocol."""
     fitted, checkpoint = report["auxiliary"], report["checkpoint"]
-    if fitted is None:
+    if report.get("references"):
+        tested = report.get("references_tested")
+        few = f"{report['references']}{f', {tested} of all are tested too' if tested else ''}"
+        protocol = f"{fitted or 'nothing fitted'} -> {report['data']}, few-shot ({few}), NOT zero-shot"
+    elif fitted is None:
         protocol = f"nothing fitted -> {report['data']}"
     else:
         protocol = f"{fitted} -> {report['data']}, {ZERO_SHOT[report['zero_shot']]}"
@@ -271,6 +279,11 @@ def headline(report: dict[str, Any]) -> str:
         f"backbone {report['components'].get('backbone', 'unknown')}; {weights}; precision {report['precision']}\n"
         f"{counted(report['images'], 'image')}{drawn}, {1000 * report['seconds_per_image']:.1f} ms an image"
     )
+
+
+def _references(model: Any) -> References | None:
+    found: References | None = getattr(getattr(model, "memory", None), "chosen", None)
+    return found
 
 
 def _options(model: LightningModule) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kanoclip.data.resizing import Tile
 from kanoclip.models.base import AnomalyModule
 from kanoclip.models.inference import batch_of, load_model
+from kanoclip.models.remembering import WithMemory
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.results import about_model
 from kanoclip.types import KanoclipError
@@ -48,6 +49,8 @@ class ModelScorer:
         self._model = model.to(self.device)
         if tile:
             model.tiles_at_once = tiles_at_once
+        if isinstance(model, WithMemory):
+            model.remember(tile)
         self.size = model.image_size
         pixels = {"image_size": self.size, "tile": tile}
         self.scoring = scoring(about_model(model, model.loaded_from, "32-true") | {"pixels": pixels})

@@ -217,8 +217,11 @@ def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:
         (False, "NOT zero-shot, as tested images were fitted"),
         (None, "Zero-shot or not is unknown, as the contents of images were not compared"),
     ):
-        rows = [f"{o.model} ({o.auxiliary}) on {o.data}" for o in found if o.report["zero_shot"] is zero_shot]
+        these = [one for one in found if one.report["zero_shot"] is zero_shot and not one.report.get("references")]
+        rows = [f"{one.model} ({one.auxiliary}) on {one.data}" for one in these]
         notes += [f"{said}: {', '.join(dict.fromkeys(rows))}."] * bool(rows)
+    few = [f"{o.model} on {o.data} ({o.report['references']})" for o in found if o.report.get("references")]
+    notes += [f"Few-shot, NOT zero-shot: {', '.join(dict.fromkeys(few))}."] * bool(few)
     if plan.missing:
         notes.append(f"Not on disk, so left out: {', '.join(one.label for one in plan.missing)}.")
     used = {one.label: one for job in plan.jobs for one in job.available}

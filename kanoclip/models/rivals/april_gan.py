@@ -12,13 +12,14 @@ from kanoclip.heads.adapter import NoAdapter
 from kanoclip.heads.interaction import LinearInteraction
 from kanoclip.heads.losses import NoKD, dice_loss, focal_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
-from kanoclip.heads.scoring import GlobalScore
+from kanoclip.heads.scoring import GlobalScore, smooth
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.remembering import enlarge
 from kanoclip.types import Batch, Scores
 
 
 class AprilGAN(KAnoCLIP):
-    """Project the patches of each level of plain CLIP to hand-written prompts (APRIL-GAN, zero-shot).
+    """Project the patches of each level of plain CLIP to hand-written prompts (APRIL-GAN).
 
     A component left null is the model's own; every one can be replaced by name, class path or object.
 
@@ -36,7 +37,9 @@ class AprilGAN(KAnoCLIP):
         of the tower, before CLIP's last norm and projection, and start at random with a bias; ours act behind them
         and start as the identity without one. Probabilities are enlarged, not cosines, with pixel centres aligned and
         not corners. Maps are averaged over levels where it sums them, which ranks alike. Its mosaics of four images of
-        MVTec AD are left out. Zero-shot alone.
+        MVTec AD are left out. Few-shot (``memory: patches``): its sum of levels is divided by 12, which brings it into
+        [0, 1] and ranks alike; the highest pixel of the joined map is averaged with the global probability as it is,
+        where its code first stretches it to [0, 1] over the tested images of the category.
     """
 
     name = "april_gan"
@@ -59,6 +62,12 @@ class AprilGAN(KAnoCLIP):
         prompts = prompts or EnsemblePrompts(wording="april_gan")
         backbone = backbone or CLIPBackbone(activation="gelu")
         super().__init__(backbone, prompts=prompts, temperature=temperature, sigma=sigma, dice=dice, **options)
+
+    def join(self, heat: Tensor, score: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Join texts with distances as its code, which adds 1 - cosine, twice the distance, to the map of the texts."""
+        pixels = enlarge(distance, self.image_size, align_corners=True)  # (B, H, W)
+        heat = (heat + 2 * smooth(pixels, self.sigma)) / 3
+        return heat, (score + heat.flatten(1).amax(1)) / 2
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the term ``local``, focal + Dice(anomalous) summed over levels; the global feature learns nothing."""
