@@ -14,7 +14,7 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.alignment import alignment_loss, patch_mask
 from kanoclip.heads.binary_focal import binary_focal_loss
 from kanoclip.heads.losses import with_mask
-from kanoclip.heads.memory import Memory, NoMemory
+from kanoclip.heads.memory import Memory, NoMemory, Vectors
 from kanoclip.heads.prefix import PrefixPrompts
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import check_blur, check_temperature, dot, smooth
@@ -157,6 +157,10 @@ class AFCLIP(CLIPModule):
         assert level_cls is not None  # for the type checker: the constructor has seen to it
         seen = torch.stack([gaussian_window(patches, grid, side) for side in self.windows], 1)  # (L, R, B, N, W)
         return Features(seen.flatten(0, 1), cls, grid, level_cls.repeat_interleave(len(self.windows), 0))
+
+    def vectors(self, batch: Batch) -> Vectors:
+        """Return the patches of each level in each window, untouched by the adapter, which a memory keeps."""
+        return list(self.sets(self.features(batch)).patches)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms global, local (on the grid of patches) and alignment."""

@@ -1,23 +1,22 @@
 """AF-CLIP against what its own code computed with small random weights, see benchmarks/parity/af_clip.py."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.heads.alignment import patch_mask
-from kanoclip.heads.memory import Memory
+from kanoclip.heads.patch_memory import PatchMemory
 from kanoclip.heads.prefix import PrefixPrompts
 from kanoclip.models.rivals.af_clip import AFCLIP, LAYERS
 from kanoclip.registry import NAMES, load_class
-from kanoclip.types import Batch, Features
+from kanoclip.types import Batch
 from kanoclip.verbs.table import main
 
 ROOT = Path(__file__).parents[3]
@@ -63,6 +62,13 @@ def batch(count: int = 10, begin: int = 0) -> Batch:
         defect=[""] * len(mask),
         path=[f"{i}.png" for i in range(len(mask))],
     )
+
+
+def references(folder: Path) -> None:
+    """Write the two images that its code remembered."""
+    folder.mkdir(exist_ok=True)
+    for i, pixels in enumerate(GOLDEN["pixels"][10:]):
+        cv2.imwrite(str(folder / f"{i}.png"), pixels.permute(1, 2, 0).flip(-1).numpy())
 
 
 def close(ours: Tensor, theirs: Tensor, within: float = 1e-5) -> None:
@@ -112,28 +118,16 @@ def test_masks_become_patches_as_in_its_own_script() -> None:
     assert found.unique().tolist() == [0, 0.5, 1]
 
 
-class Nearest(Memory):
-    """Remembers the two last images of the golden file in a bank for each set."""
-
-    def __init__(self, banks: Tensor) -> None:
-        super().__init__()
-        self._banks = normalize(banks.flatten(1, 2), dim=-1)  # (S, K * N, W)
-
-    def forward(self, features: Features, category: Sequence[str]) -> Tensor:
-        cosine = torch.einsum("sbnw,smw->sbnm", normalize(features.patches, dim=-1), self._banks)
-        return ((1 - cosine.amax(-1)) / 2).mean(0).unflatten(1, features.grid)
-
-
 @torch.no_grad()
-def test_with_reference_images_map_and_score_are_those_of_its_few_shot_code(backbone) -> None:
-    plain = imported(backbone)
-    references = batch(1)._replace(image=GOLDEN["pixels"][10:].float() / 255)
-    model = imported(backbone, sigma=0.0, memory=Nearest(plain.sets(plain.features(references)).patches))
+def test_with_reference_images_map_and_score_are_those_of_its_few_shot_code(backbone, tmp_path) -> None:
+    references(tmp_path)
+    model = imported(backbone, sigma=0.0, memory=PatchMemory(str(tmp_path)))
+    model.remember()
     scores = model(batch())
     close(1.1 * scores.anomaly_map, GOLDEN["few.map"])
     close(1.1 * scores.image_score, GOLDEN["few.score"])
     assert float(scores.anomaly_map.max()) <= 1
-    both = model.train()(batch(4)).image_score, plain.train()(batch(4)).image_score
+    both = model.train()(batch(4)).image_score, imported(backbone).train()(batch(4)).image_score
     torch.testing.assert_close(*both)  # it plays no part in training
 
 
@@ -212,6 +206,9 @@ def test_the_config_has_its_published_settings_and_runs_from_fit_to_test(tmp_pat
     assert list((tmp_path / "cache").rglob("*")), "levels with their class tokens can be kept"
     other = ["--data", "surfaces", "--data.images", "2", "--data.num_workers", "0", "--data.category", "pill"]
     assert main(["test", "--config", "rival.yaml", *other]) == 0
+    references(Path("good"))
+    good = ["--model.memory", "patches", "--model.memory.reference", "good"]  # any test may take a memory
+    assert main(["test", "--config", "rival.yaml", *other, *good]) == 0
     assert main(["test", "--config", "rival.yaml", *other, "--model.windows", "[1,3]"]) == 2
 
 
