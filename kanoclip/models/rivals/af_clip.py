@@ -210,5 +210,9 @@ class AFCLIP(CLIPModule):
         for theirs, ours in LAYERS.items():
             shape = shapes.get(ours) or shapes[ours.partition(".")[0]]
             state[f"adapter.{ours}"] = published(layers, theirs, adaptor, *shape)
-        path = f"{PrefixPrompts.__module__}.{PrefixPrompts.__qualname__}"
-        return {"prompts": {"class_path": path, "init_args": {"context": len(prefix)}}}, state
+        options = {
+            "backbone": {"class_path": "clip", "init_args": {"position": "bilinear", "levels_at": "block"}},
+            "prompts": {"class_path": "prefix", "init_args": {"context": len(prefix)}},
+            "overwritten_masks": True,
+        }
+        return options, state

@@ -44,6 +44,7 @@ def backbone(make_clip, write_clip, tmp_path_factory) -> CLIPBackbone:
 def imported(backbone: CLIPBackbone, **options) -> AFCLIP:
     """Our model with the weights of its two files."""
     given, state = AFCLIP.from_published(PUBLISHED)
+    assert given.pop("backbone")["init_args"].items() <= CONFIG["model"]["init_args"]["backbone"]["init_args"].items()
     model = AFCLIP(backbone, prompts=PrefixPrompts(**given.pop("prompts")["init_args"]), **given | options)
     model.load_state_dict({f"backbone.{k}": v for k, v in backbone.state_dict().items()} | state)
     return model.eval()
@@ -196,7 +197,7 @@ def test_the_config_has_its_published_settings_and_runs_from_fit_to_test(tmp_pat
 
     monkeypatch.chdir(tmp_path)
     init = {"images": 2, "num_workers": 0, "category": "ring", "batch_size": 4, "cache": True}
-    given |= {"backbone": {"class_path": "embedded", "init_args": {"image_size": 32, "levels_at": "block"}}}
+    given = given | {"backbone": {"class_path": "embedded", "init_args": {"image_size": 32, "levels_at": "block"}}}
     whole = CONFIG | {"data": {"class_path": "surfaces_auxiliary", "init_args": init}}
     whole["model"] = CONFIG["model"] | {"init_args": given}
     whole["trainer"] = CONFIG["trainer"] | {"max_epochs": 1}
