@@ -76,6 +76,7 @@ NAMES: dict[str, dict[str, str]] = {
         "faprompt": "kanoclip.models.rivals.faprompt.FAPrompt",
         "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
         "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
+        "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -90,6 +91,7 @@ NAMES: dict[str, dict[str, str]] = {
         "projected": "kanoclip.heads.projections.ProjectedPrompts",
         "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
         "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
+        "prefix": "kanoclip.heads.prefix.PrefixPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",

@@ -38,6 +38,7 @@ FEW = {
     "faprompt": ("backbone", "attention", "prompts"),
     "adaclip": ("backbone", "attention", "tuning", "prompts", "interaction", "adapter"),
     "bayes_pfl": ("backbone", "attention", "prompts", "interaction", "adapter"),
+    "af_clip": ("backbone", "attention", "prompts", "adapter"),
 }
 
 
@@ -79,10 +80,17 @@ def create(section: Namespace, **override: object) -> object:
     return getattr(import_module(module), cls)(**inside, **override)
 
 
+@pytest.fixture(scope="module")
+def tiny(tiny_name, tiny_clip):
+    """The tiny CLIP whose levels are read where a model of a config reads them."""
+    block = CLIPBackbone(tiny_name, image_size=32, levels_at="block")
+    return lambda model: block if model == "af_clip" else tiny_clip
+
+
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_a_config_is_accepted_and_builds_the_model_and_the_data_it_names(path: Path, tiny_clip) -> None:
+def test_a_config_is_accepted_and_builds_the_model_and_the_data_it_names(path: Path, tiny) -> None:
     tree = parse(path)
-    model = create(tree.model, backbone=tiny_clip)
+    model = create(tree.model, backbone=tiny(path.stem))
     data = create(tree.data)
     assert model.name == read(path)["model"]["class_path"]
     assert data.name == read(path)["data"]["class_path"]
@@ -90,7 +98,7 @@ def test_a_config_is_accepted_and_builds_the_model_and_the_data_it_names(path: P
     assert {k: built[k] for k in built if k != "backbone"} == {
         kind: cls.rpartition(".")[2] for kind, cls in classes(path).items() if kind != "backbone"
     }
-    assert tree.seed_everything == 111
+    assert tree.seed_everything == (122 if path.stem == "af_clip" else 111)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
@@ -105,8 +113,8 @@ def test_the_keys_of_a_config_follow_the_data(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_a_model_that_learns_says_for_how_long(path: Path, tiny_clip) -> None:
-    learns = create(parse(path).model, backbone=tiny_clip).needs_training
+def test_a_model_that_learns_says_for_how_long(path: Path, tiny) -> None:
+    learns = create(parse(path).model, backbone=tiny(path.stem)).needs_training
     assert ("max_epochs" in read(path)["trainer"]) == learns
 
 
@@ -138,7 +146,7 @@ def test_the_whole_without_a_part_differs_from_it_in_that_part_alone(part: str, 
 
 def test_ablations_do_not_share_a_run_folder() -> None:
     roots = [read(path)["trainer"]["default_root_dir"] for path in CONFIGS.glob("ablations/*.yaml")]
-    assert len(set(roots)) == len(roots) == 36
+    assert len(set(roots)) == len(roots) == 37
 
 
 def test_the_full_config_is_the_method_at_its_published_size() -> None:
@@ -151,9 +159,9 @@ def test_the_full_config_is_the_method_at_its_published_size() -> None:
 
 
 @pytest.mark.parametrize("model", [name for name in available("model") if name != "local_stats"])
-def test_the_config_of_a_variant_or_rival_spells_out_its_own_defaults(model: str, tiny_clip) -> None:
+def test_the_config_of_a_variant_or_rival_spells_out_its_own_defaults(model: str, tiny) -> None:
     module, _, cls = NAMES["model"][model].rpartition(".")
-    defaults = getattr(import_module(module), cls)(backbone=tiny_clip).describe_components()
+    defaults = getattr(import_module(module), cls)(backbone=tiny(model)).describe_components()
     said = classes(next(CONFIGS.glob(f"*/{model}.yaml")))
     assert {kind: said[kind].rpartition(".")[2] for kind in said if kind != "backbone"} == {
         kind: defaults[kind] for kind in said if kind != "backbone"
@@ -171,7 +179,7 @@ BENCHMARKS = sorted(CONFIGS.glob("benchmarks/*.yaml"))
 SIZES = {  # fits if all sets are on disk, and rows
     "ablation": (7 * 3, 9),
     "ablation_full": (2 * 7 * 3, 9),
-    "components": (32 * 3, 32),
+    "components": (33 * 3, 33),
     "mvtec_to_all": (2 * 3 * 3, 5),
     "quickstart": (1, 3),
     "rivals": (3 * 3, 6),

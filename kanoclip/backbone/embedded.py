@@ -24,7 +24,7 @@ class EmbeddedBackbone(CLIPBackbone):
         levels: Blocks after which patches are read, counted from 1, of 5. null: 3 and 5.
         position: How the position embedding is resized for another image size than that of the pretraining: bicubic
             with antialias, or bilinear without.
-        levels_at: Where patches are read, as of ``CLIPBackbone``.
+        levels_at: Where patches are read, as in ``CLIPBackbone``.
 
     Raises:
         MissingError: If the package was installed without its weights.

@@ -52,3 +52,19 @@ def encode_windows(backbone: CLIPBackbone, image: Tensor, sizes: Sequence[int]) 
         feature = torch.cat(seen)
         found.append(feature.unflatten(0, (image.shape[0], -1)))  # (B, W, D)
     return found
+
+
+@torch.no_grad()
+def encode_patches(backbone: CLIPBackbone, image: Tensor) -> Tensor:
+    """Read the patches that CLIP's own blocks make of an image, behind its last norm and without projection.
+
+    Args:
+        backbone: Frozen CLIP; its levels are not used.
+        image: ``(B, 3, image_size, image_size)`` in [0, 1].
+
+    Returns:
+        ``(B, N, W)``, float32, of any length.
+    """
+    visual = cast_once(backbone.visual)
+    tokens, _ = run_blocks(visual, backbone.embed_image(image), QKV(), [])
+    return visual.ln_post(tokens[:, 1:]).float()  # type: ignore[no-any-return]  # open_clip's modules are not typed

@@ -20,7 +20,7 @@ from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, ch
 from kanoclip.knowledge.base import KnowledgeBase
 from kanoclip.knowledge.facts import ImageFacts
 from kanoclip.models.clip_module import CLIPModule
-from kanoclip.models.remembering import average, enlarge
+from kanoclip.models.remembering import average
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
@@ -52,7 +52,7 @@ class KAnoCLIP(CLIPModule):
         betas: Its two decay rates.
         tuning: What is trained inside the frozen towers.
         memory: Reference images that patches are compared with beside the texts; the maps of both are averaged, and
-            so are the score and the largest distance (ours, after WinCLIP). It plays no part in training.
+            so are the score and the largest distance of a patch (ours, after WinCLIP). It plays no part in training.
         terms: Weights of the loss terms that heads make by themselves, by name; 1 for those that are not named.
         stages: Which heads learn in which epochs at what rate, a list of mappings as ``Stage`` takes them; null: the
             model's own, or all heads in all epochs.
@@ -155,7 +155,7 @@ class KAnoCLIP(CLIPModule):
 
     def join(self, heat: Tensor, score: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         """Join map ``(B, H, W)`` and score ``(B,)`` by texts with distances ``(B, h, w)`` from reference images."""
-        return average(heat, score, smooth(enlarge(distance, self.image_size), self.sigma))
+        return average(heat, score, distance, self.sigma)
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms ``kd``, ``global`` and ``local``, and those of the heads by their names.

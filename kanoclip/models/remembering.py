@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kanoclip.data.resizing import Tile
 from kanoclip.heads.memory import Memory, NoMemory, Vectors
+from kanoclip.heads.scoring import smooth
 from kanoclip.models.base import AnomalyModule
 from kanoclip.models.checkpoint import run_seed
 from kanoclip.models.tiling import tiled
@@ -97,18 +98,20 @@ def enlarge(distances: Tensor, size: int, align_corners: bool = False) -> Tensor
     return F.interpolate(distances[:, None], size=(size, size), mode="bilinear", align_corners=align_corners)[:, 0]
 
 
-def average(heat: Tensor, score: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+def average(heat: Tensor, score: Tensor, distance: Tensor, sigma: float = 0.0) -> tuple[Tensor, Tensor]:
     """Join the map and the score by texts with distances from references, half and half, as WinCLIP.
 
     Args:
         heat: ``(B, H, W)`` in [0, 1].
         score: ``(B,)`` in [0, 1].
-        distance: ``(B, H, W)`` in [0, 1].
+        distance: Of the patches, ``(B, h, w)`` in [0, 1].
+        sigma: Blur of the enlarged distances, in pixels.
 
     Returns:
-        The mean of both maps, and that of the score and the largest distance.
+        The mean of both maps, and that of the score and the largest distance of a patch.
 
     Reference:
-        J. Jeong et al., *WinCLIP*, CVPR 2023, equations 6 and 7.
+        J. Jeong et al., *WinCLIP*, CVPR 2023, section 4.3 (WinCLIP+).
     """
-    return (heat + distance) / 2, (score + distance.flatten(1).amax(1)) / 2
+    pixels = smooth(enlarge(distance, heat.shape[-1]), sigma)  # (B, H, W)
+    return (heat + pixels) / 2, (score + distance.flatten(1).amax(1)) / 2

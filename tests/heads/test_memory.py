@@ -110,20 +110,20 @@ def test_a_subset_has_the_size_that_is_asked_for_and_is_the_same_again(good, sub
 
 
 def test_the_identity_changes_with_what_is_remembered_and_not_with_its_place(good, tmp_path) -> None:
-    def of(folder, seed=None, **options):
+    def of(folder, run=None, **options):
         memory = PatchMemory(f"{folder}", **options)
-        memory.choose(None, seed)
+        memory.choose(None, run)
         return memory.references
 
     whole = of(good)
     assert len(whole) == 16
     shutil.copytree(good, tmp_path / "moved")
     assert of(tmp_path / "moved") == whole
-    assert of(good, seed=5) == whole  # nothing is drawn
+    assert of(good, run=5) == whole  # nothing is drawn
     assert of(good, shots=4) == whole  # all there are
     (good / "nut/0.png").rename(good / "nut/renamed.png")
     assert of(good) == whole
-    drawn = {of(good, shots=2, seed=seed) for seed in range(6)}
+    drawn = {of(good, shots=2, run=run) for run in range(6)}
     assert len(drawn) > 1
     assert whole not in drawn
     subsets = [of(good, subset="greedy", size=5), of(good, subset="greedy", size=6), of(good, subset="random", size=5)]

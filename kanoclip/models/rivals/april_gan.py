@@ -13,14 +13,15 @@ from kanoclip.heads.adapter import NoAdapter
 from kanoclip.heads.interaction import LinearInteraction
 from kanoclip.heads.losses import NoKD, dice_loss, focal_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
-from kanoclip.heads.scoring import GlobalScore, dot, level_maps
+from kanoclip.heads.scoring import GlobalScore, dot, level_maps, smooth
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.published import only_file, part_of, tensor_of
+from kanoclip.models.remembering import enlarge as enlarged
 from kanoclip.types import Batch, Features, KanoclipError, Scores
 
 
 class AprilGAN(KAnoCLIP):
-    """Project the patches of each level of plain CLIP to hand-written prompts (APRIL-GAN, zero-shot).
+    """Project the patches of each level of plain CLIP to hand-written prompts (APRIL-GAN).
 
     A component left null is the model's own; every one can be replaced by name, class path or object.
 
@@ -44,7 +45,10 @@ class AprilGAN(KAnoCLIP):
         published weights need: ``levels_at: block`` and ``enlarge: logits``. Without them the linear layers act behind
         CLIP's projection and start as the identity. Where we differ in both: maps are averaged over levels where it
         sums them, which ranks alike; a category's name is written in words, "metal nut" where its code says
-        "metal_nut"; its mosaics of four images of MVTec AD are left out. Zero-shot alone.
+        "metal_nut"; its mosaics of four images of MVTec AD are left out. Few-shot (``memory: patches``): its sum of
+        levels is divided by 12, which brings it into [0, 1] and ranks alike; the highest pixel of the joined map is
+        averaged with the global probability as it is, where its code first stretches it to [0, 1] over the tested
+        images of the category.
     """
 
     name = "april_gan"
@@ -80,6 +84,12 @@ class AprilGAN(KAnoCLIP):
         size, align = self.image_size, self.enlarge == "logits"
         maps = level_maps(patches, level_states, features.grid, size, self.temperature, self.enlarge, align)
         return logits, maps
+
+    def join(self, heat: Tensor, score: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """Join texts with distances as its code, which adds 1 - cosine, twice the distance, to the map of the texts."""
+        pixels = enlarged(distance, self.image_size, align_corners=True)  # (B, H, W)
+        heat = (heat + 2 * smooth(pixels, self.sigma)) / 3
+        return heat, (score + heat.flatten(1).amax(1)) / 2
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the term ``local``, focal + Dice(anomalous) summed over levels; the global feature learns nothing."""

@@ -156,7 +156,7 @@ class FAPrompt(CLIPModule):
         }
         if deep:
             state["prompts.deep"] = torch.stack(deep)
-        options = {
+        prompts = {
             "context": context,
             "abnormal": len(own),
             "abnormal_context": own.shape[1],
@@ -166,5 +166,10 @@ class FAPrompt(CLIPModule):
             "deep_depth": depth,
             "round_tokens": True,
         }
-        path = f"{FineGrainedPrompts.__module__}.{FineGrainedPrompts.__qualname__}"
-        return {"prompts": {"class_path": path, "init_args": options}, "score_loss": "logits"}, state
+        backbone = {"levels": [24], "position": "bilinear", "cls_norm": False}
+        options = {
+            "backbone": {"class_path": "clip", "init_args": backbone},
+            "prompts": {"class_path": "fine_grained", "init_args": prompts},
+            "score_loss": "logits",
+        }
+        return options, state

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.backbone.windows import encode_windows
+from kanoclip.backbone.windows import encode_patches, encode_windows
+from kanoclip.heads.memory import Memory, NoMemory, Vectors
 from kanoclip.heads.prompts import EnsemblePrompts
 from kanoclip.heads.scoring import GlobalScore, Score, check_temperature, dot, harmonic_mean, window_map
-from kanoclip.models.base import AnomalyModule
+from kanoclip.models.remembering import WithMemory, average, enlarge
 from kanoclip.types import ANOMALOUS, Batch, KanoclipError, Scores
 
 
-class WinCLIP(AnomalyModule):
-    """Compare windows of the image with hand-written prompts (WinCLIP, zero-shot); learns nothing.
+class WinCLIP(WithMemory):
+    """Compare windows of the image with hand-written prompts and, few-shot, with good images (WinCLIP); learns nothing.
 
     Every window of 2 x 2 and of 3 x 3 patches, and the image as the largest window, is encoded on its own. A patch
-    gets the harmonic mean of the windows of a size that cover it, then that of the sizes.
+    gets the harmonic mean of the windows of a size that cover it, then that of the sizes. With a memory, patches and
+    windows are compared with those of good images as well: the mean of the sizes is averaged with the map of the texts,
+    and its highest patch with the score.
 
     Args:
         backbone: Frozen CLIP. null: ViT-B-16-plus-240 with the weights of LAION-400M at 240 pixels. Its levels play
@@ -29,6 +32,7 @@ class WinCLIP(AnomalyModule):
         score: How the image score is made of the image's own probability and the map.
         windows: Sides of the windows in patches, each smaller than the grid.
         temperature: Divisor of the cosine.
+        memory: Good images, of which patches and windows are remembered. null: zero-shot.
 
     Raises:
         KanoclipError: If a window is not at least 1 patch and smaller than the grid.
@@ -38,7 +42,9 @@ class WinCLIP(AnomalyModule):
         code. As in anomalib the temperature is 0.07, and the map is enlarged bilinearly and not blurred. A picture that
         is not square is squeezed; ``--data.tile true`` cuts it into tiles instead. Where anomalib differs: it averages
         the texts of a state before they have unit length, ours after; it names a category as its folder, ours in words;
-        one of its templates is there twice, ours are 22 different ones. Zero-shot alone.
+        one of its templates is there twice, ours are 22 different ones. Few-shot as there, given
+        the same references; caoyunkang/WinClip, the other public code, remembers windows alone and joins the maps of
+        texts and of references by their harmonic mean.
     """
 
     name = "winclip"
@@ -50,10 +56,11 @@ class WinCLIP(AnomalyModule):
         score: Score | None = None,
         windows: tuple[int, ...] = (2, 3),
         temperature: float = 0.07,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        self.save_hyperparameters(logger=False, ignore=["backbone", "prompts", "score"])
+        self.save_hyperparameters(logger=False, ignore=["backbone", "prompts", "score", "memory"])
         self.backbone = backbone or CLIPBackbone("ViT-B-16-plus-240", "laion400m_e31", 240)
         if self.backbone.rotary:
             raise KanoclipError(
@@ -63,6 +70,7 @@ class WinCLIP(AnomalyModule):
         self.prompts = prompts or EnsemblePrompts(wording="winclip")
         self.prompts.build(self.backbone)
         self.score = score or GlobalScore()
+        self.memory = memory or NoMemory()
         self.image_size = self.backbone.image_size
         self.temperature = temperature
         self.side = self.image_size // self.backbone.patch_size
@@ -81,11 +89,25 @@ class WinCLIP(AnomalyModule):
         anomalous = [
             (dot(one[:, :, None], states[:, None]) / self.temperature).softmax(-1)[..., ANOMALOUS] for one in windows
         ]  # (B, W) of each size
+        heat = harmonic_mean(self._maps(anomalous, sizes))  # (B, h, w)
+        heat = enlarge(heat, self.image_size)  # (B, H, W)
+        score = self.score(anomalous[0][:, 0], heat)
+        if not isinstance(self.memory, NoMemory):
+            vectors = [encode_patches(self.backbone, batch.image), *windows[1:]]
+            distances = self.memory.distances(vectors, batch.category)
+            assert distances is not None  # for the type checker: something is remembered
+            distance = self._maps(distances, (1, *self.windows)).mean(0)  # (B, h, w)
+            heat, score = average(heat, score, distance)
+        return Scores(heat, score)
+
+    def vectors(self, batch: Batch) -> Vectors:
+        """Return what is remembered: patches ``(B, N, width)`` and the windows of each size ``(B, W, D)``."""
+        return [encode_patches(self.backbone, batch.image), *encode_windows(self.backbone, batch.image, self.windows)]
+
+    def _maps(self, values: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+        """Lay out values ``(B, W)`` of windows of several sizes: ``(L, B, h, w)``."""
         grid = (self.side, self.side)
-        maps = [window_map(one, grid, size) for one, size in zip(anomalous, sizes, strict=True)]  # (B, h, w)
-        heat = harmonic_mean(torch.stack(maps))
-        heat = F.interpolate(heat[:, None], size=(self.image_size,) * 2, mode="bilinear")[:, 0]  # (B, H, W)
-        return Scores(heat, self.score(anomalous[0][:, 0], heat))
+        return torch.stack([window_map(one, grid, size) for one, size in zip(values, sizes, strict=True)])
 
     @classmethod
     def learns(cls, options: Mapping[str, Any]) -> bool | None:
@@ -94,5 +116,5 @@ class WinCLIP(AnomalyModule):
 
     def describe_components(self) -> dict[str, str]:
         """Name the class of each component."""
-        kinds = ("prompts", "score")
+        kinds = ("prompts", "score") if isinstance(self.memory, NoMemory) else ("prompts", "score", "memory")
         return {"backbone": self.backbone.description} | {kind: type(getattr(self, kind)).__name__ for kind in kinds}

@@ -51,6 +51,7 @@ def backbone(make_clip, write_clip, tmp_path_factory) -> CLIPBackbone:
 def imported(backbone: CLIPBackbone, which: str = "first", **options) -> FAPrompt:
     """Our model with the weights of a checkpoint as its own script saves it."""
     given, state = FAPrompt.from_published({"epoch_7.pth": {"prompt_learner": PUBLISHED}})
+    assert given.pop("backbone")["init_args"].items() <= CONFIG["model"]["init_args"]["backbone"]["init_args"].items()
     prompts = FineGrainedPrompts(**given.pop("prompts")["init_args"] | {"prior_patches": which})
     model = FAPrompt(backbone, VV(first=2), prompts, **given | options)
     model.load_state_dict({f"backbone.{k}": v for k, v in backbone.state_dict().items()} | state)
@@ -180,7 +181,7 @@ def test_the_config_has_its_published_settings_and_runs_from_fit_to_test(tmp_pat
 
     monkeypatch.chdir(tmp_path)
     init = {"images": 2, "num_workers": 0, "category": "ring", "batch_size": 4}
-    given |= {"backbone": {"class_path": "embedded", "init_args": {"image_size": 32}}, "attention": "vv"}
+    given = given | {"backbone": {"class_path": "embedded", "init_args": {"image_size": 32}}, "attention": "vv"}
     whole = CONFIG | {"data": {"class_path": "surfaces_auxiliary", "init_args": init}}
     whole["model"] = CONFIG["model"] | {"init_args": given}
     whole["trainer"] = CONFIG["trainer"] | {"max_epochs": 1}
