@@ -145,7 +145,7 @@ class Synthetic(AnomalyDataModule):
         size = max(1, round(width * scale)), max(1, round(height * scale))
         return photo if scale >= 1 else np.asarray(cv2.resize(photo, size, interpolation=cv2.INTER_AREA), np.uint8)
 
-    def _hashes_of(self, samples: Any) -> list[tuple[str, ...]] | None:
+    def hashes_of(self, samples: Any) -> list[tuple[str, ...]] | None:
         """Begin each hash with the photo's own: a test on it would not be zero-shot, whatever was drawn on it."""
         try:
             photos = file_hashes({self._plans[sample.image].photo for sample in samples})
