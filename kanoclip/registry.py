@@ -54,6 +54,7 @@ NAMES: dict[str, dict[str, str]] = {
         "folder": "kanoclip.data.sets.folder.Folder",
         "manifest": "kanoclip.data.sets.manifest.Manifest",
         "joined": "kanoclip.data.sets.joined.Joined",
+        "synthetic": "kanoclip.data.drawn.synthetic.Synthetic",
         "surfaces": "kanoclip.data.drawn.surfaces.Surfaces",
         "surfaces_auxiliary": "kanoclip.data.drawn.surfaces.SurfacesAuxiliary",
         "surfaces_defects": "kanoclip.data.drawn.surfaces.SurfacesDefects",

@@ -146,7 +146,7 @@ def test_the_whole_without_a_part_differs_from_it_in_that_part_alone(part: str, 
 
 def test_ablations_do_not_share_a_run_folder() -> None:
     roots = [read(path)["trainer"]["default_root_dir"] for path in CONFIGS.glob("ablations/*.yaml")]
-    assert len(set(roots)) == len(roots) == 37
+    assert len(set(roots)) == len(roots) == 40
 
 
 def test_the_full_config_is_the_method_at_its_published_size() -> None:
@@ -178,8 +178,8 @@ def test_a_wrong_name_in_a_config_is_told_with_its_file(tmp_path: Path) -> None:
 BENCHMARKS = sorted(CONFIGS.glob("benchmarks/*.yaml"))
 SIZES = {  # fits if all sets are on disk, and rows
     "ablation": (7 * 3, 9),
-    "ablation_full": (2 * 7 * 3, 9),
-    "components": (33 * 3, 33),
+    "ablation_full": (2 * 10 * 3, 12),
+    "components": (36 * 3, 36),
     "mvtec_to_all": (2 * 3 * 3, 5),
     "quickstart": (1, 3),
     "rivals": (3 * 3, 6),
@@ -252,13 +252,14 @@ def test_the_full_config_is_the_model_without_any_options() -> None:
     assert usual["levels"] is None  # the four quarters of the depth
     assert full.pop("backbone")["init_args"] == usual | {"levels": [6, 12, 18, 24]}
     assert without.pop("backbone") is None
+    assert (full.pop("image_knowledge"), without.pop("image_knowledge")) == ("auto", None)  # has to be made before
     assert without == full
 
 
 @pytest.mark.parametrize("stem", ["mvtec_to_all", "visa_to_all", "ablation_full"])
 def test_the_full_config_is_the_row_of_a_benchmark_at_full_size(stem: str) -> None:
     benchmark, single = read(CONFIGS / "benchmarks" / f"{stem}.yaml"), read(CONFIGS / "kanoclip.yaml")
-    rows = {row["class_path"]: spelled_out(row) for row in benchmark["models"]}
+    rows = {row.get("label", row["class_path"]): spelled_out(row) for row in benchmark["models"]}
     assert rows["kanoclip"] == spelled_out(single["model"])
     assert benchmark["trainer"] == single["trainer"]
     interaction = rows["kanoclip"]["init_args"]["interaction"]
@@ -288,7 +289,31 @@ def test_the_ablations_have_the_rows_of_the_study_and_every_registered_variant(t
         )
         assert tuple(labels[: len(LADDER)]) == LADDER
         without = {name for name in available("model") if name.startswith("kanoclip_no_")} - {"kanoclip_no_adapter"}
-        assert set(labels[len(LADDER) :]) == without  # the one without an adapter is the last rung
+        known = (
+            {f"knowledge: {what}" for what in ("general", "image", "shuffled")} if stem == "ablation_full" else set()
+        )
+        assert set(labels[len(LADDER) :]) == without | known  # the one without an adapter is the last rung
+
+
+@pytest.mark.parametrize("stem", ["components", "ablation_full"])
+def test_knowledge_has_its_rows_none_general_image_both_and_shuffled(stem: str) -> None:
+    models = read(CONFIGS / "benchmarks" / f"{stem}.yaml")["models"]
+    rows = {}
+    for row in models:
+        given = spelled_out(row)["init_args"]
+        if row["class_path"] in ("kanoclip", "kanoclip_no_kd"):
+            kd_loss = given.pop("kd_loss")["class_path"].rpartition(".")[2]
+            what = kd_loss if kd_loss == "NoKD" else (given.pop("knowledge"), given.pop("image_knowledge"))
+            rows[row.get("label", row["class_path"])] = what
+    none, general, both = {
+        "components": ("kd_loss: none", "kanoclip", "knowledge: both"),
+        "ablation_full": ("kanoclip_no_kd", "knowledge: general", "kanoclip"),
+    }[stem]
+    assert rows[none] == "NoKD"
+    assert rows[general] == ("auto", None)
+    assert rows[both] == ("auto", "auto")
+    assert rows["knowledge: image"] == ("none", "auto")
+    assert rows["knowledge: shuffled"] == ("shuffled", "auto")
 
 
 def test_the_components_are_compared_with_every_registered_alternative(tmp_path: Path) -> None:

@@ -103,15 +103,16 @@ class DataIdentity:
         return {name: value for name, value in own.items() if name != "file" and is_plain(value)}
 
     def _known_hashes(self, stage: str) -> list[tuple[str, ...]] | None:
-        """Hash image and masks of each sample; None if an image is not known so, "" for a mask that is not."""
+        """Hash those of a stage; see ``hashes_of``."""
         if stage not in self._hashes:  # once: a checkpoint of each epoch and every report ask again
-            found = self._hashes_of(self.part(stage))
+            found = self.hashes_of(self.part(stage))
             if found is None:
                 return None
             self._hashes[stage] = found
         return self._hashes[stage]
 
-    def _hashes_of(self, samples: Sequence[Sample]) -> list[tuple[str, ...]] | None:
+    def hashes_of(self, samples: Sequence[Sample]) -> list[tuple[str, ...]] | None:
+        """Hash image and masks of samples as this set knows them, "" for a mask that is no file; None if one is not."""
         if not self.drawing_version and not is_ours(type(self).read):  # type: ignore[attr-defined]  # of AnomalyDataModule
             return None
         try:

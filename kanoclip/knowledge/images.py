@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.faults import UnreadableImageError
 from kanoclip.data.files import sha256
 from kanoclip.data.loading import Read, Sample
+from kanoclip.knowledge.base import AUTO, FOLDER, SHIPPED
 from kanoclip.types import KanoclipError, MissingError
 
+BUILT = Path("runs/knowledge")
+"""Where ``kanoclip knowledge build`` writes."""
 SIDE = 512  # pixels; vision models see little more, and charge for it
 
 
 def image_hash(sample: Sample, read: Read) -> str:
-    """Return the SHA-256 of an image's file, or of the pixels of a drawn one, which has no file.
+    """Return the SHA-256 of an image's file, or of the pixels of one that has no file and no name for good.
 
     Raises:
         OSError: If the file cannot be read.
@@ -31,6 +37,49 @@ def image_hash(sample: Sample, read: Read) -> str:
     if os.path.isfile(sample.image):  # unlike pathlib, it does not raise on a name that is too long
         return sha256(sample.image)
     return hashlib.sha256(np.ascontiguousarray(read(sample)[0]).tobytes()).hexdigest()
+
+
+def image_hashes(samples: Sequence[Sample], data: AnomalyDataModule) -> list[str | None]:
+    """Return by what each image is known: SHA-256 of its file, name and version of a drawn one, else ``image_hash``.
+
+    Returns:
+        None for an image that cannot be read.
+    """
+    if (found := data.hashes_of(samples)) is not None:
+        return [image for image, *_ in found]
+    hashes: list[str | None] = []
+    for sample in samples:
+        try:
+            hashes.append(image_hash(sample, data.read))
+        except (OSError, UnreadableImageError):
+            hashes.append(None)  # the data loader reports it
+    return hashes
+
+
+def image_file(given: str, data: str) -> tuple[Path, str]:
+    """Find the JSONL of image knowledge of a data set.
+
+    Args:
+        given: "auto": the one that ships for the data set, or the one that ``kanoclip knowledge build`` makes of it
+            where nothing else is said. Or the name of one that ships, or a path.
+        data: Registered name of the data set.
+
+    Returns:
+        The file, and what it is called on every machine: ``knowledge:NAME.jsonl`` if it ships, else its path.
+
+    Raises:
+        MissingError: If it is not there; says how to make it.
+    """
+    name = data if given == AUTO else given
+    if name.isidentifier() and (FOLDER / f"{name}.jsonl").is_file():
+        return FOLDER / f"{name}.jsonl", f"{SHIPPED}{name}.jsonl"
+    file = BUILT / f"{name}.jsonl" if given == AUTO else Path(os.path.expanduser(given))
+    if not file.is_file():
+        raise MissingError(
+            f"No image knowledge {file}. Make it: kanoclip knowledge build --data {data} --data.root FOLDER "
+            f"--vqa_model MODEL. Or fit without it: --model.image_knowledge null."
+        )
+    return file, str(file)
 
 
 def data_url(image: NDArray[np.uint8]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.heads.prompts import readable
 from kanoclip.knowledge.base import FOLDER, QUESTIONS, STATES, check, is_text, read_mapping
-from kanoclip.knowledge.images import image_hash
+from kanoclip.knowledge.images import image_hash, image_hashes
 from kanoclip.types import ANOMALOUS, NORMAL, UNKNOWN, KanoclipError, MissingError
 
 GENERIC = "generic"
@@ -132,11 +132,13 @@ def image_questions(
     """
     states, count = {NORMAL: "normal", ANOMALOUS: "anomalous"}, template.count["image"]
     found: dict[tuple[str, str, str, str], Question] = {}
+    samples = list(samples)
     for sample in samples:
         if sample.label == UNKNOWN:
             raise KanoclipError(f"{sample.image} has no label, and the questions depend on it. Leave --vqa_model out.")
-        state = states[sample.label]
-        subject = image_hash(sample, data.read) if template.image[state] else ""
+    samples = [sample for sample in samples if template.image[states[sample.label]]]
+    for sample, subject in zip(samples, image_hashes(samples, data), strict=True):
+        state, subject = states[sample.label], subject or image_hash(sample, data.read)  # raises, as it did before
         for question in template.image[state]:
             text = template.fill("image", question, sample.category, data.domain)
             asked = Question(model, template.version, text, subject, sample.category, state, count, sample)

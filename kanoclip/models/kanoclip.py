@@ -17,8 +17,7 @@ from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss,
 from kanoclip.heads.memory import Memory, NoMemory
 from kanoclip.heads.prompts import LearnedPrompts, Prompts
 from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, check_temperature, dot, level_maps, smooth
-from kanoclip.knowledge.base import KnowledgeBase
-from kanoclip.knowledge.facts import ImageFacts
+from kanoclip.knowledge.facts import Facts, Known
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.remembering import average
 from kanoclip.ranks import mean
@@ -39,9 +38,11 @@ class KAnoCLIP(CLIPModule):
         score: How the image score is made.
         kd_loss: How the knowledge base pulls the abnormal prompt.
         knowledge: Knowledge base read while fitting: "auto" for the one that ships for the data set it is fitted on,
-            the name of one that ships, or the path of a YAML file.
-        image_knowledge: JSONL of what a vision model said of single images, as ``kanoclip knowledge build`` writes it.
-            An image's knowledge is then that of its category and its own; null: that of all categories together.
+            the name of one that ships, or the path of a YAML file; "none" for image knowledge alone; "shuffled" for a
+            control: the words of "auto", those of image knowledge too, dealt out at random.
+        image_knowledge: What a vision model said of single images: a JSONL that ``kanoclip knowledge build`` wrote, or
+            "auto" for that of the data set, ``runs/knowledge/NAME.jsonl`` unless one ships. An image's knowledge is
+            then that of its category and its own; null: that of all categories together.
         temperature: Divisor of the cosine, of global and local similarities alike.
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; scaled to other sizes.
         alpha: Weight of the knowledge loss.
@@ -128,7 +129,7 @@ class KAnoCLIP(CLIPModule):
         self.dice = dice
         self.weights = {**(terms or {}), "kd": alpha, "global": beta, "local": gamma}
         self._facts: Tensor | None = None  # (K, D)
-        self._facts_of: ImageFacts | None = None  # with image knowledge: (K, D) for each image
+        self._facts_of: Facts | None = None  # with image knowledge: (K, D) for each image
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""
@@ -184,12 +185,10 @@ class KAnoCLIP(CLIPModule):
         if not self.kd_loss.needs_knowledge:
             return
         data = getattr(self.trainer, "datamodule", None)
-        base = KnowledgeBase.choose(self.knowledge, getattr(data, "name", ""))
-        self.read_files = [base.reference]
-        categories = getattr(data, "categories", None) or ["object"]
-        self._facts = self.backbone.encode_text(base.facts(categories))
-        if self.image_knowledge is not None and data is not None:
-            self._facts_of = ImageFacts(self.backbone, base, data, self.image_knowledge)
+        known = Known.of(data, self.knowledge, self.image_knowledge)
+        self.read_files = known.files
+        facts = Facts(self.backbone, known)
+        self._facts, self._facts_of = facts.general, facts if known.images else None
 
 
 def _average(compared: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -173,7 +173,7 @@ def files_of(options: Any) -> dict[str, str]:
     elif name.startswith(LOCAL_DIR):
         files = list(Path(os.path.expanduser(name.removeprefix(LOCAL_DIR))).glob("*"))
     elif name.startswith(SHIPPED):
-        files = [KNOWLEDGE / f"{name.removeprefix(SHIPPED)}.yaml"]
+        files = [KNOWLEDGE / (name.removeprefix(SHIPPED) + ".yaml" * (not Path(name).suffix))]
     else:
         files = [Path(name)]
     hashes = file_hashes(map(str, sorted(files)))

@@ -9,7 +9,7 @@ from kanoclip.data.sets.tree import Tree
 from kanoclip.knowledge.base import FOLDER, QUESTIONS, KnowledgeBase, shipped
 from kanoclip.registry import NAMES
 
-OWN = {"folder", "manifest", "meta_json", "joined"}  # data sets whose categories are the user's
+OWN = {"folder", "manifest", "meta_json", "joined", "synthetic"}  # data sets whose categories are the user's
 
 
 def data_class(name):

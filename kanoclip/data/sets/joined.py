@@ -125,10 +125,11 @@ class Joined(AnomalyDataModule):
         """Say what each set says."""
         return [note for one in self.sets for note in one.notes()]
 
-    def _hashes_of(self, samples: Sequence[Sample]) -> list[tuple[str, ...]] | None:
+    def hashes_of(self, samples: Sequence[Sample]) -> list[tuple[str, ...]] | None:
+        """As each set hashes its own."""
         found: list[tuple[str, ...]] = [()] * len(samples)
         for one, places, own in self.owned(samples):
-            hashes = one._hashes_of(own)
+            hashes = one.hashes_of(own)
             if hashes is None:
                 return None
             for place, those in zip(places, hashes, strict=True):
