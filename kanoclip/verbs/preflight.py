@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,18 +52,25 @@ def preflight(plan: Plan, file: str) -> list[Check]:
     """
     checks, backbones = list[Check](), dict[str, Any]()
     for job in {(job.label, str(job.given)): job for job in plan.jobs}.values():
-        options: Mapping[str, Any] = {}
+        options, fitted_with = dict[str, Any](), ""
         if job.given:
-            check, options = _checkpoint(job, job.given)
+            check, options, fitted_with = _checkpoint(job, job.given)
             checks.append(check)
             if check.verdict == BAD:
                 continue
         section = parse_spec("model", {**job.model, "init_args": {**options, **job.model["init_args"]}}, file)
         if backbone := (section.get("init_args") or {}).get("backbone"):
-            backbones.setdefault(text(backbone.as_dict()), (job.label, backbone))
-    for label, section in backbones.values():
+            rows = backbones.setdefault(text(backbone.as_dict()), (backbone, dict[str, str]()))[1]
+            rows[job.label] = fitted_with
+    for section, rows in backbones.values():
+        label = ", ".join(rows)
         try:
-            checks += weights(build(section))
+            built = build(section)
+            checks += weights(built)
+            for row, digest in rows.items():
+                if digest:
+                    same = OK if digest == built.fingerprint else BAD
+                    checks.append(Check(f"weights that {row} was fitted with", f"digest {digest[:12]}", same))
         except KanoclipError as error:
             checks.append(Check(f"backbone of {label}", str(error), BAD))
     sets = {one.label: one for job in plan.jobs for one in job.data}
@@ -119,18 +126,19 @@ def towers(backbone: Any) -> tuple[int, tuple[float, float, float]]:
     return int(right.sum()), (first, second, both)
 
 
-def _checkpoint(job: Job, path: Path) -> tuple[Check, dict[str, Any]]:
-    """Check the checkpoint of a row; returns its model's options, too."""
+def _checkpoint(job: Job, path: Path) -> tuple[Check, dict[str, Any], str]:
+    """Check the checkpoint of a row; returns its model's options, too, and the digest of the backbone behind it."""
     what = f"checkpoint of {job.label}"
     try:
         entry, fitted = read_checkpoint(path)
         check_trust(fitted, {one for _, one in leaves(job.model, "", "") if isinstance(one, str)}, f"{path}")
     except KanoclipError as error:
-        return Check(what, str(error), BAD), {}
+        return Check(what, str(error), BAD), {}, ""
     expected = NAMES["model"].get(entry["model"])
     found = f"{job.folder.name.rpartition('-')[2]}: {entry['model']}, fitted on {entry['auxiliary'] or 'nothing told'}"
     right = expected in (None, job.model["class_path"])
-    return Check(what, found, OK if right else BAD), fitted.get("init_args", {}) if right else {}
+    options = fitted.get("init_args", {}) if right else {}
+    return Check(what, found, OK if right else BAD), options, entry["backbone"]["fingerprint"]
 
 
 def _counts(data: Data) -> Check:

@@ -223,6 +223,15 @@ def test_the_preflight_sees_weights_that_are_not_trained_or_not_as_known(tiny_na
     assert run("--preflight", models=[{"class_path": "clip", "init_args": {"backbone": gone}}]) == 1
 
 
+def test_the_preflight_compares_the_weights_behind_a_checkpoint(checkpoint, monkeypatch, capsys) -> None:
+    row = {"label": "given", "class_path": "kanoclip", "checkpoint": checkpoint}
+    assert run("--preflight", models=[row]) == 0
+    assert "kanoclip, fitted on surfaces_auxiliary" in (said := capsys.readouterr().out)
+    assert "weights that given was fitted with" in said
+    monkeypatch.setattr(CLIPBackbone, "fingerprint", "0" * 64)
+    assert run("--preflight", models=[row]) == 1
+
+
 def test_the_preflight_compares_the_images_with_the_published_counts(monkeypatch, capsys) -> None:
     about = About("t", "r", "l", "h", counts=(6, 6))
     monkeypatch.setattr(Surfaces, "about", about, raising=False)
