@@ -50,14 +50,21 @@ def main(argv: Sequence[str]) -> int:
     if not options.worker:
         for one in plan.missing:
             note(f"left out {one.label}: {one.problem}")
+        for label, path in plan.not_given.items():
+            note(f"left out {label}: no checkpoint at {path}. Make it with: kanoclip import --output {path}")
         if options.dry_run or jobs:
             for one in plan.damaged:
                 complain(one.problem)
+    if options.preflight:
+        from kanoclip.verbs.preflight import preflight, show
+
+        return 0 if show(preflight(plan, options.config)) else 1
     if options.dry_run:
         _show(plan, output)
         return 0
     if not jobs:
         damaged = [one.problem for one in plan.damaged]
+        damaged += [f"No checkpoint at {path}." for path in plan.not_given.values()]
         nothing = f"No data set of {options.config} is on disk. Give --root FOLDER_THAT_CONTAINS_THEM."
         raise PlanError(damaged[0] if damaged else nothing)
     try:
@@ -66,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         if processes > 1 and not options.worker:
             work_in_processes(processes, argv, gpus)
         else:
-            work(jobs, options.worker or time.time(), tell=not options.worker)
+            work(jobs, options.worker or time.time(), not options.worker, processes)
         return 0 if options.worker else _report(plan, output)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C and SIGTERM by leaving
         terminated = isinstance(end, SIGTERMException)
@@ -97,6 +104,8 @@ def _parse(argv: Sequence[str]) -> Namespace:
     add("--processes", type=PositiveInt, default=None, help="Runs at a time; one for each GPU, or 1, by default.")
     add("--published", default=None, help="Published numbers beside ours: mvtec_to_all, visa_to_all or none.")
     add("--dry_run", "--dry-run", type=bool, nargs="?", const=True, default=False, help="Print the plan and stop.")
+    add("--preflight", type=bool, nargs="?", const=True, default=False, help="Check weights, towers and data in a "
+        "minute, and stop.")  # fmt: skip
     add("--worker", type=float, default=None, help=argparse.SUPPRESS)  # one of several processes that began then
     try:
         options = parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
@@ -144,6 +153,8 @@ def _show(plan: Plan, output: Path) -> None:
 
 
 def _fits(jobs: Sequence[Job], to_do: Sequence[Job]) -> str:
+    if jobs[0].given:
+        return f"checkpoint {jobs[0].given.name}"
     if jobs[0].learns is False:
         return "learns nothing"
     if not to_do:
@@ -161,6 +172,7 @@ def _report(plan: Plan, output: Path) -> int:
     from kanoclip.outputs.report import write_comparison
     from kanoclip.outputs.rows import Tested
     from kanoclip.outputs.tables import print_table, table_text
+    from kanoclip.outputs.verdicts import judge, verdict_csv, verdict_table
     from kanoclip.verbs.jobs import read_report
 
     tested: dict[tuple[Path, str, str], Tested] = {}  # a protocol may name what another one does, too
@@ -169,7 +181,7 @@ def _report(plan: Plan, output: Path) -> int:
         for data in job.available:
             name, path = data.name if data.whole else "", job.report_path(data)
             if job.done(data) and (report := read_report(path)):
-                fitted_on = job.fitted_on if report["auxiliary"] else "nothing"
+                fitted_on = job.fitted_on if report["auxiliary"] or job.given else "nothing"
                 key = path, job.label, data.label
                 draws = read_draws(output / report.get("folder", ""))
                 tested[key] = Tested(data.label, name, data.domain, job.label, fitted_on, report, draws)
@@ -188,6 +200,11 @@ def _report(plan: Plan, output: Path) -> int:
             text += "\n" + table_text(differences) + "\n"
         print_table(comparison.table(), comparison.table(1, intervals=False), comparison.narrow_table())
         print("\n".join(map(folded, comparison.notes)))
+        verdicts = judge(plan.expected, [row for section in comparison.sections for row in section])
+        if verdicts:
+            print_table(verdict_table(verdicts), verdict_table(verdicts, ("source", "tolerance")))
+            text += "\n" + table_text(verdict_table(verdicts)) + "\n"
+            write_text(output / "verdicts.csv", verdict_csv(verdicts))
         files = "table.md, table.tex, results.csv, differences.csv, results.json"
         print(f"{output}/table.txt (all columns, ± over seeds, intervals), {files}")
         write_text(output / "table.txt", text)
@@ -198,7 +215,8 @@ def _report(plan: Plan, output: Path) -> int:
         tests = [
             {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
         ]
-        write_json(output / "results.json", {"tests": tests})
+        judged = [one.expected._asdict() | {"measured": one.measured, "verdict": one.says} for one in verdicts]
+        write_json(output / "results.json", {"tests": tests, "verdicts": judged})
         try:
             write_comparison(output, comparison, {_name(one): one.report.get("folder") for one in found})
             print(f"{output}/report.html")

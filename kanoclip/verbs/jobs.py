@@ -108,6 +108,8 @@ class Job:
         seed: Of the fit.
         trainer: Options of the trainer.
         output: Folder for the runs.
+        given: A checkpoint to test, such as ``kanoclip import`` makes, instead of a fit; None: it is fitted.
+        timed: Of the one whose first steps tell how long all will take: by what.
     """
 
     label: str
@@ -120,6 +122,8 @@ class Job:
     seed: int
     trainer: dict[str, Any]
     output: Path
+    given: Path | None = None
+    timed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -143,7 +147,12 @@ class Job:
 
     @property
     def checkpoint(self) -> Path | None:
-        """Checkpoint of its newest finished fit; None if there is none, or files on which it depends have changed."""
+        """The one that is given, or that of its newest finished fit.
+
+        None if there is none, or files on which it depends have changed.
+        """
+        if self.given:
+            return self.given if self.given.is_file() else None
         records = sorted(self.fit_folder.glob("fit/**/run.json"), key=lambda path: path.stat().st_mtime)
         if not records:
             return None
@@ -173,6 +182,8 @@ class Job:
     @property
     def possible(self) -> bool:
         """Whether something can be done with what is on disk."""
+        if self.given and not self.checkpoint:
+            return False
         return bool(self.available) and not (self.learns and self.auxiliary.problem and not self.fitted)
 
     @property
@@ -207,7 +218,8 @@ class Job:
     def _folder(self, model: Spec) -> Path:
         """Name a folder by all that is asked of a run of a model, and by nothing that other rows are."""
         if self.learns is False:
-            asked = [model, {name: value for name, value in self.trainer.items() if name in TESTING}]
+            asked: list[Any] = [model, {name: value for name, value in self.trainer.items() if name in TESTING}]
+            asked += file_hashes([str(self.given)]).values() if self.given else []
         else:
             asked = [model, without(MACHINE, self.trainer), self.auxiliary.key]
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", name_of("model", model["class_path"]).rpartition(".")[2])[:60]

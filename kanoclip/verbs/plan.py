@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kanoclip.data.about import same_images
+from kanoclip.data.parsing import local_path
 from kanoclip.data.sets.joined import Joined
 from kanoclip.data.sets.tree import Tree
 from kanoclip.outputs.published import published, usual_family
+from kanoclip.outputs.verdicts import Expected, read_expected
 from kanoclip.registry import did_you_mean, load_class, name_of
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
@@ -26,11 +28,13 @@ class Plan(NamedTuple):
         jobs: In the order of work: the first seed of every model, then the second.
         family: Of the published numbers to show; None for none.
         reference: Label of the model that all others are compared with; "" for the best one.
+        expected: What rows should give.
     """
 
     jobs: list[Job]
     family: str | None
     reference: str = ""
+    expected: Sequence[Expected] = ()
 
     @property
     def missing(self) -> list[Data]:
@@ -41,6 +45,11 @@ class Plan(NamedTuple):
     def damaged(self) -> list[Data]:
         """Data sets that are there, but wrong."""
         return [one for one in self._data if one.damaged]
+
+    @property
+    def not_given(self) -> dict[str, Path]:
+        """Row -> its checkpoint, of those that are not on disk."""
+        return {job.label: job.given for job in self.jobs if job.given and not job.checkpoint}
 
     @property
     def unfitted(self) -> dict[str, list[str]]:
@@ -80,27 +89,34 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
         published(family, [])  # raises for an unknown family
     for one in protocols:
         check_trainer(one.trainer, file)
-    learning = {text(spec): learns(parse_spec("model", spec, file)) for one in protocols for spec in one.models}
+    learning = {
+        text(spec): False if "checkpoint" in spec else learns(parse_spec("model", spec, file))
+        for one in protocols
+        for spec in one.models
+    }
     sets = {text(spec): spec for one in protocols for spec in (one.auxiliary, *one.data)}
     data = {key: _data(spec, root, file) for key, spec in sets.items()}
     found: dict[tuple[Path, str], tuple[int, Job]] = {}
+    expected: dict[Expected, None] = {}
     for protocol in protocols:
         auxiliary = data[text(protocol.auxiliary)]
         tested = tuple(data[key] for key in dict.fromkeys(map(text, protocol.data)))
         _check_zero_shot(auxiliary, tested, file)
         for spec in protocol.models:
+            known = [one.label for one in tested]
+            expected |= dict.fromkeys(read_expected(spec["label"], spec.get("expected", {}), file, known))
             row = _row(spec, learning[text(spec)], protocol, auxiliary, output, named=len(protocols) > 1)
             for turn, job in enumerate(row):
-                known = found.get((job.folder, job.label), (turn, job))[1]  # the same in several protocols
-                more = tuple(one for one in tested if one not in known.data)
-                found[job.folder, job.label] = turn, replace(known, data=(*known.data, *more))
+                other = found.get((job.folder, job.label), (turn, job))[1]  # the same in several protocols
+                more = tuple(one for one in tested if one not in other.data)
+                found[job.folder, job.label] = turn, replace(other, data=(*other.data, *more))
     jobs = [job for _, job in sorted(found.values(), key=lambda pair: pair[0])]
     _check_rows(jobs, file)
     reference = str(once.get("reference") or "")
     if reference and reference not in (labels := [job.label for job in jobs]):
         raise PlanError(f"{file}: reference is {reference!r}, expected a row's label.{did_you_mean(reference, labels)}")
     usual = usual_family(data[text(one.auxiliary)].name for one in protocols for _ in one.data)
-    return Plan(jobs, None if family == "none" else family or usual, reference)
+    return Plan(jobs, None if family == "none" else family or usual, reference, list(expected))
 
 
 def _row(
@@ -118,11 +134,12 @@ def _row(
     """
     free = does is False
     model = {key: spec[key] for key in ("class_path", "init_args")}
-    fitted_on = "nothing" if free else ", ".join(filter(None, (auxiliary.label, protocol.label)))
+    given = local_path(str(spec["checkpoint"]), "checkpoint") if "checkpoint" in spec else None
+    fitted_on = "nothing" if free and not given else ", ".join(filter(None, (auxiliary.label, protocol.label)))
     seeds = list(dict.fromkeys(protocol.seeds))[: 1 if free else None]
     for seed in seeds:
         name = spec["label"] + f" on {fitted_on}" * (named and not free) + f", seed {seed}" * (len(seeds) > 1)
-        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, output)
+        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, output, given)
 
 
 def _check_rows(jobs: Sequence[Job], file: str) -> None:

@@ -1,6 +1,7 @@
 """Read a benchmark's config: its keys, names and labels without torch, its options by the parser of the command line.
 
-A spec is one model or data set as ``{label, class_path, init_args}``.
+A spec is one model or data set as ``{label, class_path, init_args}``; a model may have a ``checkpoint``, instead of a
+fit, and ``expected`` results.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ USUAL: dict[str, Any] = {"seeds": [111], "trainer": {}}
 ONCE = ("protocols", "root", "published", "reference")
 
 Spec = dict[str, Any]
+MORE = {"model": ("checkpoint", "expected"), "data": ()}
+"""What a spec may have beside its class, options and label."""
 
 
 class PlanError(KanoclipError):
@@ -104,15 +107,17 @@ def read_spec(kind: str, given: Any, file: str) -> Spec:
         UnknownNameError: For a name that is not registered.
     """
     spec = expand({"class_path": given} if isinstance(given, str) else given, f" in {file}", kind)
-    known = isinstance(spec, dict) and {"class_path"} <= set(spec) <= {"class_path", "init_args", "label"}
+    keys = {"class_path", "init_args", "label", *MORE[kind]}
+    known = isinstance(spec, dict) and {"class_path"} <= set(spec) <= keys
     if not known or not isinstance(spec.get("init_args") or {}, dict):
         raise PlanError(
-            f"{file}: a {kind} should be a name or have a class_path, and may have init_args and a label, "
-            f"got {given!r:.80}."
+            f"{file}: a {kind} should be a name or have a class_path, and may have init_args, a label"
+            f"{''.join(f', {key}' for key in MORE[kind])}, got {given!r:.80}."
         )
     path = spec["class_path"]
     label = str(spec.get("label") or name_of(kind, path).rpartition(".")[2])
-    return {"label": label, "class_path": path, "init_args": spec.get("init_args") or {}}
+    more = {key: spec[key] for key in MORE[kind] if spec.get(key)}
+    return {"label": label, "class_path": path, "init_args": spec.get("init_args") or {}} | more
 
 
 def _check_labels(kind: str, specs: Iterable[Spec], where: str) -> None:

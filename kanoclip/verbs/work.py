@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,13 +27,14 @@ from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of, read_record
 from kanoclip.outputs.tables import METRICS
 from kanoclip.verbs.arguments import prepare
+from kanoclip.verbs.hours import FirstSteps, left
 from kanoclip.verbs.jobs import DATA_SEED, Data, Job
 from kanoclip.verbs.run import KanoclipCLI, NoFitError
 from kanoclip.verbs.say import mistake, note
 from kanoclip.verbs.specs import Spec
 
 
-def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
+def work(jobs: Sequence[Job], since: float, tell: bool = True, processes: int = 1) -> None:
     """Do the jobs that are not done, with other processes that may do the same: each takes what is not taken.
 
     A job is locked while it is worked on. The lock is the kernel's, so that of a process that died is free. A job that
@@ -42,10 +44,12 @@ def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
         jobs: In the order of work.
         since: Time of the start, in seconds: what has failed since is not tried again.
         tell: Whether to say that it waits for others.
+        processes: How many share the work.
     """
     pending = list(jobs)
+    timed = _timed(jobs, processes)
     while pending:
-        busy = [job for job in pending if not _attempt(job, since)]
+        busy = [job for job in pending if not _attempt(job, since, timed)]
         if len(busy) == len(pending):
             if tell:
                 note(f"waiting for another process, which is at {busy[0].name}")
@@ -54,7 +58,18 @@ def work(jobs: Sequence[Job], since: float, tell: bool = True) -> None:
         pending = busy
 
 
-def _attempt(job: Job, since: float) -> bool:
+def _timed(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
+    """Return the fit folder of the first fit to do, or else of the first test, and the callback that times it."""
+    to_do = [job for job in jobs if job.possible and not job.finished]
+    first = next((job for job in to_do if job.learns and not job.fitted), None) or next(iter(to_do), None)
+    if first is None:
+        return {}
+    numbers = left(jobs)._asdict() | {"processes": processes}
+    callback = {"class_path": f"{FirstSteps.__module__}.{FirstSteps.__name__}", "init_args": numbers}
+    return {"folder": first.fit_folder, "verb": "fit" if numbers["fits"] else "test", "callback": callback}
+
+
+def _attempt(job: Job, since: float, timed: dict[str, Any]) -> bool:
     """Do a job, unless it is done or has failed already; returns False if another process is at it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     job.fit_folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +78,7 @@ def _attempt(job: Job, since: float) -> bool:
             # A date in the future is some clock's mistake, and would hold for every call until then.
             failed = job.error.is_file() and since <= job.error.stat().st_mtime <= time.time()
             if not failed and not job.finished:
-                _run(job)
+                _run(job if timed.get("folder") != job.fit_folder else replace(job, timed=timed))
     except Timeout:
         return False
     return True
@@ -116,14 +131,14 @@ def _test(job: Job, data: Data) -> dict[str, Any] | None:
     except NoFitError:
         return None
     except CheckpointError as error:
-        if checkpoint is None:
+        if checkpoint is None or job.given:
             raise
         note(f"{job.name} is fitted anew: {error}")
         return None
     report: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for path, why in report.get("unreadable", ()):
         raise UnreadableImageError(path, why)  # a row of a table is of all images
-    fit = read_record(checkpoint.parents[1] / "run.json") if checkpoint else None
+    fit = read_record(checkpoint.parents[1] / "run.json") if checkpoint and not job.given else None
     return report | {
         "files": files_of(report["options"]["model"]),
         "folder": os.path.relpath(folder, job.output),
@@ -152,6 +167,9 @@ def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: 
     watched = sys.stdin.isatty() and sys.stdout.isatty()
     gc.collect()  # or the last run's backbone may still fill the memory
     trainer = {"devices": 1, "enable_progress_bar": watched, **job.trainer, "default_root_dir": str(folder)}
+    if callback := job.timed.pop("callback", None) if job.timed.get("verb") == verb else None:
+        given = trainer.get("callbacks") or []
+        trainer["callbacks"] = [*(given if isinstance(given, list) else [given]), callback]
     content = {"seed_everything": job.seed, "data": data, "model": model, "trainer": trainer}
     config = folder / f"{verb}.yaml"
     write_text(config, yaml.safe_dump(content, sort_keys=False))
@@ -172,7 +190,7 @@ def work_in_processes(count: int, argv: Sequence[str], gpus: Sequence[str] = ())
         gpus: Devices to share out, one to a process, as in ``CUDA_VISIBLE_DEVICES``.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
-    command = [sys.executable, "-m", "kanoclip", *argv, f"--worker={time.time()}"]
+    command = [sys.executable, "-m", "kanoclip", *argv, f"--processes={count}", f"--worker={time.time()}"]
 
     def end(*_: object) -> NoReturn:
         raise SIGTERMException  # which closes their inputs
