@@ -39,7 +39,7 @@ def test_the_components_of_the_page_learn_in_kanoclip(shown) -> None:
     model = KAnoCLIP(
         EmbeddedBackbone(image_size=32), prompts=shown.Shifted(), tuning=shown.BiasTuning(), terms={"shift": 2.0}
     )
-    trainer = fitted(model)
+    fitted(model)
     assert model.tuning.vectors.detach().abs().max() > 0
     assert model.prompts.shift.weight.detach().abs().max() > 0
 
