@@ -117,15 +117,7 @@ def main() -> None:
         assert float((spread.amax(1) - spread.amin(1)).min()) > 0.1, "maps are all but flat"
         assert float((spread[0] - spread[1]).abs().max()) > 0.1, "maps are alike"
         assert float(scores.std()) > 0.02, f"scores are alike: {scores}"
-        print(
-            which,
-            "maps",
-            spread.amin(1),
-            spread.amax(1),
-            "scores",
-            scores,
-            {k: float(v) for k, v in found.items() if not v.ndim},
-        )
+        print(which, "scores", scores, {key: float(value.detach()) for key, value in found.items() if not value.ndim})
     assert float((kept["first.map"] - kept["top.map"]).abs().max()) > 0.01, "the choice of patches changes nothing"
     save_file({key: value.detach().contiguous() for key, value in kept.items()}, arguments.output)
     print(arguments.output, arguments.output.stat().st_size, "bytes")
