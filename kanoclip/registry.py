@@ -91,7 +91,7 @@ NAMES: dict[str, dict[str, str]] = {
         "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
-        "projection": "kanoclip.heads.projections.LevelProjection",
+        "level_matrix": "kanoclip.heads.projections.LevelMatrix",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",

@@ -33,9 +33,15 @@ def read(path: Path) -> dict:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
+FEW = {
+    "winclip": ("backbone", "prompts", "score"),
+    "aa_clip": ("backbone", "attention", "prompts", "interaction", "adapter", "score", "tuning"),
+}
+
+
 def kinds(path: Path) -> tuple[str, ...]:
-    """The components of the model that a config names; WinCLIP learns nothing and has few."""
-    return ("backbone", "prompts", "score") if path.stem == "winclip" else COMPONENTS
+    """The components of the model that a config names; some rivals have few."""
+    return FEW.get(path.stem, (*COMPONENTS, "tuning") if path.stem.startswith("tuning_") else COMPONENTS)
 
 
 def classes(path: Path) -> dict[str, str]:
@@ -130,7 +136,7 @@ def test_the_whole_without_a_part_differs_from_it_in_that_part_alone(part: str, 
 
 def test_ablations_do_not_share_a_run_folder() -> None:
     roots = [read(path)["trainer"]["default_root_dir"] for path in CONFIGS.glob("ablations/*.yaml")]
-    assert len(set(roots)) == len(roots) == 29
+    assert len(set(roots)) == len(roots) == 33
 
 
 def test_the_full_config_is_the_method_at_its_published_size() -> None:
@@ -163,7 +169,7 @@ BENCHMARKS = sorted(CONFIGS.glob("benchmarks/*.yaml"))
 SIZES = {  # fits if all sets are on disk, and rows
     "ablation": (7 * 3, 9),
     "ablation_full": (2 * 7 * 3, 9),
-    "components": (25 * 3, 25),
+    "components": (29 * 3, 29),
     "mvtec_to_all": (2 * 3 * 3, 5),
     "quickstart": (1, 3),
     "rivals": (3 * 3, 6),
