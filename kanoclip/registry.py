@@ -103,6 +103,7 @@ NAMES: dict[str, dict[str, str]] = {
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
         "projection": "kanoclip.heads.projections.LevelProjection",
         "rca": "kanoclip.heads.rca.RCA",
+        "level_matrix": "kanoclip.heads.projections.LevelMatrix",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",

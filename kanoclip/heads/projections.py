@@ -21,7 +21,7 @@ ANOMALOUS_PHRASES = ["a damaged {}", "a broken {}", "a {} with flaw", "a {} with
 SENTENCES = ["{}.", "a photo of {}."]
 
 
-class LevelProjection(Interaction):
+class LevelMatrix(Interaction):
     """Project the patches of each level to the texts by a matrix of its own, drawn at random.
 
     Unlike ``linear`` it takes patches of any width, such as those of a backbone whose ``levels_at`` is "norm".

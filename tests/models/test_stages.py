@@ -1,9 +1,12 @@
 import logging
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from kanoclip.heads.adapter import LinearAdapter
@@ -12,6 +15,9 @@ from kanoclip.models.contents import CheckpointError
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.stages import Stage, read_stages, share
 from kanoclip.types import KanoclipError
+from kanoclip.verbs.table import main
+
+DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 
 TWO = [
     {"train": ["prompts"], "epochs": 2, "lr": 1e-2, "schedule": "cosine", "warmup": 0.25},
@@ -210,3 +216,29 @@ def test_a_model_without_stages_has_one_group_and_stage_0(make_model) -> None:
     model = make_model(KAnoCLIP)
     assert (model.stages, model.stage, len(model.configure_optimizers().param_groups)) == ([], 0, 1)
     assert model.configure_callbacks() == []
+
+
+def test_the_config_of_the_docs_fits_in_its_stages(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = re.search(r"```yaml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
+    stages = yaml.safe_load(config)["model"]["init_args"]["stages"]
+    Path("mine.yaml").write_text(config)
+    data = ["--data", "surfaces_auxiliary", "--data.images", "2", "--data.num_workers", "0", "--data.category", "ring"]
+    assert main(["fit", "--config", "mine.yaml", *data, "--trainer.max_epochs", "4"]) == 0
+    checkpoint = torch.load(next(tmp_path.glob("runs/fit/**/last.ckpt")), weights_only=True)
+    assert [one["epochs"] for one in checkpoint["kanoclip"]["optimiser"]["model.stages"]] == [1, 3]
+    assert checkpoint["hyper_parameters"]["stages"][0]["train"] == stages[0]["train"]
+    again = ["--ckpt_path", "last", "--trainer.max_epochs", "5"]
+    assert main(["fit", "--config", "mine.yaml", *data, *again]) == 2
+    assert main(["fit", "--config", "mine.yaml", *data, "--lr_scheduler", "ConstantLR"]) == 2
+
+
+def test_the_model_of_the_docs_reads_which_stage_runs(make_data, make_trainer, tiny_clip) -> None:
+    written: dict = {}
+    exec(re.search(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1], written)
+    model, terms = written["TwoSteps"](backbone=tiny_clip), []
+    losses = model.losses
+    model.losses = lambda batch, scores: terms.append(set(found := losses(batch, scores))) or found
+    fit(model, make_data(category="ring"), make_trainer(max_epochs=3))
+    assert terms[0] == {"local"}
+    assert {"local", "global"} <= terms[1] == terms[2]

@@ -16,7 +16,7 @@ from kanoclip.backbone.tuning import Tuning
 from kanoclip.heads.adapter import Adapter
 from kanoclip.heads.interaction import Interaction
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
-from kanoclip.heads.projections import LevelProjection, PatchMean, ProjectedPrompts
+from kanoclip.heads.projections import LevelMatrix, PatchMean, ProjectedPrompts
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import MeanScore, Score, check_blur, dot, level_maps
 from kanoclip.models.clip_module import CLIPModule
@@ -75,6 +75,7 @@ class AACLIP(CLIPModule):
         backbone: Frozen CLIP, whose levels are read behind its last norm. null: ViT-L-14-336 with OpenAI's weights at
             518 pixels, levels 6, 12, 18 and 24, with GELU, as in its code, though the weights were trained with
             QuickGELU.
+        attention: What a second path of the tower of stage 2 attends to; null: none, qkv.
         prompts: Text features of the two states.
         interaction: How the patches of each level are brought to the texts.
         adapter: What makes the global feature.
@@ -104,7 +105,7 @@ class AACLIP(CLIPModule):
     name = "aa_clip"
     heads = ("prompts", "interaction", "adapter", "tuning")
     own_prompts: type[Prompts] = ProjectedPrompts
-    own_interaction: type[Interaction] = LevelProjection
+    own_interaction: type[Interaction] = LevelMatrix
     own_adapter: type[Adapter] = PatchMean
     own_tuning: type[Tuning] = ResidualTuning
     own_stages = (
@@ -121,6 +122,7 @@ class AACLIP(CLIPModule):
     def __init__(
         self,
         backbone: CLIPBackbone | None = None,
+        attention: Attention | None = None,
         prompts: Prompts | None = None,
         interaction: Interaction | None = None,
         adapter: Adapter | None = None,
@@ -139,7 +141,7 @@ class AACLIP(CLIPModule):
         check_blur(blur)
         self.assemble(
             (backbone or CLIPBackbone(activation="gelu")).reading("norm"),
-            QKV(),
+            attention or QKV(),
             prompts=prompts or self.own_prompts(),
             interaction=interaction or self.own_interaction(),
             adapter=adapter or self.own_adapter(),
@@ -228,7 +230,7 @@ class AACLIP(CLIPModule):
                 "class_path": "residual",
                 "init_args": {"image_blocks": image_blocks, "text_blocks": text_blocks},
             },
-            "interaction": {"class_path": "projection", "init_args": {"relu": relu}},
+            "interaction": {"class_path": "level_matrix", "init_args": {"relu": relu}},
             "adapter": {"class_path": "patch_mean", "init_args": {"relu": relu}},
         }
         return options, weights

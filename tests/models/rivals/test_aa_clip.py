@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
-from kanoclip.heads.projections import LevelProjection, PatchMean, ProjectedPrompts
+from kanoclip.heads.projections import LevelMatrix, PatchMean, ProjectedPrompts
 from kanoclip.heads.scoring import MapMaxScore
 from kanoclip.models.inference import batch_of
 from kanoclip.models.rivals.aa_clip import AACLIP, blurred
@@ -279,7 +279,7 @@ def test_projections_read_levels_of_the_towers_width(make_model, synthetic_batch
     assert ours.backbone.patch_dim == 32 != ours.backbone.dim
     assert make_model(AACLIP).backbone.visual is ours.backbone.visual  # one copy of the weights
     patches = torch.randn(len(ours.backbone.levels), 2, 5, 32)
-    projection, mean = LevelProjection(relu=True), PatchMean(relu=True)
+    projection, mean = LevelMatrix(relu=True), PatchMean(relu=True)
     for part in (projection, mean):
         part.build(ours.backbone)
     projected, states = projection(patches, torch.zeros(2, 2, 16))
