@@ -35,7 +35,8 @@ def read(path: Path) -> dict:
 
 def kinds(path: Path) -> tuple[str, ...]:
     """The components of the model that a config names; WinCLIP learns nothing and has few."""
-    return ("backbone", "prompts", "score") if path.stem == "winclip" else COMPONENTS
+    own = ("backbone", "prompts", "score") if path.stem.startswith("winclip") else COMPONENTS
+    return (*own, "memory") if path.stem.endswith("few_shot") else own
 
 
 def classes(path: Path) -> dict[str, str]:
