@@ -45,7 +45,9 @@ FEW = {
 
 def kinds(path: Path) -> tuple[str, ...]:
     """The components of the model that a config names; some rivals have few."""
-    return FEW.get(path.stem, (*COMPONENTS, "tuning") if path.stem.startswith("tuning_") else COMPONENTS)
+    own = (*COMPONENTS, "tuning") if path.stem.startswith("tuning_") else COMPONENTS
+    own = FEW.get(path.stem.removesuffix("_few_shot"), own)
+    return (*own, "memory") if path.stem.endswith("few_shot") else own
 
 
 def classes(path: Path) -> dict[str, str]:

@@ -155,7 +155,8 @@ def nearest(vectors: Tensor, bank: Tensor) -> Tensor:
         bank: ``(R, W)``, unit length.
     """
     rows = F.normalize(vectors.float(), dim=-1)
-    step = max(1, AT_ONCE // (rows.shape[0] * rows.shape[1]))
+    # an exported graph is the same for any batch: it has no loop
+    step = len(bank) if torch.compiler.is_compiling() else max(1, AT_ONCE // (rows.shape[0] * rows.shape[1]))
     best = rows.new_full(rows.shape[:2], -2.0)
     place = torch.zeros_like(best, dtype=torch.long)
     for first in range(0, len(bank), step):

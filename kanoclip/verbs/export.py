@@ -112,6 +112,7 @@ def _model(rest: Sequence[str]) -> tuple[Any, Path | None]:
     from kanoclip.models.base import AnomalyModule
     from kanoclip.models.checkpoint import check_name, read_checkpoint
     from kanoclip.models.contents import check_trust
+    from kanoclip.models.remembering import WithMemory
     from kanoclip.verbs.build import Parser, model_name, named
 
     command = prepare(["export", "--data=folder", *rest])  # it asks for data, which an export needs none of
@@ -141,4 +142,6 @@ def _model(rest: Sequence[str]) -> tuple[Any, Path | None]:
         note(f"checkpoint {checkpoint}: {name}, fitted on {entry['auxiliary']}.")
     elif model.needs_training:
         raise KanoclipError(f"{name} has to be fitted: give the checkpoint of a fit with --ckpt_path. Type: {EXAMPLE}")
+    if isinstance(model, WithMemory):
+        model.remember()
     return model, checkpoint
