@@ -71,6 +71,8 @@ NAMES: dict[str, dict[str, str]] = {
         "winclip": "kanoclip.models.rivals.winclip.WinCLIP",
         "april_gan": "kanoclip.models.rivals.april_gan.AprilGAN",
         "anomalyclip": "kanoclip.models.rivals.anomalyclip.AnomalyCLIP",
+        "mrad_tf": "kanoclip.models.rivals.mrad.MRADTF",
+        "mrad_ft": "kanoclip.models.rivals.mrad.MRADFT",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -106,6 +108,8 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "memory": {
         "none": "kanoclip.heads.memory.NoMemory",
+        "labelled": "kanoclip.heads.labelled_memory.LabelledMemory",
+        "labelled_projected": "kanoclip.heads.labelled_memory.ProjectedMemory",
     },
     "kd_loss": {
         "none": "kanoclip.heads.losses.NoKD",

@@ -35,6 +35,8 @@ def read(path: Path) -> dict:
 
 def kinds(path: Path) -> tuple[str, ...]:
     """The components of the model that a config names; WinCLIP learns nothing and has few."""
+    if path.stem.startswith("mrad"):  # which has no text
+        return ("backbone", "attention", "memory", "score")
     return ("backbone", "prompts", "score") if path.stem == "winclip" else COMPONENTS
 
 

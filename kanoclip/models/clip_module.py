@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from rich.progress import track
 from torch import nn
 
 from kanoclip.backbone.attention import Attention
@@ -12,8 +13,10 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
+from kanoclip.heads.labelled_memory import LabelledMemory
 from kanoclip.heads.memory import NoMemory
 from kanoclip.models.base import AnomalyModule
+from kanoclip.models.checkpoint import run_seed
 from kanoclip.types import Batch, Features, KanoclipError, Scores
 
 
@@ -72,6 +75,20 @@ class CLIPModule(AnomalyModule):
             return features
         patches, cls, grid, level_cls = batch.features
         return Features(patches.float(), cls.float(), grid, None if level_cls is None else level_cls.float())
+
+    def on_fit_start(self) -> None:
+        """Fill a memory of the auxiliary set, where the model has one."""
+        super().on_fit_start()
+        memory = getattr(self, "memory", None)
+        if isinstance(memory, LabelledMemory):
+            memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
+
+    def _auxiliary_batches(self) -> Iterator[Batch]:
+        """Yield the batches of the fit once, in this rank's share, with a progress bar."""
+        loader, strategy = self._data.train_dataloader(), self.trainer.strategy
+        quiet = self.global_rank > 0 or self.trainer.progress_bar_callback is None
+        for batch in track(loader, "filling the memory", transient=True, disable=quiet):
+            yield strategy.batch_to_device(batch)
 
     @property
     def features_key(self) -> str | None:
