@@ -78,6 +78,8 @@ NAMES: dict[str, dict[str, str]] = {
         "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
         "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
         "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
+        "mrad_tf": "kanoclip.models.rivals.mrad.MRADTF",
+        "mrad_ft": "kanoclip.models.rivals.mrad.MRADFT",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -127,6 +129,8 @@ NAMES: dict[str, dict[str, str]] = {
     "memory": {
         "none": "kanoclip.heads.memory.NoMemory",
         "patches": "kanoclip.heads.patch_memory.PatchMemory",
+        "labelled": "kanoclip.heads.labelled_memory.LabelledMemory",
+        "labelled_projected": "kanoclip.heads.labelled_memory.ProjectedMemory",
     },
     "kd_loss": {
         "none": "kanoclip.heads.losses.NoKD",

@@ -40,6 +40,8 @@ FEW = {
     "bayes_pfl": ("backbone", "attention", "prompts", "interaction", "adapter"),
     "af_clip": ("backbone", "attention", "prompts", "adapter"),
     "aa_clip": ("backbone", "attention", "prompts", "interaction", "adapter", "score", "tuning"),
+    "mrad_tf": ("backbone", "attention", "memory", "score"),
+    "mrad_ft": ("backbone", "attention", "memory", "score"),
 }
 
 

@@ -25,6 +25,13 @@ class Head(nn.Module):
     def build(self, backbone: Any) -> None:
         """Create the weights for a ``CLIPBackbone``; the model calls it once."""
 
+    def make_room(self, weights: dict[str, Tensor]) -> None:
+        """Give buffers of any number of rows that of a checkpoint, before it is loaded.
+
+        Args:
+            weights: Of this head in the checkpoint, by their names here.
+        """
+
     def take_terms(self) -> dict[str, Tensor]:
         """Return the loss terms of the last forward, and forget them."""
         terms, self.terms = self.terms, {}

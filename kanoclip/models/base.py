@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kanoclip.backbone.clip import uncopied
+from kanoclip.backbone.head import Head
 from kanoclip.models.checkpoint import about, check_agreement, plain, run_seed, up_to_date
 from kanoclip.models.contents import check_entry, check_progress, check_weights
 from kanoclip.models.epoch import EpochMetrics
@@ -279,6 +280,10 @@ class AnomalyModule(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as torch does; if they do not fit, the first that differs is told in one line."""
+        for name, part in self.named_children():
+            if isinstance(part, Head):
+                start = f"{name}."
+                part.make_room({k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)})
         if strict:
             check_weights(state_dict, self)
         return super().load_state_dict(state_dict, strict, assign)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 
 from kanoclip.backbone.attention import Attention
@@ -13,8 +14,10 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
+from kanoclip.heads.labelled_memory import LabelledMemory
 from kanoclip.heads.memory import NoMemory, Vectors
 from kanoclip.heads.prompts import Prompts
+from kanoclip.models.checkpoint import run_seed
 from kanoclip.models.remembering import WithMemory
 from kanoclip.types import Batch, Features, KanoclipError, Scores
 
@@ -102,6 +105,19 @@ class CLIPModule(WithMemory):
             terms.append(prompts.take_terms())
         prompts.terms = {name: torch.stack([one[name] for one in terms]).mean() for name in terms[0]}
         return torch.cat(states)
+    def on_fit_start(self) -> None:
+        """Fill a memory of the auxiliary set, where the model has one."""
+        super().on_fit_start()
+        memory = getattr(self, "memory", None)
+        if isinstance(memory, LabelledMemory):
+            memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
+
+    def _auxiliary_batches(self) -> Iterator[Batch]:
+        """Yield the batches of the fit once, in this rank's share, with a progress bar."""
+        loader, strategy = self._data.train_dataloader(), self.trainer.strategy
+        quiet = self.global_rank > 0 or self.trainer.progress_bar_callback is None
+        for batch in track(loader, "filling the memory", transient=True, disable=quiet):
+            yield strategy.batch_to_device(batch)
 
     @property
     def features_key(self) -> str | None:

@@ -122,6 +122,8 @@ def quiet() -> None:
     for message in (
         ".*does not have many workers.*",  # expected on 2 cores
         ".*Checkpoint directory.*",
+        ".*this fit will run with no optimizer.*",  # of a model whose fit fills a memory alone
+        r".*`training_step` returned `None`.*",
         ".*args parameter is intended to run from within Python.*",  # both are the same words
         ".*Total length of `list` across ranks is zero.*",  # nothing is held out for validation
         r".*Found \d+ module\(s\) in eval mode.*",  # the frozen backbone

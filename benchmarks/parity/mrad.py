@@ -1,0 +1,153 @@
+"""Make tests/golden/mrad.safetensors: what MRAD's own code makes of six images with small random weights.
+
+    python benchmarks/parity/mrad.py --repo CHECKOUT --output tests/golden/mrad.safetensors
+
+CHECKOUT is CROVO1026/MRAD at 1cc1c6b. Its own tower, the functions that fill and read its memory, its projections and
+losses run; the loops of its ``test.py`` (which stops at an import) and ``train.py`` around them are written out here.
+Its code fixes 24 blocks and 37 x 37 patches, so the patches here are of 4 pixels, and all blocks share the weights of
+one. ``thop`` and ``pkg_resources`` are stubs. Weights are rounded to float16 before use, so that the file holds
+what was used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import torch
+from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DIM, SIZE, PATCH, LAYERS, WIDTH, TEXT, COARSE = 32, 148, 4, 24, 64, 64, 37
+DESIGN = {"Prompt_length": 12, "learnabel_text_embedding_depth": 9, "learnabel_text_embedding_length": 4}
+COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repo", required=True)
+    parser.add_argument("--output", required=True)
+    chosen = parser.parse_args()
+    output = Path(chosen.output).resolve()
+    sys.path.insert(0, chosen.repo)
+    for name in ("thop", "pkg_resources"):
+        sys.modules[name] = ModuleType(name)
+    sys.modules["thop"].profile = None  # type: ignore[attr-defined]
+    version = SimpleNamespace(parse=lambda text: tuple(int(one) for one in text.split("+")[0].split(".")[:2]))
+    sys.modules["pkg_resources"].packaging = SimpleNamespace(version=version)  # type: ignore[attr-defined]
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        save_file(golden(), output)
+    print(f"{output.name}: {output.stat().st_size / 1e3:.0f} kB")
+
+
+def rounded(module: nn.Module, scale: float) -> None:
+    """Add noise to all weights, and round them to float16."""
+    for weight in module.parameters():
+        weight.data = (weight.data + scale * torch.randn_like(weight)).half().float()
+
+
+def golden() -> dict[str, Tensor]:
+    """Return weights, inputs and outputs."""
+    from AnomalyCLIP_lib.AnomalyCLIP import AnomalyCLIP
+    from AnomalyCLIP_lib.model_load import get_similarity_map
+    from models.mlp import MLP, Projector, average_neighbor
+    from mrad import build_cache_model, build_patch_cache_model, compute_patch_socre, compute_socre
+    from utils.loss import BinaryDiceLoss, FocalLoss
+
+    torch.manual_seed(0)
+    model = AnomalyCLIP(DIM, SIZE, LAYERS, WIDTH, PATCH, 77, 512, TEXT, 1, 2, design_details=DESIGN).float().eval()
+    rounded(model, 0.03)
+    blocks = model.visual.transformer.resblocks
+    for block in blocks:
+        block.load_state_dict(blocks[0].state_dict())
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    model.visual.DAPM_replace(DPAM_layer=LAYERS)
+    image_proj, patch_proj = MLP(DIM), Projector(WIDTH, DIM, 2)
+    rounded(image_proj, 0.6)
+    rounded(patch_proj, 0.6)
+
+    drawn = torch.randint(0, 256, (6, 3, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    coarse = drawn.repeat_interleave(5, 2).repeat_interleave(5, 3)[:, :, :COARSE, :COARSE].contiguous()
+    small = torch.zeros(6, COARSE, COARSE, dtype=torch.uint8)
+    for i in range(0, 6, 2):
+        small[i, 4 * i : 4 * i + 10, 6:20] = 1
+    coarse[:, 0] = torch.where(small.bool(), 255, coarse[:, 0])  # or regions would look alike
+    image, mask = (one.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1) for one in (coarse, small))
+    mask = mask.roll(2, -1)  # so that patches lie across the border
+    label = mask.flatten(1).amax(1).long()
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in COLOURS)
+    pixels = (image / 255 - mean) / std
+    loader = [
+        {"img": pixels[i : i + 2], "anomaly": label[i : i + 2], "img_mask": mask[i : i + 2, None].float()}
+        for i in range(0, 6, 2)
+    ]
+    keys, values = build_cache_model(False, model, loader, "cpu", "cache_model_visa.pt")
+    rows, kinds = build_patch_cache_model(False, model, loader, "cpu", "cache_patch_model_visa.pt")
+
+    with torch.no_grad():
+        cls, levels, _, _ = model.encode_image(pixels, [6, 12, 18, 24], DPAM_layer=LAYERS)
+        cls = cls / cls.norm(dim=-1, keepdim=True)
+        query = average_neighbor(levels[3])
+        query = query / query.norm(dim=-1, keepdim=True)
+    found: dict[str, Tensor] = {}
+    for name, learned in (("tf", False), ("ft", True)):
+        with torch.no_grad():
+            patch, *_ = compute_patch_socre(
+                query, rows, kinds, device="cpu", proj=patch_proj, is_mradft=True, use_proj=learned
+            )
+            image_p, _ = compute_socre(cls, keys, values, "cpu", proj=image_proj, use_proj=learned)
+        rough = get_similarity_map(patch, SIZE)[..., 1]
+        heat = torch.stack([torch.from_numpy(gaussian_filter(one, sigma=4 * SIZE / 518)) for one in rough])
+        highest = heat.flatten(1).topk(int(SIZE * SIZE * 0.01)).values.mean(1)
+        score = 0.3 * highest + 0.7 * image_p[:, 1]
+        found |= {f"{name}.patch": patch[..., 1], f"{name}.image": image_p[:, 1], f"{name}.map": heat[:2]}
+        found[f"{name}.score"] = score
+        spread = (patch[..., 1].amax(1) - patch[..., 1].amin(1)).min()
+        print(f"{name}: maps {patch[..., 1].min():.4f} to {patch[..., 1].max():.4f}, scores {score.tolist()}")
+        assert spread > (0.1 if learned else 0.003), "maps are flat"  # a temperature of 1 leaves them nearly so
+        assert (heat[1:] - heat[:-1]).abs().mean((1, 2)).min() > (0.01 if learned else 0.0005), "rows are alike"
+
+    patch, *_ = compute_patch_socre(
+        query, rows, kinds, device="cpu", proj=patch_proj, need_mask=True, is_mradft=True, use_proj=True
+    )
+    maps = get_similarity_map(patch, SIZE).permute(0, 3, 1, 2)
+    image_p, _ = compute_socre(cls, keys, values, "cpu", proj=image_proj, need_mask=True)
+    focal, dice = FocalLoss()(maps, mask.float()), BinaryDiceLoss()(maps[:, 1], mask.float())
+    image_loss = F.cross_entropy(image_p / 0.07, label)
+    (focal + dice + image_loss).backward()
+
+    shared = {name for name in weights if name.startswith("visual.transformer.resblocks.")}
+    kept = {name: weights[name] for name in weights if name.startswith("visual.") and name not in shared}
+    kept |= {name: weights[name] for name in shared if name.startswith("visual.transformer.resblocks.0.")}
+    parts = {"image_proj": image_proj, "patch_proj": patch_proj}
+    learned = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.named_parameters()}
+    return {
+        **{f"clip.{name}": value.half().contiguous() for name, value in kept.items()},
+        **{f"published.{name}": value.detach().half() for name, value in learned.items()},
+        **{f"gradient.{name}": value.grad for name, value in learned.items()},
+        **{name: value.contiguous() for name, value in found.items()},
+        "coarse": coarse,
+        "mask": mask.contiguous(),
+        "image_keys": keys,
+        "image_values": values,
+        "patch_keys": rows,
+        "patch_values": kinds,
+        "cls": cls,
+        "query": query[:1, ::8].contiguous(),
+        "focal": focal.detach(),
+        "dice": dice.detach(),
+        "image_loss": image_loss.detach(),
+    }
+
+
+if __name__ == "__main__":
+    main()
