@@ -105,6 +105,7 @@ class CLIPModule(WithMemory):
             terms.append(prompts.take_terms())
         prompts.terms = {name: torch.stack([one[name] for one in terms]).mean() for name in terms[0]}
         return torch.cat(states)
+
     def on_fit_start(self) -> None:
         """Fill a memory of the auxiliary set, where the model has one."""
         super().on_fit_start()
