@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         raise PlanError(damaged[0] if damaged else nothing)
     try:
         gpus = _gpus()
-        processes = min(options.processes or max(1, len(gpus)), len(jobs))
+        processes = min(int(options.processes or max(1, len(gpus))), len(jobs))
         if processes > 1 and not options.worker:
             work_in_processes(processes, argv, gpus)
         else:
