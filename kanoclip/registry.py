@@ -99,13 +99,11 @@ NAMES: dict[str, dict[str, str]] = {
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
         "linear": "kanoclip.heads.interaction.LinearInteraction",
-        "level_projection": "kanoclip.heads.hybrid.LevelProjection",
+        "level_projection": "kanoclip.heads.interaction.LevelProjection",
         "bi_cmci": "kanoclip.heads.interaction.BiCMCI",
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
-        "projection": "kanoclip.heads.projections.LevelProjection",
         "rca": "kanoclip.heads.rca.RCA",
-        "level_matrix": "kanoclip.heads.projections.LevelMatrix",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",

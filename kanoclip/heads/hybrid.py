@@ -12,33 +12,9 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.adapter import Adapter
-from kanoclip.heads.interaction import Interaction
 from kanoclip.types import KanoclipError
 
 PATCHES_PER_CLUSTER = 5
-
-
-class LevelProjection(Interaction):
-    """Project the patches of each level by a linear layer of its own that starts at random.
-
-    It takes patches of any width and length, such as those of a backbone whose ``levels_at`` is "block", to the joint
-    width D; unlike the other interactions it is not the identity before training. States stay as they are.
-
-    Reference:
-        Y. Cao et al., *AdaCLIP*, ECCV 2024, and its code; X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023. Both
-        take the tokens as the blocks return them.
-    """
-
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Create one layer per level, drawn as torch draws those of ``nn.Linear``."""
-        layers = [nn.Linear(backbone.patch_dim, backbone.dim) for _ in backbone.levels]
-        self.weight = nn.Parameter(torch.stack([one.weight.detach() for one in layers]))  # (L, D, W)
-        self.bias = nn.Parameter(torch.stack([one.bias.detach() for one in layers]))  # (L, D)
-
-    def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the projected patches ``(L, B, N, D)``, unit length, and the states once per level."""
-        projected = torch.stack([F.linear(*one) for one in zip(patches, self.weight, self.bias, strict=True)])
-        return F.normalize(projected.float(), dim=-1), states.expand(len(patches), -1, -1, -1)
 
 
 class ClassProjection(Adapter):

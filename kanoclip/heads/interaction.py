@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
+from kanoclip.backbone.residual import linear
 from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
 
 
@@ -38,31 +39,54 @@ class NoInteraction(Interaction):
 
 
 class LinearInteraction(Interaction):
-    """Project the patches of each level by a linear layer of its own.
-
-    Of patches in the joint space a matrix that starts as the identity; of those of a backbone whose ``levels_at`` is
-    "block" or "norm" a matrix from the tower's width W to D with a bias, which starts at random.
+    """Project the patches of each level by a matrix of its own, which starts as the identity.
 
     Reference:
-        X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023: a linear layer per level with a bias, from what the blocks
-        return to D. That in the joint space, behind CLIP's own projection, is ours.
+        X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023: a linear layer per level from the tower's width to D, which
+        is ``LevelProjection``. Ours acts in the joint space, behind CLIP's own projection.
     """
 
     def build(self, backbone: CLIPBackbone) -> None:
-        """Create one layer per level."""
-        levels, width, dim = len(backbone.levels), backbone.patch_dim, backbone.dim
-        if backbone.levels_at == "joint":
-            self.weight = nn.Parameter(torch.eye(dim).expand(levels, -1, -1).clone())  # (L, D, D)
-        else:
-            self.layers = nn.ModuleList(nn.Linear(width, dim) for _ in range(levels))
+        """Create one identity matrix per level."""
+        identity = torch.eye(backbone.dim).expand(len(backbone.levels), -1, -1)
+        self.weight = nn.Parameter(identity.clone())  # (L, D, D)
 
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the projected patches and the states; patches may be ``(L, B, N, W)``."""
-        if hasattr(self, "layers"):
-            projected = torch.stack([layer(level) for layer, level in zip(self.layers, patches, strict=True)])
-        else:
-            projected = torch.einsum("lbnd,lde->lbne", patches, self.weight)
+        """Return the projected patches and the states."""
+        projected = torch.einsum("lbnd,lde->lbne", patches, self.weight)
         return F.normalize(projected, dim=-1), states.expand(len(patches), -1, -1, -1)
+
+
+class LevelProjection(Interaction):
+    """Project the patches of each level to the joint space by a linear layer of its own that starts at random.
+
+    It takes patches of any width and length, such as those of a backbone whose ``levels_at`` is "block" or "norm";
+    unlike the other interactions it is not the identity before training.
+
+    Args:
+        bias: Whether the layers have a bias. Without one they are drawn Xavier uniform, else as ``nn.Linear`` is.
+        relu: Whether a LeakyReLU follows.
+
+    Reference:
+        X. Chen et al., *APRIL-GAN*, arXiv 2305.17382, 2023; Y. Cao et al., *AdaCLIP*, ECCV 2024, both of what blocks
+        return; W. Ma et al., *AA-CLIP*, CVPR 2025, behind the last norm and without a bias.
+    """
+
+    def __init__(self, bias: bool = True, relu: bool = False) -> None:
+        super().__init__()
+        self.bias = bias
+        self.relu = relu
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Create one layer per level."""
+        make = nn.Linear if self.bias else linear
+        self.layers = nn.ModuleList(make(backbone.patch_dim, backbone.dim) for _ in backbone.levels)
+
+    def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Project patches ``(L, B, N, W)`` to ``(L, B, N, D)``, unit length; the states stay."""
+        projected = torch.stack([layer(level) for layer, level in zip(self.layers, patches, strict=True)])
+        projected = F.leaky_relu(projected) if self.relu else projected
+        return F.normalize(projected.float(), dim=-1), states.expand(len(patches), -1, -1, -1)
 
 
 class BiCMCI(Interaction):

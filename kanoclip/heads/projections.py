@@ -12,40 +12,12 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.residual import linear
 from kanoclip.backbone.tuning import Hooks
 from kanoclip.heads.adapter import Adapter
-from kanoclip.heads.interaction import Interaction
 from kanoclip.heads.prompts import Prompts, _precision, readable
 from kanoclip.types import Features
 
 NORMAL_PHRASES = ["{}", "a {}", "the {}"]
 ANOMALOUS_PHRASES = ["a damaged {}", "a broken {}", "a {} with flaw", "a {} with defect", "a {} with damage"]
 SENTENCES = ["{}.", "a photo of {}."]
-
-
-class LevelMatrix(Interaction):
-    """Project the patches of each level to the texts by a matrix of its own, drawn at random.
-
-    Unlike ``linear`` it takes patches of any width, such as those of a backbone whose ``levels_at`` is "norm".
-
-    Args:
-        relu: Whether a LeakyReLU follows.
-
-    Reference:
-        W. Ma et al., *AA-CLIP*, CVPR 2025, whose code calls it seg_proj and has no LeakyReLU unless it is asked for.
-    """
-
-    def __init__(self, relu: bool = False) -> None:
-        super().__init__()
-        self.relu = relu
-
-    def build(self, backbone: CLIPBackbone) -> None:
-        """Draw one matrix per level, Xavier uniform."""
-        self.levels = nn.ModuleList(linear(backbone.patch_dim, backbone.dim) for _ in backbone.levels)
-
-    def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Project patches ``(L, B, N, W)`` to ``(L, B, N, D)``; the states stay."""
-        projected = torch.stack([level(one) for level, one in zip(self.levels, patches, strict=True)])
-        projected = F.leaky_relu(projected) if self.relu else projected
-        return F.normalize(projected, dim=-1), states.expand(len(patches), -1, -1, -1)
 
 
 class PatchMean(Adapter):

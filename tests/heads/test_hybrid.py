@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads import hybrid
-from kanoclip.heads.hybrid import ClassProjection, LevelProjection, cluster, hybrid_semantic_fusion
+from kanoclip.heads.hybrid import ClassProjection, cluster, hybrid_semantic_fusion
 
 GENERATOR = torch.Generator().manual_seed(8)
 PATCHES = F.normalize(torch.randn(3, 4, 30, 8, generator=GENERATOR), dim=-1)
@@ -75,19 +75,11 @@ def test_k_means_finds_groups_that_lie_apart_and_leaves_torchs_random_numbers_al
     assert torch.equal(found[:, None] == found, truth[:, None] == truth)
 
 
-def test_the_projections_are_linear_layers_of_raw_tokens_and_of_unit_length(tiny) -> None:
+def test_the_global_projection_is_a_linear_layer_and_of_unit_length(tiny) -> None:
     backbone = CLIPBackbone(tiny[1], image_size=32, levels_at="block")
     torch.manual_seed(0)
-    levels, whole = LevelProjection(), ClassProjection()
-    levels.build(backbone)
+    whole = ClassProjection()
     whole.build(backbone)
-    raw, states = torch.randn(4, 2, 16, 32), F.normalize(torch.randn(2, 2, 20), dim=-1)
-    patches, after = levels(raw, states)
-    for i in range(4):
-        expected = F.normalize(raw[i] @ levels.weight[i].T + levels.bias[i], dim=-1)
-        torch.testing.assert_close(patches[i], expected)
-        assert torch.equal(after[i], states)
-    assert levels.weight.abs().max() <= 32**-0.5
     cls = torch.randn(2, 20)
     expected = F.normalize(cls @ whole.layer.weight.T + whole.layer.bias, dim=-1)
-    torch.testing.assert_close(whole(cls, patches, (4, 4)), expected)
+    torch.testing.assert_close(whole(cls, torch.randn(4, 2, 16, 20), (4, 4)), expected)

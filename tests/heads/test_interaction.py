@@ -2,9 +2,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.cross_attention import PatchQueries, TextQueries
 from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
-from kanoclip.heads.interaction import BiCMCI, LinearInteraction, NoInteraction, PatchToText, TextToPatch
+from kanoclip.heads.interaction import (
+    BiCMCI,
+    LevelProjection,
+    LinearInteraction,
+    NoInteraction,
+    PatchToText,
+    TextToPatch,
+)
 
 ALL = [NoInteraction, LinearInteraction, BiCMCI, TextToPatch, PatchToText]
 
@@ -137,3 +145,18 @@ def test_the_weights_keep_the_names_and_the_order_of_version_0_1_0(tiny_clip) ->
              for part in ("weight", "bias")]  # fmt: skip
     assert [name for name, _ in interaction.named_parameters()] == names
     assert interaction.patches_look.key_value.weight.shape == (4, 32, 16)
+
+
+@pytest.mark.parametrize(("bias", "relu"), [(True, False), (False, False), (False, True)])
+def test_a_level_projection_is_a_linear_layer_of_each_level_from_the_towers_width(tiny, bias, relu) -> None:
+    backbone = CLIPBackbone(tiny[1], image_size=32, levels_at="block")
+    torch.manual_seed(0)
+    projection = LevelProjection(bias, relu)
+    projection.build(backbone)
+    raw, states = torch.randn(4, 2, 16, 32), F.normalize(torch.randn(2, 2, 20), dim=-1)
+    patches, after = projection(raw, states)
+    for level, layer, projected, same in zip(raw, projection.layers, patches, after, strict=True):
+        expected = level @ layer.weight.T + (layer.bias if bias else 0)
+        torch.testing.assert_close(projected, F.normalize(F.leaky_relu(expected) if relu else expected, dim=-1))
+        assert torch.equal(same, states)
+        assert (layer.bias is not None) == bias

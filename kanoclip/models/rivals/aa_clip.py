@@ -14,9 +14,9 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.residual import ResidualTuning
 from kanoclip.backbone.tuning import Tuning
 from kanoclip.heads.adapter import Adapter
-from kanoclip.heads.interaction import Interaction
+from kanoclip.heads.interaction import Interaction, LevelProjection
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
-from kanoclip.heads.projections import LevelMatrix, PatchMean, ProjectedPrompts
+from kanoclip.heads.projections import PatchMean, ProjectedPrompts
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import MeanScore, Score, check_blur, dot, level_maps
 from kanoclip.models.clip_module import CLIPModule
@@ -104,8 +104,8 @@ class AACLIP(CLIPModule):
 
     name = "aa_clip"
     heads = ("prompts", "interaction", "adapter", "tuning")
+    own_interaction: type[Interaction] = LevelProjection
     own_prompts: type[Prompts] = ProjectedPrompts
-    own_interaction: type[Interaction] = LevelMatrix
     own_adapter: type[Adapter] = PatchMean
     own_tuning: type[Tuning] = ResidualTuning
     own_stages = (
@@ -143,7 +143,7 @@ class AACLIP(CLIPModule):
             (backbone or CLIPBackbone(activation="gelu")).reading("norm"),
             attention or QKV(),
             prompts=prompts or self.own_prompts(),
-            interaction=interaction or self.own_interaction(),
+            interaction=interaction or LevelProjection(bias=False),
             adapter=adapter or self.own_adapter(),
             score=score or MeanScore(),
             tuning=tuning or self.own_tuning(),
@@ -222,7 +222,7 @@ class AACLIP(CLIPModule):
         theirs = {"prompts.projection.weight": (text, f"{text_blocks}.fc.0.weight")}
         theirs |= {f"tuning.textual.{n}.weight": (text, f"{n}.fc.0.weight") for n in range(text_blocks)}
         theirs |= {f"tuning.visual.{n}.weight": (image, f"layer_adapters.{n}.fc.0.weight") for n in range(image_blocks)}
-        theirs |= {f"interaction.levels.{n}.weight": (image, f"seg_proj.{n}.{fc}.weight") for n in range(levels)}
+        theirs |= {f"interaction.layers.{n}.weight": (image, f"seg_proj.{n}.{fc}.weight") for n in range(levels)}
         theirs |= {"adapter.projection.weight": (image, f"det_proj.{fc}.weight")}
         weights = {name: _matrix(where, key) for name, (where, key) in theirs.items()}
         options = {
@@ -230,7 +230,7 @@ class AACLIP(CLIPModule):
                 "class_path": "residual",
                 "init_args": {"image_blocks": image_blocks, "text_blocks": text_blocks},
             },
-            "interaction": {"class_path": "level_matrix", "init_args": {"relu": relu}},
+            "interaction": {"class_path": "level_projection", "init_args": {"bias": False, "relu": relu}},
             "adapter": {"class_path": "patch_mean", "init_args": {"relu": relu}},
         }
         return options, weights

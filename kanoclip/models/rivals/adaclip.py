@@ -14,8 +14,8 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.deep_tokens import DeepTokens
 from kanoclip.backbone.tuning import Tuning
 from kanoclip.heads.adapter import Adapter
-from kanoclip.heads.hybrid import ClassProjection, LevelProjection, hybrid_semantic_fusion
-from kanoclip.heads.interaction import Interaction
+from kanoclip.heads.hybrid import ClassProjection, hybrid_semantic_fusion
+from kanoclip.heads.interaction import Interaction, LevelProjection
 from kanoclip.heads.losses import focal_loss, local_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
 from kanoclip.heads.scoring import check_blur, check_temperature, dot, smooth
@@ -193,8 +193,11 @@ class AdaCLIP(CLIPModule):
             "tuning.text_tokens": several("text_prompter.static_prompts", depth, t, D)[1:],  # nothing reads the first
             "tuning.text_dynamic.weight": dynamic("text", "weight", D, D),
             "tuning.text_dynamic.bias": dynamic("text", "bias", D),
-            "interaction.weight": several("patch_token_layer.head", levels, D, W, end=".weight"),
-            "interaction.bias": several("patch_token_layer.head", levels, D, end=".bias"),
+            **{
+                f"interaction.layers.{i}.weight": take(f"patch_token_layer.head.{i}.weight", D, W)
+                for i in range(levels)
+            },
+            **{f"interaction.layers.{i}.bias": take(f"patch_token_layer.head.{i}.bias", D) for i in range(levels)},
             "adapter.layer.weight": take("cls_token_layer.head.0.weight", D, D),
             "adapter.layer.bias": take("cls_token_layer.head.0.bias", D),
         }

@@ -10,7 +10,7 @@ from torch import Tensor
 from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.adapter import NoAdapter
-from kanoclip.heads.interaction import LinearInteraction
+from kanoclip.heads.interaction import Interaction, LevelProjection, LinearInteraction
 from kanoclip.heads.losses import NoKD, dice_loss, focal_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
 from kanoclip.heads.scoring import GlobalScore, dot, level_maps, smooth
@@ -30,6 +30,8 @@ class AprilGAN(KAnoCLIP):
             GELU, as in its code, though the weights were trained with QuickGELU. With ``levels_at: block`` the linear
             layers take what the blocks return, as in its code.
         prompts: Text features of the two states. null: hand-written, in APRIL-GAN's words.
+        interaction: What projects the patches of each level. null: a matrix in the joint space that starts as the
+            identity; with ``levels_at: block`` a linear layer that starts at random, as in its code.
         temperature: Divisor of the cosine, of global and local similarities alike.
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; the paper has none.
         dice: Whether the loss takes Dice over the pixels of the batch, or of each image apart as its code.
@@ -54,7 +56,7 @@ class AprilGAN(KAnoCLIP):
     name = "april_gan"
     own_attention = QKV
     own_prompts = EnsemblePrompts
-    own_interaction = LinearInteraction
+    own_interaction: type[Interaction] = LinearInteraction
     own_adapter = NoAdapter
     own_score = GlobalScore
     own_kd_loss = NoKD
@@ -63,6 +65,7 @@ class AprilGAN(KAnoCLIP):
         self,
         backbone: CLIPBackbone | None = None,
         prompts: Prompts | None = None,
+        interaction: Interaction | None = None,
         temperature: float = 0.01,
         sigma: float = 0.0,
         dice: Literal["batch", "image"] = "image",
@@ -73,7 +76,9 @@ class AprilGAN(KAnoCLIP):
             raise KanoclipError(f"enlarge is {enlarge!r}, expected probability or logits. Use --model.enlarge logits.")
         prompts = prompts or EnsemblePrompts(wording="april_gan")
         backbone = backbone or CLIPBackbone(activation="gelu")
-        super().__init__(backbone, prompts=prompts, temperature=temperature, sigma=sigma, dice=dice, **options)
+        interaction = interaction or (LinearInteraction() if backbone.levels_at == "joint" else LevelProjection())
+        options = {"prompts": prompts, "interaction": interaction, **options}
+        super().__init__(backbone, temperature=temperature, sigma=sigma, dice=dice, **options)
         self.enlarge: Literal["probability", "logits"] = enlarge
 
     def compare(self, features: Features, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
-from kanoclip.heads.projections import LevelMatrix, PatchMean, ProjectedPrompts
+from kanoclip.heads.projections import PatchMean, ProjectedPrompts
 from kanoclip.heads.scoring import MapMaxScore
 from kanoclip.models.inference import batch_of
 from kanoclip.models.rivals.aa_clip import AACLIP, blurred
@@ -26,7 +26,7 @@ MINE = {  # its name of a weight -> ours
     **{f"text_adapter.{n}.fc.0.weight": f"tuning.textual.{n}.weight" for n in range(3)},
     "text_adapter.3.fc.0.weight": "prompts.projection.weight",
     **{f"image_adapter.layer_adapters.{n}.fc.0.weight": f"tuning.visual.{n}.weight" for n in range(6)},
-    **{f"image_adapter.seg_proj.{n}.fc.weight": f"interaction.levels.{n}.weight" for n in range(4)},
+    **{f"image_adapter.seg_proj.{n}.fc.weight": f"interaction.layers.{n}.weight" for n in range(4)},
     "image_adapter.det_proj.fc.weight": "adapter.projection.weight",
 }
 
@@ -279,13 +279,8 @@ def test_projections_read_levels_of_the_towers_width(make_model, synthetic_batch
     assert ours.backbone.patch_dim == 32 != ours.backbone.dim
     assert make_model(AACLIP).backbone.visual is ours.backbone.visual  # one copy of the weights
     patches = torch.randn(len(ours.backbone.levels), 2, 5, 32)
-    projection, mean = LevelMatrix(relu=True), PatchMean(relu=True)
-    for part in (projection, mean):
-        part.build(ours.backbone)
-    projected, states = projection(patches, torch.zeros(2, 2, 16))
-    expected = torch.nn.functional.leaky_relu(patches[1] @ projection.levels[1].weight.T)
-    near(projected[1], normalize(expected, dim=-1))
-    assert states.shape == (len(patches), 2, 2, 16)
+    mean = PatchMean(relu=True)
+    mean.build(ours.backbone)
     last = torch.nn.functional.leaky_relu(patches[-1] @ mean.projection.weight.T)
     near(mean(torch.zeros(2, 16), patches, (1, 5)), normalize(last, dim=-1).mean(1))
 
