@@ -72,10 +72,12 @@ def test_the_verbs_and_python_give_the_same_scores(folder, model, capsys) -> Non
     rows = {row["path"]: row for row in read_rows(f"{model}_predict/predictions.csv")}
     inspect = kanoclip.Inspector(KINDS[model](EmbeddedBackbone(), memory=PatchMemory("good")))
     plain = kanoclip.Inspector(KINDS[model](EmbeddedBackbone()))
+    moved = []
     for path, row in rows.items():
         found = inspect(path).score
         assert found == pytest.approx(float(row["image_score"]), abs=1e-5)
-        assert found != pytest.approx(plain(path).score, abs=1e-3)
+        moved.append(abs(found - plain(path).score))
+    assert max(moved) > 0.01
     assert test["results"]["mean"]["image_auroc"] == 1.0 or model == "clip_vv"
 
 
