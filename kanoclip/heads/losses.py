@@ -69,18 +69,19 @@ def dice_loss(maps: Tensor, mask: Tensor, over: str = "batch", normal: bool = Fa
     return lost.sum() if over == "batch" else len(maps) * mean(lost)
 
 
-def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch") -> Tensor:
+def local_loss(maps: Tensor, mask: Tensor, dice: str = "batch", smooth: float = 0.0) -> Tensor:
     """Sum over levels of focal + Dice(anomalous) + Dice(normal).
 
     Args:
         maps: ``(L, B, H, W)``, the probability that a pixel is anomalous, of images whose mask is known; B may be 0.
         mask: ``(B, H, W)``, 1 = anomalous.
         dice: ``over`` of ``dice_loss``.
+        smooth: As in ``focal_loss``.
 
     Reference:
         KAnoCLIP, L_local; its terms are those of AnomalyCLIP (ICLR 2024), whose Dice is per image.
     """
-    return focal_loss(maps, mask) + dice_loss(maps, mask, dice, normal=True)
+    return focal_loss(maps, mask, smooth=smooth) + dice_loss(maps, mask, dice, normal=True)
 
 
 def with_mask(maps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,7 @@ class AdaCLIP(CLIPModule):
         2024, and its code, which clusters patches otherwise than the paper says. Where we differ: batches may hold
         several images; k-means starts anew for each, where its code goes on with the random numbers of the images
         before, and is SciPy's; Dice is of each image, and tokens are not rounded (``dice``, ``tuning.round_tokens``);
-        its focal loss smooths labels by 1e-5; underscores in names become spaces too; masks are resized to stay 0 or 1;
+        underscores in names become spaces too; masks are resized to stay 0 or 1;
         its mosaics of four images of MVTec AD are left out, and so is its choice of the best epoch on the test set.
     """
 
@@ -141,8 +141,8 @@ class AdaCLIP(CLIPModule):
         """
         assert scores.level_maps is not None  # for the type checker: forward returns them
         found = {
-            "global": focal_loss(scores.image_score[None, :, None], batch.label[:, None]),
-            "local": local_loss(*with_mask(scores.level_maps, batch), self.dice),
+            "global": focal_loss(scores.image_score[None, :, None], batch.label[:, None], smooth=1e-5),
+            "local": local_loss(*with_mask(scores.level_maps, batch), self.dice, smooth=1e-5),
         }
         return {name: self.weights.get(name, 1.0) * term for name, term in {**found, **(scores.terms or {})}.items()}
 
