@@ -78,6 +78,7 @@ NAMES: dict[str, dict[str, str]] = {
         "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
         "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
         "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
+        "vcp_clip": "kanoclip.models.rivals.vcp_clip.VCPCLIP",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -93,6 +94,7 @@ NAMES: dict[str, dict[str, str]] = {
         "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
         "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
         "prefix": "kanoclip.heads.prefix.PrefixPrompts",
+        "pre_vcp": "kanoclip.heads.pre_vcp.PreVCP",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -103,6 +105,7 @@ NAMES: dict[str, dict[str, str]] = {
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
         "projection": "kanoclip.heads.projections.LevelProjection",
         "rca": "kanoclip.heads.rca.RCA",
+        "post_vcp": "kanoclip.heads.post_vcp.PostVCP",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",
