@@ -79,6 +79,7 @@ NAMES: dict[str, dict[str, str]] = {
         "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
         "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
         "vcp_clip": "kanoclip.models.rivals.vcp_clip.VCPCLIP",
+        "cops": "kanoclip.models.rivals.cops.CoPS",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -95,6 +96,7 @@ NAMES: dict[str, dict[str, str]] = {
         "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
         "prefix": "kanoclip.heads.prefix.PrefixPrompts",
         "pre_vcp": "kanoclip.heads.pre_vcp.PreVCP",
+        "synthesized": "kanoclip.heads.synthesized_prompts.SynthesizedPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",

@@ -39,6 +39,7 @@ FEW = {
     "adaclip": ("backbone", "attention", "tuning", "prompts", "interaction", "adapter"),
     "bayes_pfl": ("backbone", "attention", "prompts", "interaction", "adapter"),
     "af_clip": ("backbone", "attention", "prompts", "adapter"),
+    "cops": ("backbone", "attention", "prompts"),
     "vcp_clip": ("backbone", "attention", "prompts", "interaction"),
 }
 
