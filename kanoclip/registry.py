@@ -80,6 +80,8 @@ NAMES: dict[str, dict[str, str]] = {
         "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
         "mrad_tf": "kanoclip.models.rivals.mrad.MRADTF",
         "mrad_ft": "kanoclip.models.rivals.mrad.MRADFT",
+        "vcp_clip": "kanoclip.models.rivals.vcp_clip.VCPCLIP",
+        "cops": "kanoclip.models.rivals.cops.CoPS",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -95,6 +97,8 @@ NAMES: dict[str, dict[str, str]] = {
         "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
         "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
         "prefix": "kanoclip.heads.prefix.PrefixPrompts",
+        "pre_vcp": "kanoclip.heads.pre_vcp.PreVCP",
+        "synthesized": "kanoclip.heads.synthesized_prompts.SynthesizedPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -104,6 +108,7 @@ NAMES: dict[str, dict[str, str]] = {
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
         "rca": "kanoclip.heads.rca.RCA",
+        "post_vcp": "kanoclip.heads.post_vcp.PostVCP",
     },
     "adapter": {
         "none": "kanoclip.heads.adapter.NoAdapter",

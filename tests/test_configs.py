@@ -42,6 +42,8 @@ FEW = {
     "aa_clip": ("backbone", "attention", "prompts", "interaction", "adapter", "score", "tuning"),
     "mrad_tf": ("backbone", "attention", "memory", "score"),
     "mrad_ft": ("backbone", "attention", "memory", "score"),
+    "cops": ("backbone", "attention", "prompts"),
+    "vcp_clip": ("backbone", "attention", "prompts", "interaction"),
 }
 
 

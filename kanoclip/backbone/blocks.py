@@ -62,9 +62,10 @@ def project(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
     return F.normalize(tower.project(tower.norm(tokens) if norm else tokens).float(), dim=-1)
 
 
-def pool(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
+def pool(visual: Any, tokens: Tensor, norm: bool = True, unit: bool = True) -> Tensor:
     """All tokens of the last block ``(B, 1 + N, width)`` -> the global feature ``(B, D)``, float32 and unit length."""
-    return F.normalize(tower_of(visual).pool(tokens, norm).float(), dim=-1)
+    pooled = tower_of(visual).pool(tokens, norm).float()
+    return F.normalize(pooled, dim=-1) if unit else pooled
 
 
 def resize_position(position: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str) -> Tensor:

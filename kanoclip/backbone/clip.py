@@ -59,6 +59,7 @@ class CLIPBackbone(nn.Module):
             "norm", behind the norm alone; or "block", as the block returns them. The latter two have the tower's width.
         activation: Of both towers. null: what the weights were trained with, by their tag. APRIL-GAN, AdaCLIP, AA-CLIP
             and Bayes-PFL ran OpenAI's weights, trained with QuickGELU, with GELU: their heads need ``gelu``.
+        unit_cls: Whether the global feature gets unit length; false for heads that read its own, such as those of CoPS.
 
     Attributes:
         dim: Joint width D of images and texts.
@@ -97,6 +98,7 @@ class CLIPBackbone(nn.Module):
         cls_norm: bool = True,
         activation: Literal["gelu", "quick_gelu"] | None = None,
         levels_at: Literal["joint", "norm", "block"] = "joint",
+        unit_cls: bool = True,
     ) -> None:
         super().__init__()
         model, tokenizer = load(name, pretrained)
@@ -120,6 +122,7 @@ class CLIPBackbone(nn.Module):
         self.image_size = image_size
         self.levels = _check_levels(levels, self.depth, name)
         self.cls_norm = cls_norm
+        self.unit_cls = unit_cls
         self._resizing = position
         self.description = name if name.startswith(SCHEMES) else f"{name} {pretrained or 'random weights'}"
         _check_image_size(image_size, self.patch_size, name)
@@ -166,6 +169,7 @@ class CLIPBackbone(nn.Module):
     def settings(self) -> dict[str, Any]:
         """What the features depend on besides the weights and the image size."""
         settings = {"levels": self.levels, "position": self._resizing, "cls_norm": self.cls_norm}
+        settings = settings if self.unit_cls else settings | {"unit_cls": False}
         return settings if self.levels_at == "joint" else settings | {"levels_at": self.levels_at}
 
     @property
@@ -218,7 +222,7 @@ class CLIPBackbone(nn.Module):
         visual, grid = cast_once(self.visual), (self.image_size // self.patch_size,) * 2
         tokens, levels = run_blocks(visual, self.embed_image(image), attention, self.levels, hooks)
         whole = self.prefix + grid[0] * grid[1]  # without what hooks have appended
-        cls = pool(visual, tokens[:, :whole], norm=self.cls_norm)  # (B, D)
+        cls = pool(visual, tokens[:, :whole], self.cls_norm, self.unit_cls)  # (B, D)
         levels = [level[:, :whole] for level in levels]
         if self.levels_at == "joint":
             return Features(torch.stack([project(visual, level[:, self.prefix :]) for level in levels]), cls, grid)

@@ -131,6 +131,8 @@ class CLIPModule(WithMemory):
         hashed = ["visual", "text", "_fingerprint", "description"]  # the fingerprint has hashed their weights
         if backbone.levels_at == "joint":  # as there was nothing else: old caches stay valid
             hashed += ["levels_at", "width", "patch_dim", "prefix", "rotary"]
+        if backbone.unit_cls:  # likewise
+            hashed += ["unit_cls"]
         parts = module_digest(backbone, hashed), module_digest(self.attention)
         own = type(self).features is not CLIPModule.features or type(self).frozen is not CLIPModule.frozen
         if own or self.tuning.in_image or None in parts:
