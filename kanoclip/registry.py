@@ -78,6 +78,7 @@ NAMES: dict[str, dict[str, str]] = {
         "adaclip": "kanoclip.models.rivals.adaclip.AdaCLIP",
         "bayes_pfl": "kanoclip.models.rivals.bayes_pfl.BayesPFL",
         "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
+        "multiads": "kanoclip.models.rivals.multiads.MultiADS",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -93,6 +94,7 @@ NAMES: dict[str, dict[str, str]] = {
         "fine_grained": "kanoclip.heads.fine_grained.FineGrainedPrompts",
         "bayesian": "kanoclip.heads.bayesian_prompts.BayesianPrompts",
         "prefix": "kanoclip.heads.prefix.PrefixPrompts",
+        "defects": "kanoclip.heads.defects.DefectPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -117,6 +119,7 @@ NAMES: dict[str, dict[str, str]] = {
         "map_max": "kanoclip.heads.scoring.MapMaxScore",
         "mean": "kanoclip.heads.scoring.MeanScore",
         "top_k": "kanoclip.heads.scoring.TopKScore",
+        "peak": "kanoclip.heads.defects.PeakScore",
     },
     "tuning": {
         "none": "kanoclip.backbone.tuning.NoTuning",

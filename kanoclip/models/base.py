@@ -122,6 +122,11 @@ class AnomalyModule(LightningModule):
         return {}
 
     @property
+    def defect_names(self) -> list[str]:
+        """The kinds of defect that ``Scores.defects`` has probabilities of; none for a model that names none."""
+        return []
+
+    @property
     def needs_training(self) -> bool:
         """Whether anything is learned; a model that learns nothing can be tested without a fit."""
         return any(parameter.requires_grad for parameter in self.parameters())
@@ -215,7 +220,7 @@ class AnomalyModule(LightningModule):
     def predict_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
         """Score a batch; without what only the losses need, since Lightning may keep all predictions in memory."""
         scores = tiled(self, batch, self.image_size, self.tiles_at_once)
-        return Scores(scores.anomaly_map, scores.image_score)
+        return Scores(scores.anomaly_map, scores.image_score, defects=scores.defects)
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics."""
