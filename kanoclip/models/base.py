@@ -122,11 +122,6 @@ class AnomalyModule(LightningModule):
         return {}
 
     @property
-    def defect_names(self) -> list[str]:
-        """The kinds of defect that ``Scores.defects`` has probabilities of; none for a model that names none."""
-        return []
-
-    @property
     def needs_training(self) -> bool:
         """Whether anything is learned; a model that learns nothing can be tested without a fit."""
         return any(parameter.requires_grad for parameter in self.parameters())

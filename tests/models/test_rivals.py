@@ -23,6 +23,7 @@ from kanoclip.models.rivals.adaclip import AdaCLIP
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.models.rivals.bayes_pfl import BayesPFL
+from kanoclip.models.rivals.multiads import MultiADS
 from kanoclip.models.rivals.winclip import WinCLIP
 from kanoclip.models.stages import read_stages
 from kanoclip.registry import NAMES
@@ -36,6 +37,7 @@ RIVALS = {
     "anomalyclip": AnomalyCLIP,
     "adaclip": AdaCLIP,
     "bayes_pfl": BayesPFL,
+    "multiads": MultiADS,
 }
 
 

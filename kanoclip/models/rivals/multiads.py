@@ -59,17 +59,18 @@ class MultiADS(AprilGAN):
         **options: Any,
     ) -> None:
         super().__init__(backbone, prompts or DefectPrompts(), **options)
-        lists = defects if isinstance(defects, Mapping) else {"": defects}
+        lists: Mapping[str, list[str] | None] = defects if isinstance(defects, dict) else {"": defects}
         self._named = {one: check_names(names, "defects") for one, names in lists.items() if names is not None}
         self.defects, self.dice_mask = defects, dice_mask
         self._learn(auxiliary_defects)
 
-    def _learn(self, kinds: Mapping[str, Sequence[str]] | None) -> None:
+    def _learn(self, kinds: dict[str, list[str]] | None) -> None:
         """Take over the kinds of defect of the auxiliary set, with its labels for each."""
         self.auxiliary_defects = kinds
         self._fitted = self.prompts.names if kinds is None else check_names(list(kinds), "auxiliary_defects")
-        lists = zip(self._fitted, (kinds or {name: () for name in self._fitted}).values(), strict=True)
-        self._number = {label: i for i, (name, labels) in enumerate(lists) for label in (name, *map(readable, labels))}
+        labels = list(kinds.values()) if kinds else [[]] * len(self._fitted)
+        each = enumerate(zip(self._fitted, labels, strict=True))
+        self._number = {label: i for i, (name, more) in each for label in (name, *map(readable, more))}
 
     @property
     def defect_names(self) -> list[str]:
@@ -78,7 +79,8 @@ class MultiADS(AprilGAN):
 
     def _listed(self, category: Sequence[str], names: Sequence[str], device: torch.device) -> Tensor:
         """Tell which states each image may be in: ``(B, 1 + K)`` bool, the good one first."""
-        named, rows = self._named or {"": names}, []
+        named: Mapping[str, Sequence[str]] = self._named or {"": names}
+        rows = []
         for one in category:
             mine = names if self.training else named.get(one, named.get(""))
             if mine is None:

@@ -46,7 +46,9 @@ def levels(model, batch, names=KINDS):
     states = model.prompts.describe(batch.category, names, model.backbone)
     patches, states = model.interaction(features.patches, states)
     listed = torch.ones(states.shape[1:3], dtype=torch.bool)
-    return [kind_maps(*pair, listed, features.grid, 48, 0.01, "logits", True) for pair in zip(patches, states)]
+    return [
+        kind_maps(*pair, listed, features.grid, 48, 0.01, "logits", True) for pair in zip(patches, states, strict=True)
+    ]
 
 
 @torch.no_grad()
