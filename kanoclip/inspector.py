@@ -138,10 +138,13 @@ class Inspector:
             seen.append(resize(photo, shape_of(height, width, self._model.size, self.tile)))
             about.append(((height, width), path, None if path else photo))
         batch = np.stack(seen)
-        maps, scores = self._model.run(batch) if self._exported else self._model.run(batch, category)
+        maps, scores, *kinds = self._model.run(batch) if self._exported else self._model.run(batch, category)
+        defects = kinds[0] if kinds else [None] * len(batch)  # an exported model names none
         return [
-            finding(heat, float(score), size, path, category, threshold, photo, name)
-            for heat, score, (size, path, photo), (_, name) in zip(maps, scores, about, named, strict=True)
+            finding(heat, float(score), size, path, category, threshold, photo, name, kind)
+            for heat, score, kind, (size, path, photo), (_, name) in zip(
+                maps, scores, defects, about, named, strict=True
+            )
         ]
 
     def _known(self, category: str) -> str:

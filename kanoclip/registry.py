@@ -82,6 +82,7 @@ NAMES: dict[str, dict[str, str]] = {
         "mrad_ft": "kanoclip.models.rivals.mrad.MRADFT",
         "vcp_clip": "kanoclip.models.rivals.vcp_clip.VCPCLIP",
         "cops": "kanoclip.models.rivals.cops.CoPS",
+        "multiads": "kanoclip.models.rivals.multiads.MultiADS",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -99,6 +100,7 @@ NAMES: dict[str, dict[str, str]] = {
         "prefix": "kanoclip.heads.prefix.PrefixPrompts",
         "pre_vcp": "kanoclip.heads.pre_vcp.PreVCP",
         "synthesized": "kanoclip.heads.synthesized_prompts.SynthesizedPrompts",
+        "defects": "kanoclip.heads.defects.DefectPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -123,6 +125,7 @@ NAMES: dict[str, dict[str, str]] = {
         "map_max": "kanoclip.heads.scoring.MapMaxScore",
         "mean": "kanoclip.heads.scoring.MeanScore",
         "top_k": "kanoclip.heads.scoring.TopKScore",
+        "peak": "kanoclip.heads.defects.PeakScore",
     },
     "tuning": {
         "none": "kanoclip.backbone.tuning.NoTuning",

@@ -100,6 +100,8 @@ class Scores(NamedTuple):
             for models that do not train.
         states: ``(B, 2, D)`` text features of the two states, unit length, for the knowledge loss; None likewise.
         terms: Loss terms that heads made on the way, by name, unweighted; None for none.
+        defects: ``(B, K)`` probability of each of the model's ``defect_names`` if an image has a defect; None for
+            models that name none.
     """
 
     anomaly_map: Tensor
@@ -108,3 +110,4 @@ class Scores(NamedTuple):
     logits: Tensor | None = None
     states: Tensor | None = None
     terms: dict[str, Tensor] | None = None
+    defects: Tensor | None = None

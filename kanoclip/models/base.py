@@ -216,7 +216,7 @@ class AnomalyModule(LightningModule):
     def predict_step(self, batch: Batch) -> Scores:  # type: ignore[override]  # Lightning hands over one batch
         """Score a batch; without what only the losses need, since Lightning may keep all predictions in memory."""
         scores = tiled(self, batch, self.image_size, self.tiles_at_once)
-        return Scores(scores.anomaly_map, scores.image_score)
+        return Scores(scores.anomaly_map, scores.image_score, defects=scores.defects)
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics."""

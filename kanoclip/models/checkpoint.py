@@ -21,7 +21,7 @@ from kanoclip.models.contents import FORMAT, SHOWN, CheckpointError, check_entry
 from kanoclip.registry import NAMES, expand, load_class
 from kanoclip.types import MissingError
 
-FREE = ("score", "sigma", "memory", "top_k")
+FREE = ("score", "sigma", "memory", "top_k", "defects")
 """Options of a model that no head depends on: a test may change them."""
 HEADS = ("backbone", "attention", "prompts", "interaction", "adapter", "tuning", "temperature", "windows")
 """Options that heads depend on; those beside them, such as lr, decide a fit alone."""
@@ -229,6 +229,8 @@ def settings(model: Any, free: bool = False) -> Config:
             found |= {kind: name} | {f"{kind}.{k}": v for k, v in settings_of(getattr(model, kind)).items()}
     found |= {f"backbone.{k}": v for k, v in getattr(getattr(model, "backbone", None), "settings", {}).items()}
     found |= {k: v for k, v in model.hparams.items() if k[0] != "_" and k not in (*NAMES, *left)}
+    if free and isinstance(lists := model.hparams.get("defects"), dict):  # of each category
+        found |= {f"defects.{category}": names for category, names in lists.items()}
     return _simple(found)
 
 

@@ -163,7 +163,7 @@ class KAnoCLIP(CLIPModule):
 
         Images without a known mask have no local one; hand-written prompts, which no loss can pull, have no ``kd``.
         """
-        _, _, maps, logits, states, of_heads = scores
+        _, _, maps, logits, states, of_heads, *_ = scores
         assert maps is not None  # for the type checker: forward returns all of them
         assert logits is not None
         assert states is not None

@@ -28,7 +28,7 @@ def tiled(forward: Callable[[Batch], Scores], batch: Batch, size: int, tiles_at_
         tiles_at_once: Most tiles to score together, but at least one of each image. 0: nothing is cut.
 
     Returns:
-        Map and image score only, if the images were cut; else all that ``forward`` returns.
+        Map, image score and kind of defect only, if the images were cut; else all that ``forward`` returns.
     """
     height, width = batch.image.shape[-2:]
     if not tiles_at_once or min(height, width) < size or height == width == size:
@@ -36,12 +36,18 @@ def tiled(forward: Callable[[Batch], Scores], batch: Batch, size: int, tiles_at_
     tops, lefts = tile_starts(height, size), tile_starts(width, size)
     corners, step = list(product(tops, lefts)), max(1, tiles_at_once // len(batch.image))
     best = batch.image.new_full((len(batch.image),), -math.inf, dtype=torch.float32)
+    defects: Tensor | None = None  # those of the highest tile
 
     def maps() -> Iterator[Tensor]:  # (B, size, size), row by row
+        nonlocal defects
         for first in range(0, len(corners), step):
             group = corners[first : first + step]
             scores = forward(_cut(batch, group, size))
-            torch.maximum(best, scores.image_score.float().unflatten(0, (len(group), -1)).amax(0), out=best)
+            highest, tile = scores.image_score.float().unflatten(0, (len(group), -1)).max(0)  # (B,)
+            if scores.defects is not None:
+                of_tile = scores.defects.unflatten(0, (len(group), -1))[tile, torch.arange(len(best))]  # (B, K)
+                defects = of_tile if defects is None else torch.where((highest > best)[:, None], of_tile, defects)
+            torch.maximum(best, highest, out=best)
             yield from scores.anomaly_map.float().split(len(batch.image))
 
     tiles, heat = maps(), torch.zeros_like(batch.image[:, 0], dtype=torch.float32)  # (B, H, W)
@@ -51,7 +57,7 @@ def tiled(forward: Callable[[Batch], Scores], batch: Batch, size: int, tiles_at_
         for left, part in zip(lefts, across, strict=True):
             strip.narrow(2, left, size).lerp_(next(tiles), part)
         heat.narrow(1, top, size).lerp_(strip, share[:, None])
-    return Scores(heat, best)
+    return Scores(heat, best, defects=defects)
 
 
 def tile_starts(length: int, size: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kanoclip.data.images import read_image
-from kanoclip.metrics.calibration import Threshold
+from kanoclip.metrics.calibration import GOOD, Threshold
 from kanoclip.outputs.overlay import heated, verdict
 from kanoclip.outputs.regions import Region, find_regions
 from kanoclip.types import KanoclipError, counted, printable
@@ -38,6 +39,8 @@ class Finding:
         margin: Score minus threshold; None without a threshold.
         regions: Connected regions above the pixel threshold, the highest peak first; empty without one.
         pixels: The photo, if it is from memory: ``(H, W, 3)`` RGB, 0-255.
+        defect: The likeliest kind of defect; None for a photo that is good, or a model that names none.
+        defect_probability: How likely it is among the kinds that may be named, if there is a defect; None likewise.
     """
 
     path: str
@@ -49,6 +52,8 @@ class Finding:
     margin: float | None = None
     regions: list[Region] = field(default_factory=list)
     pixels: NDArray[np.uint8] | None = None
+    defect: str | None = None
+    defect_probability: float | None = None
 
     @property
     def image(self) -> NDArray[np.uint8]:
@@ -75,6 +80,8 @@ class Finding:
         more = ", uncalibrated" if self.threshold is None else ""
         if self.threshold is not None and self.threshold.pixel is not None:
             more = f", {counted(len(self.regions), 'region')}"
+        if self.defect is not None and self.defect_probability is not None:
+            more += f", {printable(self.defect)} ({self.defect_probability:.0%})"
         return f"{printable(self.path) or 'image'}: {verdict(self.score, self.threshold)}{more}"
 
     def __repr__(self) -> str:
@@ -104,6 +111,7 @@ def finding(
     threshold: Threshold | None = None,
     pixels: NDArray[np.uint8] | None = None,
     name: str = "this image",
+    defects: Mapping[str, float] | None = None,
 ) -> Finding:
     """Bring a model's map to the photo's size, decide, and look for regions.
 
@@ -116,6 +124,7 @@ def finding(
         threshold: Where "good" ends; None: no decision.
         pixels: The photo, if it is from memory: ``(H, W, 3)`` RGB, 0-255.
         name: What it is called in an error, if it has no path.
+        defects: Probability of each kind of defect, if there is one; None or empty for a model that names none.
 
     Raises:
         KanoclipError: If a score is NaN or infinite.
@@ -128,7 +137,25 @@ def finding(
     enlarged: Any = cv2.resize(anomaly_map, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     heat: NDArray[np.float32] = enlarged.clip(0, 1)
     if threshold is None:
-        return Finding(path, category, score, heat, pixels=pixels)
+        return Finding(path, category, score, heat, None, None, None, [], pixels, *name_defect(defects))
     regions = [] if threshold.pixel is None else find_regions(heat, threshold.pixel, threshold.min_area)
     decision, margin = threshold.decide(score), threshold.margin(score)
-    return Finding(path, category, score, heat, threshold, decision, margin, regions, pixels)
+    named = name_defect(defects, decision)
+    return Finding(path, category, score, heat, threshold, decision, margin, regions, pixels, *named)
+
+
+def defects_of(names: Sequence[str], scores: Any, i: int) -> dict[str, float]:
+    """Return the probability of each kind of defect of the image ``i`` of ``Scores``; empty without names."""
+    return dict(zip(names, scores.defects[i].tolist(), strict=True)) if names else {}
+
+
+def name_defect(defects: Mapping[str, float] | None, decision: str | None = None) -> tuple[str | None, float | None]:
+    """Return the likeliest kind of defect and its probability; None for an image that is good or without names."""
+    if not defects or decision == GOOD:
+        return None, None
+    return max(defects.items(), key=lambda one: one[1])
+
+
+def defect_cells(names: Sequence[str], kind: str | None, probability: float | None) -> tuple[str | float, ...]:
+    """Return the two cells of a csv row that tell it; none at all without names."""
+    return (kind or "", "" if probability is None else round(probability, 6)) if names else ()

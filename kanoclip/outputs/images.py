@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from kanoclip.data.files import append_text, write_bytes
 from kanoclip.metrics.calibration import DEFECTIVE, Share
 from kanoclip.metrics.single import map_metrics
+from kanoclip.outputs.finding import defect_cells, defects_of, name_defect
 from kanoclip.outputs.intervals import ImageDraws
 from kanoclip.outputs.names import csv_text, true_text
 from kanoclip.outputs.promises import share_text
@@ -26,6 +27,8 @@ from kanoclip.types import ANOMALOUS, NORMAL, Batch, Scores, counted
 COLUMNS = (
     "path", "category", "label", "defect", "image_score", "map_max", "decision", "margin", "ap", "aupro", "overlay"
 )  # fmt: skip
+NAMING = (*COLUMNS, "found_defect", "defect_probability")
+"""Columns of a model that names kinds of defect; ``defect`` is what the data say."""
 ALL = "all"
 
 
@@ -41,19 +44,23 @@ class ImageTable:
         folder: Where images.csv goes.
         trainer: What runs the test.
         thresholds: For decisions; None: there are none.
+        names: The kinds of defect that the model names; none: there are no columns of them.
 
     Attributes:
         draws: What a bootstrap over the images needs.
     """
 
-    def __init__(self, folder: Path, trainer: Trainer, thresholds: Thresholds | None = None) -> None:
+    def __init__(
+        self, folder: Path, trainer: Trainer, thresholds: Thresholds | None = None, names: Sequence[str] = ()
+    ) -> None:
         part = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        self.thresholds = thresholds
+        self.thresholds, self.names = thresholds, tuple(names)
+        self._columns = NAMING if names else COLUMNS
         self.draws = ImageDraws()
         self._whole, self._file = folder / "images.csv", folder / f"images{part}.csv"
         self._decided: Counter[tuple[str, int, bool]] = Counter()  # category, label and whether called defective
         self._file.unlink(missing_ok=True)
-        append_text(self._file, csv_text([COLUMNS]))
+        append_text(self._file, csv_text([self._columns]))
 
     def add(self, batch: Batch, scores: Scores, overlays: Sequence[str]) -> None:
         """Append the rows of a batch; ``overlays`` names the picture of each image, "" for none.
@@ -74,7 +81,8 @@ class ImageTable:
             ranked = map_metrics(maps[i], masks[i]) if known else {"ap": math.nan, "aupro": math.nan}
             numbers = [_cell(number) for number in (score, maps[i].max(), margin, *ranked.values())]
             what = path, category, label if label in (NORMAL, ANOMALOUS) else "", defect
-            rows.append((*what, *numbers[:2], decision, *numbers[2:], overlays[i]))
+            named = defect_cells(self.names, *name_defect(defects_of(self.names, scores, i), decision))
+            rows.append((*what, *numbers[:2], decision, *numbers[2:], overlays[i], *named))
         append_text(self._file, csv_text(rows))
 
     def join(self, places: Mapping[str, int]) -> None:
@@ -86,7 +94,7 @@ class ImageTable:
         files = gather(self._file)
         if files[0] == self._file != self._whole:
             parts = heapq.merge(*map(_rows, files), key=lambda row: places.get(true_text(row[0]), 0))
-            write_bytes(self._whole, (_line(row) for rows in ([COLUMNS], parts) for row in rows))
+            write_bytes(self._whole, (_line(row) for rows in ([self._columns], parts) for row in rows))
             for file in files:
                 file.unlink()
 

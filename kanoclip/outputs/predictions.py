@@ -25,14 +25,14 @@ from kanoclip.data.images import read_image
 from kanoclip.data.loading import gather_unreadable
 from kanoclip.outputs.coco import ANNOTATIONS, ROWS, append_regions
 from kanoclip.outputs.examples import photo
-from kanoclip.outputs.finding import Finding, finding
+from kanoclip.outputs.finding import Finding, defect_cells, defects_of, finding
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.names import csv_text
 from kanoclip.outputs.overlay import colour_note, marked, scale_of
 from kanoclip.outputs.places import Places
 from kanoclip.outputs.record import run_folder, say
 from kanoclip.outputs.results import about_run, tell_unwritten
-from kanoclip.outputs.resuming import COLUMNS, Listing, Shard
+from kanoclip.outputs.resuming import COLUMNS, NAMING, Listing, Shard
 from kanoclip.outputs.tables import tell
 from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.ranks import gather
@@ -104,7 +104,8 @@ class PredictionWriter(Callback):
             return
         data: Any = getattr(trainer, "datamodule", None)
         self._folder, self._batch, self.unwritten = run_folder(trainer), None, []
-        self._listing = Listing(self._folder, self.shard, self.resume)
+        self._names: list[str] = getattr(pl_module, "defect_names", [])
+        self._listing = Listing(self._folder, self.shard, self.resume, NAMING if self._names else COLUMNS)
         done = self._listing.open()
         self._paths = [sample.image for sample in data.part("predict")] if hasattr(data, "part") else []
         mine = self._paths[self.shard.number - 1 :: self.shard.of]
@@ -253,9 +254,9 @@ class PredictionWriter(Callback):
     def _write(self, batch: Batch, scores: Scores, i: int, name: str) -> tuple[tuple[Any, ...], Finding]:
         height, width = batch.size[i].tolist()
         heat, score = scores.anomaly_map[i].float().cpu().numpy(), float(scores.image_score[i])
-        path, category = batch.path[i], batch.category[i]
+        path, category, kinds = batch.path[i], batch.category[i], defects_of(self._names, scores, i)
         threshold = self.thresholds.entry(category) if self.thresholds else None
-        found = finding(heat, score, (height, width), path, category, threshold)
+        found = finding(heat, score, (height, width), path, category, threshold, defects=kinds)
         heat, map_file, overlay_file = found.anomaly_map, "", ""
         if self.maps:
             map_file = f"maps/{name}.{self.map_format}"
@@ -269,7 +270,8 @@ class PredictionWriter(Callback):
             overlay_file = f"overlays/{name}.png"
         margin = "" if found.margin is None else round(found.margin, 6)  # as text, -1 would look like a formula
         scored = (f"{score:.6f}", f"{heat.max():.6f}")
-        row = path, category, *scored, map_file, overlay_file, found.decision or "", margin
+        named = defect_cells(self._names, found.defect, found.defect_probability)
+        row = path, category, *scored, map_file, overlay_file, found.decision or "", margin, *named
         # of the map its shape alone is wanted from here on, and a batch of them may be gigabytes
         return row, replace(found, anomaly_map=np.broadcast_to(np.float32(0), heat.shape))
 

@@ -85,7 +85,7 @@ class ResultsWriter(Callback):
             self.thresholds.check(scoring(about_run(trainer, pl_module)))
             for category in getattr(data, "categories", []):
                 self.thresholds.entry(category)
-        self._table = ImageTable(self._folder, trainer, self.thresholds)
+        self._table = ImageTable(self._folder, trainer, self.thresholds, getattr(pl_module, "defect_names", []))
         samples = data.part("test") if hasattr(data, "part") else []
         batch_size = getattr(trainer.test_dataloaders, "batch_size", None) or 1
         reached = gather(trainer.num_test_batches[0])[0] * batch_size * trainer.world_size  # none has more batches

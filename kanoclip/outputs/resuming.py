@@ -22,6 +22,8 @@ from kanoclip.ranks import gather, rank_of
 from kanoclip.types import KanoclipError
 
 COLUMNS = ("path", "category", "image_score", "map_max", "map", "overlay", "decision", "margin")
+NAMING = (*COLUMNS, "defect", "defect_probability")
+"""Columns of a model that names kinds of defect."""
 KINDS = {"task": dict, "finished": list, "images": int}
 """What predictions.json must hold for a run to go on."""
 PATIENCE = 10.0
@@ -53,10 +55,17 @@ class Listing:
         folder: Where they are.
         shard: This command's share.
         resume: Go on with the rows that are there; else they are deleted.
+        columns: Those of the rows, ``COLUMNS`` or ``NAMING``.
     """
 
-    def __init__(self, folder: Path, shard: Shard = Shard(), resume: bool = False) -> None:  # noqa: B008  # a tuple
-        self.folder, self.shard, self.resume = folder, shard, resume
+    def __init__(
+        self,
+        folder: Path,
+        shard: Shard = Shard(),  # noqa: B008  # a tuple
+        resume: bool = False,
+        columns: tuple[str, ...] = COLUMNS,
+    ) -> None:
+        self.folder, self.shard, self.resume, self.columns = folder, shard, resume, columns
         self.resumed = False  # whether there were rows
         self._rank, self._world = rank_of()
         self._stem = "predictions" if shard.of == 1 else f"predictions-{shard.number}-of-{shard.of}"
@@ -124,7 +133,7 @@ class Listing:
                 finished = [one for one in (before or {}).get("finished", []) if one != self.shard.number]
                 self._write_state(about, task, (before or {}).get("images", 0), finished)
         if not self.file.exists() or not self.file.stat().st_size:
-            append_text(self.file, csv_text([COLUMNS]))
+            append_text(self.file, csv_text([self.columns]))
 
     def finish(
         self,
@@ -150,14 +159,14 @@ class Listing:
             not finished.
         """
         if (self.resumed and sort) or self._world > 1:
-            _join([self.whole, *self._parts()], paths, self.whole)
+            _join([self.whole, *self._parts()], paths, self.whole, self.columns)
         every = range(1, self.shard.of + 1)
         with self._guard():
             finished = {*(read_json(self._state) or {}).get("finished", []), *([] if left else [self.shard.number])}
             waiting = sorted(set(every) - finished)
             if self.shard.of > 1 and not waiting:
                 shards = [self.folder / f"predictions-{number}-of-{self.shard.of}.csv" for number in every]
-                _join([self.joined, *shards], paths, self.joined)
+                _join([self.joined, *shards], paths, self.joined, self.columns)
             if regions and sort and not waiting:
                 parts = sorted(self.folder.glob("regions*.jsonl"))
                 write_regions(self.folder, parts, {path: place for place, path in enumerate(paths)})
@@ -217,12 +226,13 @@ def rows_of(file: Path) -> Iterator[tuple[int, int, list[str]]]:
                 end += len(line)
                 yield line.decode("utf-8", "surrogateescape")
 
-    begin, reader = 0, csv.reader(lines(), strict=True)
+    begin, width, reader = 0, 0, csv.reader(lines(), strict=True)
     with suppress(csv.Error):  # a quote that is not closed
         for cells in reader:
-            if begin == 0 and line.endswith(b"\n") and cells != list(COLUMNS):
+            width = width or len(cells)
+            if begin == 0 and line.endswith(b"\n") and tuple(cells) not in (COLUMNS, NAMING):
                 raise KanoclipError(f"{file} is of another version of kanoclip, or none of its csv. Move it away.")
-            if len(cells) != len(COLUMNS) or not line.endswith(b"\n"):  # an editor may have changed all line ends
+            if len(cells) != width or not line.endswith(b"\n"):  # an editor may have changed all line ends
                 return
             if begin > 0:
                 yield begin, end, cells
@@ -231,14 +241,17 @@ def rows_of(file: Path) -> Iterator[tuple[int, int, list[str]]]:
 
 def _repair(file: Path) -> None:
     """Cut off a row that is not whole, and what follows it."""
-    end = max((end for _, end, _ in rows_of(file)), default=len(csv_text([COLUMNS])))
+    with open(file, "rb") as source:
+        first = source.readline().decode("utf-8", "surrogateescape")
+    whole = first in (csv_text([COLUMNS]), csv_text([NAMING]))
+    end = max((end for _, end, _ in rows_of(file)), default=len(first) if whole else 0)
     size = file.stat().st_size
     if size != end:
         with open(file, "r+b") as cut:
-            cut.truncate(end if size > end else 0)
+            cut.truncate(end)
 
 
-def _join(files: Sequence[Path], paths: Sequence[str], target: Path) -> None:
+def _join(files: Sequence[Path], paths: Sequence[str], target: Path, columns: tuple[str, ...]) -> None:
     """Write the rows of several csv files into one, once each, in the order of the data, and delete the others.
 
     Rows of images that are gone come first. Of each row its place alone is in memory.
@@ -256,7 +269,7 @@ def _join(files: Sequence[Path], paths: Sequence[str], target: Path) -> None:
                 source[place], begins[place], ends[place] = number, begin, end
 
     def pieces() -> Iterator[bytes]:
-        yield csv_text([COLUMNS]).encode()
+        yield csv_text([columns]).encode()
         with ExitStack() as held:
             opened = [held.enter_context(open(file, "rb")) for file in files]
             for number, begin, end in chain(gone.values(), zip(source, begins, ends, strict=True)):

@@ -13,6 +13,7 @@ from kanoclip.data.resizing import Tile
 from kanoclip.models.base import AnomalyModule
 from kanoclip.models.inference import batch_of, load_model
 from kanoclip.models.remembering import WithMemory
+from kanoclip.outputs.finding import defects_of
 from kanoclip.outputs.identity import scoring
 from kanoclip.outputs.results import about_model
 from kanoclip.types import KanoclipError
@@ -56,13 +57,22 @@ class ModelScorer:
         self.scoring = scoring(about_model(model, model.loaded_from, "32-true") | {"pixels": pixels})
 
     @torch.inference_mode()
-    def run(self, images: NDArray[np.uint8], category: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score images ``(B, H, W, 3)``, 0-255, of a category: maps ``(B, H, W)`` and image scores ``(B,)``."""
+    def run(
+        self, images: NDArray[np.uint8], category: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[dict[str, float]]]:
+        """Score images ``(B, H, W, 3)``, 0-255, of a category.
+
+        Returns:
+            Maps ``(B, H, W)``, image scores ``(B,)``, and of each image the probability of each kind of defect, empty
+            for a model that names none.
+        """
         if self._model.training:
             self._model.eval()
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float() / 255  # as transforms.Transform does
         scores = self._model.predict_step(batch_of(pixels.to(self.device), category))
-        return scores.anomaly_map.float().cpu().numpy(), scores.image_score.float().cpu().numpy()
+        names = getattr(self._model, "defect_names", [])
+        defects = [defects_of(names, scores, i) for i in range(len(images))]
+        return scores.anomaly_map.float().cpu().numpy(), scores.image_score.float().cpu().numpy(), defects
 
 
 def _find(device: str, model: AnomalyModule) -> torch.device:

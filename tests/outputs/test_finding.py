@@ -82,3 +82,14 @@ def test_one_line_says_what_was_found():
     decided = finding(HEAT, 0.7, (16, 24), "a\n.png", threshold=Threshold(0.6, 0.5))
     assert f"{decided}" == r"a\n.png: score 0.700: defective (threshold 0.600), 1 region"
     assert f"{finding(HEAT, 0.2, (16, 24), 'b', threshold=Threshold(0.6))}" == "b: score 0.200: good (threshold 0.600)"
+
+
+def test_the_likeliest_kind_of_defect_is_named_unless_the_photo_is_good():
+    kinds = {"hole": 0.25, "scratch": 0.75}
+    found = finding(HEAT, 0.7, (16, 24), defects=kinds)
+    assert (found.defect, found.defect_probability) == ("scratch", 0.75)
+    assert f"{found}" == "image: score 0.700, uncalibrated, scratch (75%)"
+    good, defective = (finding(HEAT, score, (16, 24), threshold=Threshold(0.6), defects=kinds) for score in (0.5, 0.7))
+    assert (good.defect, good.defect_probability) == (None, None)
+    assert (defective.defect, defective.defect_probability) == ("scratch", 0.75)
+    assert finding(HEAT, 0.7, (16, 24)).defect is None

@@ -13,7 +13,7 @@ from kanoclip.heads.adapter import NoAdapter
 from kanoclip.heads.interaction import Interaction, LevelProjection, LinearInteraction
 from kanoclip.heads.losses import NoKD, dice_loss, focal_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
-from kanoclip.heads.scoring import GlobalScore, dot, level_maps, smooth
+from kanoclip.heads.scoring import GlobalScore, Score, dot, level_maps, smooth
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.models.remembering import enlarge as enlarged
@@ -55,10 +55,10 @@ class AprilGAN(KAnoCLIP):
 
     name = "april_gan"
     own_attention = QKV
-    own_prompts = EnsemblePrompts
+    own_prompts: type[Prompts] = EnsemblePrompts
     own_interaction: type[Interaction] = LinearInteraction
     own_adapter = NoAdapter
-    own_score = GlobalScore
+    own_score: type[Score] = GlobalScore
     own_kd_loss = NoKD
 
     def __init__(
