@@ -17,9 +17,9 @@ from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
 from kanoclip.metrics import ImageMetrics, PixelMetrics
 from kanoclip.models.ablations import CLIPVV
-from kanoclip.models.base import FROZEN
 from kanoclip.models.epoch import EpochMetrics
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.saving import FROZEN
 from kanoclip.registry import NAMES, load_class
 from kanoclip.types import Batch, Scores
 from kanoclip.verbs.table import main

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,11 +14,11 @@ from torch import Tensor, nn
 from kanoclip.backbone.attention import Attention
 from kanoclip.backbone.blocks import embed_patches, pool, project, resize_position, run_blocks
 from kanoclip.backbone.casting import cast_once
+from kanoclip.backbone.fingerprints import fingerprint
 from kanoclip.backbone.loading import SCHEMES, load, set_activation
 from kanoclip.backbone.text import TextEncoder
 from kanoclip.backbone.towers import tower_of
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.data.digests import tensor_bytes
 from kanoclip.types import Features, KanoclipError
 
 _uncopied = ContextVar("uncopied", default=False)
@@ -174,31 +173,9 @@ class CLIPBackbone(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256, hexadecimal, of all weights (names, types, shapes, values) and of what else the blocks compute.
-
-        That is each activation other than GELU, each norm whose epsilon is not 1e-5, and the number of heads where
-        their width is not 64, or 32 in towers narrower than 256; what is usual adds nothing, and old caches stay valid.
-        """
+        """sha256, hexadecimal, of all weights and of what else the blocks compute, see ``fingerprints``."""
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            trunk = getattr(self.visual, "trunk", None)  # of timm: every activation and number of heads counts
-            for name, module in trunk.named_modules() if trunk is not None else ():
-                if "activation" in type(module).__module__ or hasattr(module, "num_heads"):
-                    digest.update(f"{name} {type(module).__name__} {module.extra_repr()}".encode())
-                    digest.update(f"{getattr(module, 'num_heads', 0)}".encode())
-            for name, module in self.named_modules():
-                if name.endswith(".gelu") and repr(module) != repr(nn.GELU()):  # open_clip's name for any activation
-                    digest.update(f"{name} {module!r}".encode())
-                width, heads = getattr(module, "embed_dim", 0), getattr(module, "num_heads", 0)
-                eps = getattr(module, "eps", 1e-5)
-                if width and heads and width != heads * (64 if width >= 256 else 32):
-                    digest.update(f"{name} {heads} heads".encode())
-                if eps != 1e-5:
-                    digest.update(f"{name} {eps}".encode())
-            for name, weight in sorted(self.named_parameters()):
-                digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(tensor_bytes(weight))
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = fingerprint(self)
         return self._fingerprint
 
     @torch.no_grad()

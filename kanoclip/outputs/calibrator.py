@@ -18,11 +18,10 @@ from kanoclip.data.parsing import local_path
 from kanoclip.metrics import ImageMetrics
 from kanoclip.metrics.calibration import Share, Threshold, check_rate, conformal_threshold, promise, region_score
 from kanoclip.outputs.finding import finding
-from kanoclip.outputs.identity import scoring
+from kanoclip.outputs.identity import about_run, scoring
 from kanoclip.outputs.names import csv_text
 from kanoclip.outputs.promises import told
 from kanoclip.outputs.record import run_folder
-from kanoclip.outputs.results import about_run
 from kanoclip.outputs.tables import tell
 from kanoclip.outputs.thresholds import Calibration, Thresholds
 from kanoclip.ranks import gather

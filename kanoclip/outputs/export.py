@@ -22,8 +22,7 @@ from kanoclip.data.files import plain, whole_files
 from kanoclip.heads.prompts import Prompts
 from kanoclip.models.base import AnomalyModule
 from kanoclip.outputs.exported import ENTRY, FORMAT, Exported, import_openvino, require
-from kanoclip.outputs.identity import scoring
-from kanoclip.outputs.results import about_model
+from kanoclip.outputs.identity import about_model, scoring
 from kanoclip.types import UNKNOWN, Batch, Features, KanoclipError
 
 OPSET = 18  # of ONNX; runtimes of the last years read it

@@ -1,17 +1,68 @@
-"""What a result depends on: all of it, and nothing else."""
+"""What a result depends on: what is told of a run, and the identity made of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
-from kanoclip.models.checkpoint import FREE, HEADS
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from kanoclip import __version__
+from kanoclip.data.files import plain, sha256
+from kanoclip.data.references import References
+from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings
 
 RESULTS_VERSION = 3
 """Raised when a change of the code moves numbers; a test with golden results fails until it is."""
+LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
 OF_MASKS = ("mask_threshold", "mask_values")
+
+
+def about_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Say what a run's scores depend on: model, checkpoint, options, precision and versions."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return about_model(pl_module, trainer.ckpt_path, str(trainer.precision)) | {
+        "data": getattr(data, "identity", "unnamed data"),
+        "data_seed": getattr(data, "seed", None),
+        "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
+        "options": plain({"model": _options(pl_module), "data": _settings(data)}),
+    }
+
+
+def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision: str) -> dict[str, Any]:
+    """Say what a model's scores depend on beside images and how they are read.
+
+    Args:
+        model: An ``AnomalyModule``, or another LightningModule, of which less is known.
+        checkpoint: File that its heads are from; None for heads without a fit, or not from a file.
+        precision: As ``Trainer.precision`` says it.
+    """
+    path = os.fspath(checkpoint) if checkpoint else ""
+    return {
+        "model": getattr(model, "name", "") or type(model).__name__,
+        "auxiliary": getattr(model, "auxiliary", None),
+        "references": few.told if (few := references_of(model)) else None,
+        "components": getattr(model, "describe_components", dict)(),
+        "checkpoint": {"path": path, "sha256": sha256(path)} if os.path.isfile(path) else None,
+        "backbone": backbone_of(model)["fingerprint"],
+        "seed": getattr(model, "fit_seed", None),
+        "precision": precision,
+        "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
+        "results_version": RESULTS_VERSION,
+        "versions": {"kanoclip": __version__, "python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+    }
+
+
+def references_of(model: Any) -> References | None:
+    """Return the reference images of a model; None for one without a memory of them."""
+    found: References | None = getattr(getattr(model, "memory", None), "chosen", None)
+    return found
 
 
 def scoring(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +73,7 @@ def scoring(about: Mapping[str, Any]) -> dict[str, Any]:
     threshold is good for equal scoring alone.
 
     Args:
-        about: As ``results.about_run`` returns it.
+        about: As ``about_run`` returns it.
 
     Returns:
         Plain values by name.
@@ -47,3 +98,14 @@ def identity(report: Mapping[str, Any]) -> str:
     """
     fields = [*scoring(report).values(), report["pixels"], report["images"], report["samples"]]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _options(model: LightningModule) -> dict[str, Any]:
+    return {name: value for name, value in model.hparams.items() if name != "_instantiator"}  # LightningCLI's own
+
+
+def _settings(data: Any) -> dict[str, Any]:
+    simple, given = (bool, int, float, str, list, tuple, type(None)), vars(data) if data else {}
+    own = {"unreadable", "left_out", *vars(LightningDataModule())}  # what is no option
+    found = {k: v for k, v in given.items() if not k.startswith("_") and k not in own and isinstance(v, simple)}
+    return {"class_path": f"{type(data).__module__}.{type(data).__qualname__}", **found}

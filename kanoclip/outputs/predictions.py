@@ -26,12 +26,12 @@ from kanoclip.data.loading import gather_unreadable
 from kanoclip.outputs.coco import ANNOTATIONS, ROWS, append_regions
 from kanoclip.outputs.examples import photo
 from kanoclip.outputs.finding import Finding, defect_cells, defects_of, finding
-from kanoclip.outputs.identity import scoring
+from kanoclip.outputs.identity import about_run, scoring
 from kanoclip.outputs.names import csv_text
 from kanoclip.outputs.overlay import colour_note, marked, scale_of
 from kanoclip.outputs.places import Places
 from kanoclip.outputs.record import run_folder, say
-from kanoclip.outputs.results import about_run, tell_unwritten
+from kanoclip.outputs.results import tell_unwritten
 from kanoclip.outputs.resuming import COLUMNS, NAMING, Listing, Shard
 from kanoclip.outputs.tables import tell
 from kanoclip.outputs.thresholds import Thresholds

@@ -5,29 +5,24 @@ Of a validation the table.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-from kanoclip import __version__
-from kanoclip.data.files import plain, sha256, write_image, write_json, write_text
+from kanoclip.data.files import write_image, write_json, write_text
 from kanoclip.data.loading import gather_unreadable
-from kanoclip.data.references import References
 from kanoclip.metrics.calibration import Threshold
-from kanoclip.models.checkpoint import backbone_of, settings, zero_shot
+from kanoclip.models.checkpoint import zero_shot
 from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.examples import Example, example, panel
-from kanoclip.outputs.identity import RESULTS_VERSION, identity, scoring
+from kanoclip.outputs.identity import about_run, identity, references_of, scoring
 from kanoclip.outputs.images import ImageTable, decided
 from kanoclip.outputs.names import file_name, plain_name
 from kanoclip.outputs.overlay import colour_note, hot, scale_of
@@ -38,7 +33,6 @@ from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.ranks import gather
 from kanoclip.types import Batch, Scores, counted
 
-LIBRARIES = ("torch", "lightning", "open_clip_torch", "torchmetrics", "albumentations")
 ZERO_SHOT = {
     True: "zero-shot",
     False: "NOT zero-shot",
@@ -166,7 +160,7 @@ class ResultsWriter(Callback):
         model: Any = pl_module
         auxiliary, seen = getattr(model, "auxiliary", None), getattr(model, "fitted_images", None)
         digests = data.image_digests("test") if hasattr(data, "image_digests") else None
-        few = _references(model)
+        few = references_of(model)
         report = about_run(trainer, pl_module) | {
             "zero_shot": False if few else True if auxiliary is None else zero_shot(seen, digests),
             "references_tested": few.among(digests or ()) if few else 0,
@@ -217,42 +211,6 @@ def _picture(turn: int, shown: Example) -> str:
     return f"overlays/{file_name(name, f'_{shown.score:.3f}.png')}"
 
 
-def about_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Say what a run's scores depend on: model, checkpoint, options, precision and versions."""
-    data: Any = getattr(trainer, "datamodule", None)
-    return about_model(pl_module, trainer.ckpt_path, str(trainer.precision)) | {
-        "data": getattr(data, "identity", "unnamed data"),
-        "data_seed": getattr(data, "seed", None),
-        "pixels": plain(data.pixel_options()) if hasattr(data, "pixel_options") else None,
-        "options": plain({"model": _options(pl_module), "data": _settings(data)}),
-    }
-
-
-def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision: str) -> dict[str, Any]:
-    """Say what a model's scores depend on beside images and how they are read.
-
-    Args:
-        model: An ``AnomalyModule``, or another LightningModule, of which less is known.
-        checkpoint: File that its heads are from; None for heads without a fit, or not from a file.
-        precision: As ``Trainer.precision`` says it.
-    """
-    path = os.fspath(checkpoint) if checkpoint else ""
-    return {
-        "model": getattr(model, "name", "") or type(model).__name__,
-        "auxiliary": getattr(model, "auxiliary", None),
-        "references": few.told if (few := _references(model)) else None,
-        "components": getattr(model, "describe_components", dict)(),
-        "checkpoint": {"path": path, "sha256": sha256(path)} if os.path.isfile(path) else None,
-        "backbone": backbone_of(model)["fingerprint"],
-        "seed": getattr(model, "fit_seed", None),
-        "precision": precision,
-        "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
-        "results_version": RESULTS_VERSION,
-        "versions": {"kanoclip": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES},
-    }
-
-
 def tell_unwritten(mine: list[tuple[str, str]], rest: str) -> list[tuple[str, str]]:
     """Say in one line how many pictures could not be written. Collective.
 
@@ -293,19 +251,3 @@ def headline(report: dict[str, Any]) -> str:
         f"backbone {report['components'].get('backbone', 'unknown')}; {weights}; precision {report['precision']}\n"
         f"{counted(report['images'], 'image')}{drawn}, {1000 * report['seconds_per_image']:.1f} ms an image"
     )
-
-
-def _references(model: Any) -> References | None:
-    found: References | None = getattr(getattr(model, "memory", None), "chosen", None)
-    return found
-
-
-def _options(model: LightningModule) -> dict[str, Any]:
-    return {name: value for name, value in model.hparams.items() if name != "_instantiator"}  # LightningCLI's own
-
-
-def _settings(data: Any) -> dict[str, Any]:
-    simple, given = (bool, int, float, str, list, tuple, type(None)), vars(data) if data else {}
-    own = {"unreadable", "left_out", *vars(LightningDataModule())}  # what is no option
-    found = {k: v for k, v in given.items() if not k.startswith("_") and k not in own and isinstance(v, simple)}
-    return {"class_path": f"{type(data).__module__}.{type(data).__qualname__}", **found}

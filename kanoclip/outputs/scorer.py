@@ -14,8 +14,7 @@ from kanoclip.models.base import AnomalyModule
 from kanoclip.models.inference import batch_of, load_model
 from kanoclip.models.remembering import WithMemory
 from kanoclip.outputs.finding import defects_of
-from kanoclip.outputs.identity import scoring
-from kanoclip.outputs.results import about_model
+from kanoclip.outputs.identity import about_model, scoring
 from kanoclip.types import KanoclipError
 
 

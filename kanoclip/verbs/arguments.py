@@ -14,10 +14,10 @@ import yaml
 from jsonargparse import ArgumentParser, set_dumper, set_loader
 
 from kanoclip.data.parsing import NAMED, UnreadableTextError, read_yaml
-from kanoclip.registry import LISTS, NAMES, WHICH_DATA, did_you_mean, expand, expand_argv, load_class
+from kanoclip.registry import LISTS, NAMES, WHICH_DATA, did_you_mean, expand, load_class
 from kanoclip.verbs.configs import find
 from kanoclip.verbs.options import names
-from kanoclip.verbs.words import Pair, UsageError, pairs_of, paths_as_folder
+from kanoclip.verbs.words import Pair, UsageError, expand_argv, pairs_of, paths_as_folder
 
 DEFAULT_MODEL = NAMES["model"]["kanoclip"]
 CONFIG = ("--config", "-c")

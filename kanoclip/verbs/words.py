@@ -1,13 +1,13 @@
-"""The words of a command line, split into options and values; paths that stand for a data set."""
+"""The words of a command line, split into options and values; short names and paths that stand for a data set."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from mimetypes import guess_type
 
-from kanoclip.registry import NAMES, WHICH_DATA, UnknownNameError, did_you_mean
+from kanoclip.registry import NAMES, WHICH_DATA, UnknownNameError, did_you_mean, resolve
 from kanoclip.types import KanoclipError, MissingError
 
 Pair = tuple[str, "str | None"]
@@ -65,3 +65,34 @@ def pairs_of(arguments: Sequence[str]) -> list[Pair]:
         else:
             pairs.append((argument, None))
     return pairs
+
+
+def expand_argv(arguments: Iterable[str]) -> list[str]:
+    """Replace short names on the command line: ``--data X``, ``--model.adapter=X``, ``--data.help X``."""
+    expanded: list[str] = []
+    pending: tuple[str, str] | None = None
+    for argument in arguments:
+        if pending:
+            expanded.append(resolve(pending[0], argument, f" for {pending[1]}"))
+            pending = None
+            continue
+        option, equals, value = argument.partition("=")
+        kind = _kind_of(option)
+        if kind and equals:
+            expanded.append(f"{option}={resolve(kind, value, f' for {option}')}")
+            continue
+        if kind:
+            pending = (kind, option)
+        expanded.append(argument)
+    return expanded
+
+
+def _kind_of(option: str) -> str | None:
+    """Return the kind that an option chooses, for --data, --model.adapter, --data.class_path and --data.help."""
+    if not option.startswith("--"):
+        return None
+    parts = [part for part in option[2:].split(".") if part != "init_args"]
+    if len(parts) > 1 and parts[-1] in ("class_path", "help"):
+        parts.pop()
+    inside = parts[0] in ("model", "data") and not (parts[0] == "data" and len(parts) > 1)
+    return parts[-1] if inside and parts[-1] in NAMES else None
