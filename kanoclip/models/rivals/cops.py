@@ -98,7 +98,8 @@ class CoPS(CLIPModule):
         features = self.features(batch)
         patches = self.prompts.local(features, self.backbone)  # (B, N, D)
         prototypes = self.prompts.prototypes(patches)  # (B, 2, P, D)
-        states = self.prompts.synthesize(prototypes, features.cls, self.backbone)  # (B, 2, D)
+        # Prototypes learn by their distances alone.
+        states = self.prompts.synthesize(prototypes.detach(), features.cls, self.backbone)  # (B, 2, D)
 
         patches = F.normalize(patches, dim=-1)
         nearest = (F.normalize(prototypes, dim=-1).flatten(1, 2) @ patches.mT).unflatten(1, (2, -1)).amax(2)
