@@ -97,6 +97,18 @@ def test_an_imported_checkpoint_reads_images_and_texts_and_scores_ten_images_as_
     assert GOLDEN["test.score"].std() > 0.02  # or anything would pass
 
 
+@torch.no_grad()
+def test_the_global_feature_keeps_its_length_and_a_cache_knows(tiny_name, images) -> None:
+    torch.manual_seed(0)
+    unit, own = (CLIPBackbone(tiny_name, image_size=32, levels_at="norm", unit_cls=which) for which in (True, False))
+    lengths = own(images, VV()).cls.norm(dim=-1)
+    assert float((lengths - 1).abs().min()) > 0.05
+    close(own(images, VV()).cls / lengths[:, None], unit(images, VV()).cls, 1e-6)
+    assert CoPS(unit).features_key != CoPS(own).features_key
+    assert "unit_cls" not in unit.settings
+    assert own.settings["unit_cls"] is False
+
+
 def test_losses_and_gradients_are_those_of_its_own_script(model, monkeypatch) -> None:
     encoder = {key.removeprefix("encoder."): one.float() for key, one in GOLDEN.items() if key.startswith("encoder.")}
     for ours, theirs in (("inner", "net.0"), ("mean", "mean"), ("log_variance", "log_var")):
