@@ -63,7 +63,7 @@ def project(visual: Any, tokens: Tensor, norm: bool = True) -> Tensor:
 
 
 def pool(visual: Any, tokens: Tensor, norm: bool = True, unit: bool = True) -> Tensor:
-    """All tokens of the last block ``(B, 1 + N, width)`` -> the global feature ``(B, D)``, float32 and unit length."""
+    """All tokens of the last block ``(B, 1 + N, width)`` -> global feature ``(B, D)``, float32, unit length or own."""
     pooled = tower_of(visual).pool(tokens, norm).float()
     return F.normalize(pooled, dim=-1) if unit else pooled
 

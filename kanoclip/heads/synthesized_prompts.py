@@ -23,10 +23,10 @@ OBJECT = 2  # learned vectors that stand for the object
 class SynthesizedPrompts(Prompts):
     """Learn ``[C1]..[CE] [S1]..[SP] [O1][O2].`` for each state, and add to S and O what the image gives.
 
-    To the P state vectors the P prototypes of the state are added, see ``Prototypes``, without a gradient; to both
-    object vectors one that is decoded from a latent. While fitting, the latent is drawn from a distribution made of the
-    global feature, with the loss terms ``kl`` and ``recon``, see ``GlobalVAE``. Outside of a fit it is drawn from
-    N(0, 1), ``samples`` times and the same for all images, and the text features of a state are averaged.
+    To the P state vectors the P prototypes of the state are added, see ``Prototypes``; to both object vectors one that
+    is decoded from a latent. While fitting, the latent is drawn from a distribution made of the global feature, with
+    the loss terms ``kl`` and ``recon``, see ``GlobalVAE``. Outside of a fit it is drawn from N(0, 1), ``samples`` times
+    and the same for all images, and the text features of a state are averaged.
 
     Args:
         context: Learned vectors E that the prompt of a state begins with.
@@ -159,7 +159,7 @@ class SynthesizedPrompts(Prompts):
         order = [ANOMALOUS, NORMAL] if self.swapped_prototypes else [NORMAL, ANOMALOUS]
         S = object_.shape[1]
         shape = (B, S, 2, -1, -1)
-        states = self.vectors[:, E : E + P] + self.widen(prototypes.detach()[:, order])  # (B, 2, P, W)
+        states = self.vectors[:, E : E + P] + self.widen(prototypes[:, order])  # (B, 2, P, W)
         objects = self.vectors[:, E + P :] + self.widen(object_)[:, :, None, None]  # (B, S, 2, 2, W)
         parts = [self.begin, self.vectors[:, :E], states[:, None], objects, self.end]
         prompts = torch.cat([part.expand(shape) for part in parts], -2).flatten(0, 2)  # (B * S * 2, M, W)

@@ -98,11 +98,13 @@ class CoPS(CLIPModule):
         features = self.features(batch)
         patches = self.prompts.local(features, self.backbone)  # (B, N, D)
         prototypes = self.prompts.prototypes(patches)  # (B, 2, P, D)
-        states = self.prompts.synthesize(prototypes, features.cls, self.backbone)  # (B, 2, D)
+        # Prototypes learn by their distances alone.
+        states = self.prompts.synthesize(prototypes.detach(), features.cls, self.backbone)  # (B, 2, D)
 
         patches = F.normalize(patches, dim=-1)
-        nearest = (F.normalize(prototypes, dim=-1).flatten(1, 2) @ patches.mT).unflatten(1, (2, -1)).amax(2)
-        distance = 1 - nearest  # from the nearest prototype of either state (B, 2, N)
+        with torch.autocast(patches.device.type, enabled=False):  # which would round, so that patches tie
+            cosine = F.normalize(prototypes, dim=-1).flatten(1, 2) @ patches.mT  # (B, 2 * P, N)
+        distance = 1 - cosine.unflatten(1, (2, -1)).amax(2)  # from the nearest prototype of either state (B, 2, N)
         toward = (states[:, ANOMALOUS] - states[:, NORMAL])[:, None]  # (B, 1, D)
         probability = (dot(patches, toward) / self.temperature).sigmoid()  # (B, N)
         cls = F.normalize(features.cls, dim=-1)

@@ -97,6 +97,18 @@ def test_an_imported_checkpoint_reads_images_and_texts_and_scores_ten_images_as_
     assert GOLDEN["test.score"].std() > 0.02  # or anything would pass
 
 
+@torch.no_grad()
+def test_the_global_feature_keeps_its_length_and_a_cache_knows(tiny_name, images) -> None:
+    torch.manual_seed(0)
+    unit, own = (CLIPBackbone(tiny_name, image_size=32, levels_at="norm", unit_cls=which) for which in (True, False))
+    lengths = own(images, VV()).cls.norm(dim=-1)
+    assert float((lengths - 1).abs().min()) > 0.05
+    close(own(images, VV()).cls / lengths[:, None], unit(images, VV()).cls, 1e-6)
+    assert CoPS(unit).features_key != CoPS(own).features_key
+    assert "unit_cls" not in unit.settings
+    assert own.settings["unit_cls"] is False
+
+
 def test_losses_and_gradients_are_those_of_its_own_script(model, monkeypatch) -> None:
     encoder = {key.removeprefix("encoder."): one.float() for key, one in GOLDEN.items() if key.startswith("encoder.")}
     for ours, theirs in (("inner", "net.0"), ("mean", "mean"), ("log_variance", "log_var")):
@@ -143,6 +155,17 @@ def test_a_batch_of_four_is_four_batches_of_one_and_a_second_run_is_the_first(mo
         alone = model(batch(1, i))
         close(together.anomaly_map[i : i + 1], alone.anomaly_map)
         close(together.image_score[i : i + 1], alone.image_score)
+
+
+def test_the_command_imports_its_file(tower, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"prompt_learner": PUBLISHED}, "epoch_10.pth")
+    options = {"backbone.name": tower.description, "backbone.image_size": "48", "backbone.levels": "[3]"}
+    given = [word for key, value in {**options, "prompts.heads": "12"}.items() for word in (f"--model.{key}", value)]
+    command = ["import", "--from", "cops", "epoch_10.pth", "--fitted_on", "visa", "--output", "heads.ckpt"]
+    assert main([*command, "--model.backbone.pretrained", "null", *given]) == 0
+    weights = torch.load("heads.ckpt", weights_only=True)["state_dict"]
+    close(weights["prompts.prototypes.queries"], torch.stack([PUBLISHED["t_n"], PUBLISHED["t_a"]]), 0)
 
 
 def test_its_file_is_read_whole_and_what_is_wrong_with_it_is_told() -> None:
@@ -201,9 +224,18 @@ def test_its_prompts_work_in_kanoclip_wherever_patches_are_read(tiny_clip, synth
     losses = model.losses(synthetic_batch, model(synthetic_batch))
     assert {"kl", "recon"} <= set(losses)
     sum(losses.values()).backward()
-    # the prototypes reach the prompts without a gradient; CoPS itself fits them by their distances
-    fitted = {name.split(".")[0] for name, one in model.prompts.named_parameters() if one.grad is not None}
-    assert fitted == {"vectors", "deep", "latent", "widen"}
+    assert all(one.grad is not None for one in model.prompts.parameters())
+
+
+def test_prototypes_learn_by_their_distances_alone(tiny_clip, synthetic_batch) -> None:
+    torch.manual_seed(0)
+    model = CoPS(tiny_clip.reading("norm")).train()
+    losses = model.losses(synthetic_batch, model(synthetic_batch))
+    prototypes = list(model.prompts.prototypes.parameters())
+    (losses["global"] + losses["local"]).backward(retain_graph=True)
+    assert all(one.grad is None for one in prototypes)
+    (losses["normal"] + losses["anomalous"]).backward()
+    assert all(one.grad is not None for one in prototypes)
 
 
 def test_a_number_out_of_range_is_refused(tiny_clip) -> None:

@@ -14,6 +14,7 @@ from kanoclip.models.inference import batch_of
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.rivals.vcp_clip import VCPCLIP
 from kanoclip.types import Batch, KanoclipError
+from kanoclip.verbs.table import main
 
 GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "vcp_clip.safetensors")
 SIZE, TOP_K = 84, 200
@@ -131,6 +132,17 @@ def test_loss_and_gradients_are_those_of_its_own_script(model) -> None:
         close(weight.grad / theirs.abs().max(), theirs / theirs.abs().max(), 1e-4)
     heads = {key for key in GOLDEN if key.startswith("grad.")}
     assert len(learned) == len(heads) - 1  # tokens of the first and of the other blocks are one of ours
+
+
+def test_the_command_imports_its_file(tower, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(published(), "train_visa.pth")
+    options = {"name": tower.description, "pretrained": "null", "image_size": "84", "levels": "[3, 6, 9, 12]"}
+    given = [word for key, value in options.items() for word in (f"--model.backbone.{key}", value)]
+    command = ["import", "--from", "vcp_clip", "train_visa.pth", "--fitted_on", "visa", "--output", "heads.ckpt"]
+    assert main([*command, *given]) == 0
+    weights = torch.load("heads.ckpt", weights_only=True)["state_dict"]
+    close(weights["seen_scale"], published()["Zero_try"]["prompt_temp_l1"], 0)
 
 
 def test_its_file_is_read_whole_and_what_is_wrong_with_it_is_told() -> None:
