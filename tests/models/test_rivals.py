@@ -23,7 +23,6 @@ from kanoclip.models.rivals.adaclip import AdaCLIP
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.models.rivals.bayes_pfl import BayesPFL
-from kanoclip.models.rivals.multiads import MultiADS
 from kanoclip.models.rivals.vcp_clip import VCPCLIP
 from kanoclip.models.rivals.winclip import WinCLIP
 from kanoclip.models.stages import read_stages
@@ -39,7 +38,6 @@ RIVALS = {
     "adaclip": AdaCLIP,
     "bayes_pfl": BayesPFL,
     "vcp_clip": VCPCLIP,
-    "multiads": MultiADS,
 }
 
 

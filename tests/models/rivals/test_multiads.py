@@ -4,19 +4,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from golden_clip import batch_of, golden_backbone, relative
 from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from kanoclip.data.drawn.surfaces import Surfaces
+from kanoclip.data.drawn.surfaces import Surfaces, SurfacesAuxiliary
 from kanoclip.heads.defects import COMMON, DefectPrompts, kind_maps
 from kanoclip.heads.losses import dice_loss, focal_loss
 from kanoclip.models.checkpoint import settings
 from kanoclip.models.rivals.multiads import MultiADS
 from kanoclip.models.tiling import tiled
+from kanoclip.outputs.names import read_csv
 from kanoclip.types import KanoclipError
+from kanoclip.verbs.table import main
 
+CONFIG = Path(__file__).parents[3] / "configs" / "rivals" / "multiads.yaml"
 GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "multiads.safetensors")
 FILES = {"epoch_10.pth": {"trainable_linearlayer": {k[10:]: v for k, v in GOLDEN.items() if k[:10] == "published."}}}
 KINDS = [
@@ -211,3 +215,27 @@ def test_what_may_be_named_is_part_of_what_scores_depend_on_and_free_at_test(mak
     listed, each = make_model(MultiADS, defects=["hole"]), make_model(MultiADS, defects={"nut": ["hole"]})
     assert settings(listed, free=True)["defects"] == settings(each, free=True)["defects.nut"] == ["hole"]
     assert not any(name.startswith("defects") for one in (listed, each) for name in settings(one))
+
+
+def test_the_config_runs_from_fit_to_a_prediction_with_kinds_of_the_users_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    few = {"images": 4, "num_workers": 0, "category": "ring"}
+    whole["data"] = {"class_path": "surfaces_auxiliary", "init_args": few}
+    options = whole["model"]["init_args"]
+    assert (options["dice_mask"], options["terms"], options["temperature"]) == (5, {"kinds": 1}, 0.01)
+    options["backbone"] = {"class_path": "embedded", "init_args": {"image_size": 32, "levels_at": "block"}}
+    whole["trainer"]["max_epochs"] = 1
+    Path("multiads.yaml").write_text(yaml.safe_dump(whole))
+    assert main(["fit", "--config", "multiads.yaml"]) == 0
+    other = ["--data", "surfaces", "--data.images", "2", "--data.num_workers", "0", "--data.category", "pill"]
+    where = ["--trainer.default_root_dir", "runs/rivals/multiads", "--output", "found"]
+    kinds = ["--model.defects", "{pill: [burr, missing cap]}"]
+    assert main(["test", "--model", "multiads", *other, *where]) == 0
+    tested = read_csv("found/images.csv")
+    fitted = {one.defect for one in SurfacesAuxiliary(**few).part("fit")} - {"good"}
+    assert {row["found_defect"] for row in tested} <= fitted
+    assert main(["predict", "--model", "multiads", *other, *where[:2], "--output", "named", *kinds]) == 0
+    named = read_csv("named/predictions.csv")
+    assert {row["defect"] for row in named} <= {"burr", "missing cap"}
+    assert all(0.5 <= float(row["defect_probability"]) <= 1 for row in named)
