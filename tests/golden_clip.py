@@ -1,4 +1,4 @@
-"""A backbone with the weights of a golden file of ``benchmarks/parity``, and the images in it."""
+"""A backbone with the weights of a golden file of ``benchmarks/parity``, the images in it, and published weights."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ from conftest import write_folder
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.types import Batch
+from kanoclip.verbs.table import main
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's
 
@@ -58,3 +59,15 @@ def batch_of(golden: dict, category: str = "bottle") -> Batch:
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, relative to the largest entry expected."""
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def import_published(kind: type, files: dict, backbone: CLIPBackbone, folder: Path, *options: str):
+    """The model that ``kanoclip import`` makes of published files, for a backbone that has a folder of its own."""
+    (folder / "published").mkdir()
+    for name, content in files.items():
+        torch.save(content, folder / "published" / name)
+    output = f"{folder / 'heads.ckpt'}"
+    command = ["import", "--from", kind.name, f"{folder / 'published'}", "--fitted_on", "mvtec", "--output", output]
+    command += ["--model.backbone.name", backbone.description, "--model.backbone.levels", f"{backbone.levels}"]
+    assert main([*command, "--model.backbone.image_size", f"{backbone.image_size}", *options]) == 0
+    return kind.load_from_checkpoint(output, backbone=backbone).eval()

@@ -21,7 +21,7 @@ from kanoclip.models.contents import FORMAT, SHOWN, CheckpointError, check_entry
 from kanoclip.registry import NAMES, expand, load_class
 from kanoclip.types import MissingError
 
-FREE = ("score", "sigma", "memory", "top_k", "defects")
+FREE = ("score", "sigma", "blur", "memory", "top_k", "text_weight", "defects")
 """Options of a model that no head depends on: a test may change them."""
 HEADS = ("backbone", "attention", "prompts", "interaction", "adapter", "tuning", "temperature", "windows")
 """Options that heads depend on; those beside them, such as lr, decide a fit alone."""

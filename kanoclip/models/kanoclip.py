@@ -111,6 +111,11 @@ class KAnoCLIP(CLIPModule):
             raise KanoclipError(f"dice is {dice!r}, expected batch or image. Use --model.dice batch.")
         check_blur(sigma)
         check_temperature(temperature)
+        if memory is not None and memory.learns:
+            raise KanoclipError(
+                f"The memory {type(memory).__name__} learns from losses that {self.name} has not. Use --model.memory "
+                f"labelled, or --model mrad_ft."
+            )
         self.assemble(
             backbone or CLIPBackbone(),
             attention or self.own_attention(),

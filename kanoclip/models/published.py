@@ -83,16 +83,15 @@ def part_of(content: Any, key: str, where: str) -> dict[str, Any]:
     """
     found = content.get(key) if isinstance(content, Mapping) else None
     if not isinstance(found, Mapping):
-        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-        raise KanoclipError(f"{where} has no {key!r}, expected a mapping of weights. It has: {keys[:SHOWN]}.")
+        raise KanoclipError(f"{where} has no {key!r}, expected a mapping of weights. It has: {_names(content)}.")
     return dict(found)
 
 
-def tensor_of(weights: Mapping[str, Any], key: str, shape: Shape, where: str) -> Tensor:
+def tensor_of(weights: Any, key: str, shape: Shape, where: str) -> Tensor:
     """Return a weight as float32, checked.
 
     Args:
-        weights: Name -> weight.
+        weights: Name -> weight, or what else a file holds in place of that.
         key: Name of it.
         shape: What it must have; None: of any length.
         where: The file, for the message.
@@ -100,16 +99,23 @@ def tensor_of(weights: Mapping[str, Any], key: str, shape: Shape, where: str) ->
     Raises:
         KanoclipError: If it is missing, no tensor of floating point numbers, or of another shape.
     """
-    found = weights.get(key)
+    found = weights.get(key) if isinstance(weights, Mapping) else None
     expected = f"({', '.join('any' if one is None else str(one) for one in shape)})"
     if found is None:
-        known = ", ".join(map(str, list(weights)[:8]))
-        raise KanoclipError(f"{where} lacks the weight {key!r}, of shape {expected}. It has: {known[:SHOWN]}.")
+        raise KanoclipError(
+            f"{where} lacks the weight {key!r}, of shape {expected}. Give the file as its authors publish it. It has: "
+            f"{_names(weights)}."
+        )
     if not isinstance(found, Tensor) or not found.is_floating_point() or not _whole(found):
         raise KanoclipError(f"{where}: {key!r} is no tensor of numbers, expected shape {expected}.")
     if found.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, found.shape, strict=True)):
         raise KanoclipError(f"{where}: {key!r} has shape {tuple(found.shape)}, expected {expected}.")
     return found.detach().float().clone()
+
+
+def _names(content: Any) -> str:
+    """Return the first keys of a mapping, or what else it is."""
+    return ", ".join(map(str, list(content)[:8]) if isinstance(content, Mapping) else [type(content).__name__])[:SHOWN]
 
 
 def _whole(value: Tensor) -> bool:

@@ -5,13 +5,16 @@ from torch.nn.functional import normalize
 from kanoclip.backbone.attention import QKV, VV
 from kanoclip.heads.adapter import ConvAdapter, LinearAdapter, NoAdapter
 from kanoclip.heads.interaction import BiCMCI, NoInteraction
+from kanoclip.heads.labelled_memory import LabelledMemory, ProjectedMemory
+from kanoclip.heads.memory import NoMemory
 from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
 from kanoclip.heads.scoring import level_maps, smooth
 from kanoclip.models.ablations import CLIP, CLIPVV, CLIPVVKnPL, CLIPVVKnPLBiCMCI
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.remembering import average
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
-from kanoclip.types import Batch
+from kanoclip.types import Batch, KanoclipError
 
 
 def part(batch: Batch, i: int) -> Batch:
@@ -185,3 +188,25 @@ def test_a_block_that_is_not_there_is_refused_when_the_model_is_built(make_model
 def test_a_blur_or_temperature_out_of_range_is_refused_before_anything_is_built(option, value) -> None:
     with pytest.raises(ValueError, match=rf"{option} is {value}, expected"):
         KAnoCLIP(**{option: value})
+
+
+def test_a_labelled_memory_is_filled_by_a_fit_and_moves_maps_and_scores(
+    make_model, make_trainer, make_data, synthetic_batch
+) -> None:
+    model = make_model(memory=LabelledMemory(temperature=0.05))
+    make_trainer(limit_train_batches=1).fit(model, make_data(category="ring"))
+    assert model.memory.image_labels.tolist().count(1) == 2
+    with torch.no_grad():
+        joined, distance = model.eval()(synthetic_batch), model.memory(model.features(synthetic_batch), ["ring"])
+        model.memory = NoMemory()
+        alone = model(synthetic_batch)
+    assert distance.std() > 0.01
+    expected, _ = average(alone.anomaly_map, alone.image_score, distance, model.sigma)
+    torch.testing.assert_close(joined.anomaly_map, expected)
+
+
+def test_a_memory_that_kanoclip_has_no_losses_for_is_refused(make_model) -> None:
+    with pytest.raises(
+        KanoclipError, match=r"ProjectedMemory learns .* Use --model\.memory labelled, or --model mrad_"
+    ):
+        make_model(memory=ProjectedMemory())

@@ -20,6 +20,7 @@ from kanoclip.heads.losses import focal_loss, local_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
 from kanoclip.heads.scoring import check_blur, check_temperature, dot, smooth
 from kanoclip.models.clip_module import CLIPModule
+from kanoclip.models.published import only_file, tensor_of
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
 
 
@@ -162,20 +163,12 @@ class AdaCLIP(CLIPModule):
             Options of the constructor, and the weights of the heads.
 
         Raises:
-            KanoclipError: If a tensor is missing or has another shape than beside the others.
+            KanoclipError: If there are several files, or a tensor is missing or has another shape.
         """
-        (file, content), *_ = files.items()
-        content = content if isinstance(content, Mapping) else {}
+        file, content = only_file(files, "pretrained_mvtec_colondb.pth")
 
-        def take(key: str, *shape: int) -> Tensor:
-            tensor = content.get(f"clip_model.{key}")
-            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else "not there"
-            if not isinstance(tensor, Tensor) or (shape and found != shape):
-                raise KanoclipError(
-                    f"{file} holds no weights of AdaCLIP: clip_model.{key} is {found}, expected "
-                    f"{shape or 'a tensor'}. Give the file as its authors publish it, pretrained_mvtec_colondb.pth."
-                )
-            return tensor.float()
+        def take(key: str, *shape: int | None) -> Tensor:
+            return tensor_of(content, f"clip_model.{key}", shape, file)
 
         def several(key: str, count: int, *shape: int, end: str = "") -> Tensor:
             return torch.stack([take(f"{key}.{i}{end}", *shape) for i in range(count)])
@@ -183,9 +176,10 @@ class AdaCLIP(CLIPModule):
         def dynamic(tower: str, kind: str, *shape: int) -> Tensor:  # a layer per token in the file, one for all here
             return several(f"dynamic_{tower}_prompt_generator.head", t, *shape, end=f".{kind}").flatten(0, 1)
 
-        (t, W), D = take("visual_prompter.static_prompts.0").shape, len(take("cls_token_layer.head.0.bias"))
-        depth = sum(key.startswith("clip_model.visual_prompter.static_prompts.") for key in content)
-        levels = sum(key.startswith("clip_model.patch_token_layer.head.") for key in content) // 2
+        t, W = take("visual_prompter.static_prompts.0", None, None).shape
+        D = len(take("cls_token_layer.head.0.bias", None))
+        depth = sum(f"{key}".startswith("clip_model.visual_prompter.static_prompts.") for key in content)
+        levels = sum(f"{key}".startswith("clip_model.patch_token_layer.head.") for key in content) // 2
         weights = {
             "tuning.image_tokens": several("visual_prompter.static_prompts", depth, t, W),
             "tuning.image_dynamic.weight": dynamic("visual", "weight", W, D),
@@ -202,4 +196,9 @@ class AdaCLIP(CLIPModule):
             "adapter.layer.bias": take("cls_token_layer.head.0.bias", D),
         }
         tokens = {"length": t, "depth": depth, "round_tokens": "half"}
-        return {"tuning": {"class_path": "deep_tokens", "init_args": tokens}}, weights
+        backbone = {"position": "bicubic_no_antialias", "levels_at": "block", "activation": "gelu"}
+        options = {
+            "backbone": {"class_path": "clip", "init_args": backbone},
+            "tuning": {"class_path": "deep_tokens", "init_args": tokens},
+        }
+        return options, weights

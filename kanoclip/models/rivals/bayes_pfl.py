@@ -22,7 +22,7 @@ from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.rca import RCA
 from kanoclip.heads.scoring import TopKScore, check_blur, dot, level_maps, smooth
 from kanoclip.models.clip_module import CLIPModule
-from kanoclip.models.rivals.bayes_pfl_import import read_published
+from kanoclip.models.rivals.bayes_pfl_import import from_published
 from kanoclip.models.stages import Stage
 from kanoclip.ranks import total
 from kanoclip.types import ANOMALOUS, Batch, KanoclipError, Scores
@@ -164,8 +164,8 @@ class BayesPFL(CLIPModule):
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Turn the file that its authors publish into options and heads of ours, see ``read_published``."""
-        return read_published(files)
+        """Turn the file that its authors publish into options and heads of ours, see ``from_published`` there."""
+        return from_published(files)
 
 
 def balanced_focal_loss(maps: Tensor, mask: Tensor) -> Tensor:

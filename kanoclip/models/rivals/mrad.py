@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -40,7 +41,7 @@ class MRADTF(CLIPModule):
     Reference:
         *MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval*, ICLR 2026, and its code. Where we differ: the
         script that fills its memory is not published, its functions are; masks are resized to stay 0 or 1; all
-        processes of a run fill one memory.
+        processes of a run (of MRAD-FT) fill one memory.
     """
 
     name = "mrad_tf"
@@ -95,6 +96,20 @@ class MRADTF(CLIPModule):
     def needs_training(self) -> bool:
         """A fit is needed, to fill the memory."""
         return True
+
+    def setup(self, stage: str) -> None:
+        """Refuse a fit by DDP if nothing is trained, which it cannot wrap.
+
+        Raises:
+            KanoclipError: Saying what to type.
+        """
+        super().setup(stage)
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        if stage == "fit" and not trained and isinstance(self.trainer.strategy, DDPStrategy):
+            raise KanoclipError(
+                f"{self.name} trains nothing, and DDP wraps only what is trained. Fill its memory in one process: "
+                f"--trainer.devices 1 --trainer.strategy auto. A test may take several."
+            )
 
     def configure_optimizers(self) -> Any:
         """Nothing is optimised."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kanoclip.backbone.attention import QKV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.heads.interaction import Interaction, LinearInteraction
+from kanoclip.heads.interaction import Interaction, LevelProjection
 from kanoclip.heads.losses import dice_loss, focal_loss, with_mask
 from kanoclip.heads.post_vcp import PostVCP
 from kanoclip.heads.pre_vcp import PreVCP
@@ -96,7 +96,7 @@ class VCPCLIP(CLIPModule):
             prompts=prompts or self.own_prompts(),
             interaction=interaction or self.own_interaction(),
         )
-        self.projection = LinearInteraction()
+        self.projection = LevelProjection()
         self.projection.build(self.backbone)
         self.plain_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the logits: its exponential
         self.seen_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

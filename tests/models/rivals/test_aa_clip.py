@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from golden_clip import import_published
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
@@ -185,6 +186,15 @@ def test_patches_of_stage_1_attend_inside_the_image_where_that_is_asked_for(gold
     near(levels[-1:], found["value"])
 
 
+@torch.no_grad()
+def test_the_command_imports_its_two_files(golden, model, theirs, files, tmp_path) -> None:
+    names = ["--model.prompts", "projected", "--model.prompts.names", '{"pcb2": "integrated circuits board"}']
+    ours = import_published(AACLIP, files, theirs, tmp_path, *names)
+    scores = ours(batch(golden, 10, ["pcb2"] * 10))
+    near((scores.logits[:, 1] + 1) / 2, golden["test.industrial.text"])
+    near(scores.anomaly_map, model().eval()(batch(golden, 10, ["pcb2"] * 10)).anomaly_map)
+
+
 def test_its_weights_after_relu_are_recognised_and_what_is_missing_is_named(files) -> None:
     image = files["image_adapter_20.pth"]["image_adapter"]
     options, _ = AACLIP.from_published(files)
@@ -197,7 +207,7 @@ def test_its_weights_after_relu_are_recognised_and_what_is_missing_is_named(file
     with pytest.raises(KanoclipError, match=r"None of text_adapter\.pth has 'image_adapter'.*give that folder"):
         AACLIP.from_published({"text_adapter.pth": files["text_adapter.pth"]})
     broken = {k: v for k, v in image.items() if k != "det_proj.fc.weight"}
-    with pytest.raises(KanoclipError, match=r"have det_proj\.fc\.weight as nothing"):
+    with pytest.raises(KanoclipError, match=r"image_adapter_20\.pth lacks the weight 'det_proj\.fc\.weight', of shape"):
         AACLIP.from_published({**files, "image_adapter_20.pth": {"epoch": 20, "image_adapter": broken}})
 
 
@@ -271,6 +281,7 @@ def test_its_config_runs_from_fit_to_test_on_the_embedded_backbone(tmp_path, mon
     assert main(["fit", "--config", "rival.yaml"]) == 0
     other = ["--data", "surfaces", "--data.images", "2", "--data.num_workers", "0", "--data.category", "pill"]
     assert main(["test", "--config", "rival.yaml", *other]) == 0
+    assert main(["test", "--config", "rival.yaml", *other, "--model.blur", "1.5"]) == 0  # for medical images
     assert main(["test", "--config", "rival.yaml", *other, "--model.tuning", "none"]) == 2
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_clip import import_published
 from safetensors.torch import load_file
 
 from kanoclip.backbone.clip import CLIPBackbone
@@ -122,6 +123,16 @@ def test_published_weights_give_the_scores_of_its_own_code_which_rounds_tokens(m
     assert far(scores.image_score, golden["scores"]) > 1e-5
 
 
+@torch.no_grad()
+def test_the_command_imports_its_file(clip, published, golden, clusters_as_theirs, tmp_path) -> None:
+    clusters_as_theirs("half.labels")
+    backbone = CLIPBackbone(clip, None, 48, [1, 2, 3, 4], "bicubic_no_antialias", levels_at="block", activation="gelu")
+    options = ["--model.clusters", "2", "--model.sigma", "0"]
+    scores = import_published(AdaCLIP, published, backbone, tmp_path, *options)(batch_of(golden, *range(10)))
+    assert far(scores.anomaly_map[:2], golden["half.maps"]) < 1e-5
+    assert far(scores.image_score, golden["half.scores"]) < 1e-5
+
+
 def test_loss_and_gradients_are_those_of_its_own_code(make, golden, clusters_as_theirs) -> None:
     clusters_as_theirs()
     model, batch = make().train(), batch_of(golden, 1)
@@ -176,25 +187,33 @@ def test_images_without_a_mask_have_a_global_loss_alone(make, golden) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda kept: kept.pop("clip_model.cls_token_layer.head.0.bias"), "cls_token_layer.head.0.bias is not there"),
+        (
+            lambda kept: kept.pop("clip_model.cls_token_layer.head.0.bias"),
+            r"lacks the weight '.*cls_token_layer.head.0.bias'",
+        ),
         (
             lambda kept: kept.update({"clip_model.visual_prompter.static_prompts.1": torch.zeros(5, 8)}),
-            r"static_prompts.1 is \(5, 8\), expected \(5, 32\)",
+            r"static_prompts.1' has shape \(5, 8\), expected \(5, 32\)",
         ),
         (
             lambda kept: kept.pop("clip_model.dynamic_text_prompt_generator.head.4.weight"),
-            r"head.4.weight is not there, expected \(24, 24\)",
+            r"lacks the weight .*head.4.weight', of shape \(24, 24\)",
         ),
-        (lambda kept: kept.clear(), r"static_prompts.0 is not there, expected a tensor. Give the file as its authors"),
+        (
+            lambda kept: kept.clear(),
+            r"static_prompts.0', of shape \(any, any\). Give the file as its authors",
+        ),
     ],
 )
 def test_a_file_that_is_not_the_published_one_is_refused_with_what_is_wrong(change, told, published) -> None:
     kept = dict(published["pretrained_all.pth"])
     change(kept)
-    with pytest.raises(KanoclipError, match=rf"pretrained_all.pth holds no weights of AdaCLIP: .*{told}"):
+    with pytest.raises(KanoclipError, match=rf"pretrained_all.pth.*{told}"):
         AdaCLIP.from_published({"pretrained_all.pth": kept})
-    with pytest.raises(KanoclipError, match="holds no weights of AdaCLIP"):
+    with pytest.raises(KanoclipError, match=r"pretrained_all.pth lacks the weight .* It has: list"):
         AdaCLIP.from_published({"pretrained_all.pth": [1, 2]})
+    with pytest.raises(KanoclipError, match=r"There are 2 files, expected one, such as pretrained_mvtec_colondb.pth"):
+        AdaCLIP.from_published({"a.pth": kept, "b.pth": kept})
 
 
 @pytest.mark.parametrize(

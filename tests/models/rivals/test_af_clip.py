@@ -6,6 +6,7 @@ import cv2
 import pytest
 import torch
 import yaml
+from golden_clip import import_published
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -133,6 +134,13 @@ def test_with_reference_images_map_and_score_are_those_of_its_few_shot_code(back
 
 
 @torch.no_grad()
+def test_the_command_imports_its_two_files(backbone, tmp_path) -> None:
+    scores = import_published(AFCLIP, PUBLISHED, backbone, tmp_path, "--model.sigma", "0")(batch())
+    close(scores.anomaly_map, GOLDEN["map"])
+    close(scores.image_score, GOLDEN["score"])
+
+
+@torch.no_grad()
 def test_a_batch_of_four_is_four_batches_of_one(backbone) -> None:
     model = imported(backbone)
     together = model(batch(4))
@@ -171,12 +179,10 @@ def test_the_adaptor_as_its_authors_saved_it_is_refused_with_the_line_that_takes
     refused({}, "No file: expected two files of AF-CLIP")
     refused(PUBLISHED | {"visa_prompt.pt": torch.zeros(1, 12, 32)}, "expected two files of AF-CLIP")
     less = {k: v for k, v in ADAPTOR.items() if k != "attention.attn.to_v.weight"}
-    refused(
-        prompt | {"a.pt": less}, r"a\.pt has no tensor 'attention\.attn\.to_v\.weight', expected one of shape \(512, 64"
-    )
+    refused(prompt | {"a.pt": less}, r"a\.pt lacks the weight 'attention\.attn\.to_v\.weight', of shape \(512, 64")
     other = ADAPTOR | {"attention.norm.bias": torch.zeros(3)}
-    refused(prompt | {"a.pt": other}, r"a\.pt: 'attention\.norm\.bias' has the shape \(3,\), expected \(64\)")
-    refused({"p.pt": torch.zeros(12, 32), "a.pt": ADAPTOR}, r"p\.pt: 'prompt' has the shape \(12, 32\)")
+    refused(prompt | {"a.pt": other}, r"a\.pt: 'attention\.norm\.bias' has shape \(3,\), expected \(64\)")
+    refused({"p.pt": torch.zeros(12, 32), "a.pt": ADAPTOR}, r"p\.pt: 'prompt' has shape \(12, 32\)")
 
 
 def test_a_backbone_or_window_that_cannot_be_is_refused_with_what_to_type(tiny_clip, backbone) -> None:
@@ -207,6 +213,8 @@ def test_the_config_has_its_published_settings_and_runs_from_fit_to_test(tmp_pat
     assert list((tmp_path / "cache").rglob("*")), "levels with their class tokens can be kept"
     other = ["--data", "surfaces", "--data.images", "2", "--data.num_workers", "0", "--data.category", "pill"]
     assert main(["test", "--config", "rival.yaml", *other]) == 0
+    assert main(["test", "--config", "rival.yaml", *other, "--model.text_weight", "0.5"]) == 0  # acts at a test alone
+    assert main(["test", "--config", "rival.yaml", *other, "--model.temperature", "0.5"]) == 2
     references(Path("good"))
     good = ["--model.memory", "patches", "--model.memory.reference", "good"]  # any test may take a memory
     assert main(["test", "--config", "rival.yaml", *other, *good]) == 0

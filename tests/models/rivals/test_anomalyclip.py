@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_clip import batch_of, golden_backbone, relative
+from golden_clip import batch_of, golden_backbone, import_published, relative
 from safetensors.torch import load_file
 
 from kanoclip.backbone.attention import VV
@@ -41,6 +41,14 @@ def test_features_and_states_are_those_of_its_code(model) -> None:
 def test_maps_and_scores_of_imported_weights_are_those_of_its_code(model) -> None:
     scores = model(batch_of(GOLDEN))
     torch.testing.assert_close(scores.level_maps[0], GOLDEN["rough"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.anomaly_map, GOLDEN["map"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.image_score, GOLDEN["score"], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_command_imports_its_file(model, tmp_path) -> None:
+    options = ["--model.attention", "vv", "--model.attention.first", "2"]
+    scores = import_published(AnomalyCLIP, FILES, model.backbone, tmp_path, *options)(batch_of(GOLDEN))
     torch.testing.assert_close(scores.anomaly_map, GOLDEN["map"], rtol=0, atol=1e-4)
     torch.testing.assert_close(scores.image_score, GOLDEN["score"], rtol=0, atol=1e-4)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_clip import import_published
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -69,6 +70,7 @@ def published(golden, about) -> dict:
 def build(tower, published, name="train_visa.pth", **given) -> BayesPFL:
     """A model with their weights, made as an import makes it."""
     options, heads = BayesPFL.from_published({name: published})
+    assert options.pop("backbone")["init_args"] == {"activation": "gelu", "levels_at": "block"}
     parts = {key: load_class(one["class_path"])(**one.get("init_args", {})) for key, one in options.items()}
     model = BayesPFL(tower, **parts, **given)
     missing = model.load_state_dict(heads, strict=False).missing_keys
@@ -169,6 +171,17 @@ def test_states_maps_and_scores_are_those_of_its_code(model, golden, about, monk
 
 
 @torch.no_grad()
+def test_the_command_imports_its_file(tower, published, golden, about, monkeypatch, tmp_path) -> None:
+    top_k = round(about["top_k"] * (518 / SIZE) ** 2)
+    files = {"train_visa.pth": published}
+    model = import_published(BayesPFL, files, tower, tmp_path, "--model.top_k", f"{top_k}")
+    feed(model, monkeypatch, golden["test.noise"], golden["test.state_noise"].transpose(0, 1))
+    scores = model(batch(golden, about))
+    near(scores.anomaly_map[:3], golden["test.smooth"], 1e-5)
+    near(scores.image_score, golden["test.score"], 1e-5)
+
+
+@torch.no_grad()
 def test_a_checkpoint_of_the_first_stage_scores_without_what_the_second_adds(
     tower, published, golden, about, monkeypatch
 ) -> None:
@@ -216,20 +229,23 @@ def test_its_file_is_read_whole_and_what_is_wrong_with_it_is_told(published, abo
     for changed, told in (
         (
             {"RCA.q_proj_pre.bias": None},
-            r"train.pth: MyModel\['RCA.q_proj_pre.bias'\] is missing.* of \[32\]",
+            r"train.pth lacks the weight 'RCA.q_proj_pre.bias', of shape \(32\)",
         ),
-        ({"class_mapping.weight": torch.zeros(32, 5)}, r"'class_mapping.weight'\] is \[32, 5\], expected .*\[32, 32\]"),
-        ({"prompt_context": torch.zeros(3)}, r"'prompt_context'\] is \[3\], expected .* \[any, any, any\]"),
+        (
+            {"class_mapping.weight": torch.zeros(32, 5)},
+            r"'class_mapping.weight' has shape \(32, 5\), expected \(32, 32",
+        ),
+        ({"prompt_context": torch.zeros(3)}, r"'prompt_context' has shape \(3,\), expected \(any, any, any\)"),
         (
             {"PFL_normal.encoder.weight_mean.module.0.weight": torch.zeros(32, 32)},
-            r"'PFL_normal.encoder.weight_mean.module.0.weight'\] differs from 'state_encoder.weight_mean",
+            r"'PFL_normal.encoder.weight_mean.module.0.weight' differs from 'state_encoder.weight_mean",
         ),
     ):
         with pytest.raises(KanoclipError, match=told):
             BayesPFL.from_published({"train.pth": {"MyModel": weights | changed}})
-    with pytest.raises(KanoclipError, match=r"train.pth is no checkpoint of Bayes-PFL: it has no entry 'MyModel'"):
+    with pytest.raises(KanoclipError, match=r"train.pth has no 'MyModel', expected a mapping of weights"):
         BayesPFL.from_published({"train.pth": weights})
-    with pytest.raises(KanoclipError, match=r"one file for a fit, such as train_visa.pth, but here are 2"):
+    with pytest.raises(KanoclipError, match=r"There are 2 files, expected one, such as train_visa.pth"):
         BayesPFL.from_published({"a.pth": published, "b.pth": published})
 
 

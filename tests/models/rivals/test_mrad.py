@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 from conftest import build, write_folder
-from golden_clip import MEAN, STD, batch_of, relative
+from golden_clip import MEAN, STD, batch_of, import_published, relative
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from kanoclip.backbone.attention import VV
@@ -90,6 +91,16 @@ def test_maps_and_scores_of_an_imported_memory_are_those_of_its_code(name, backb
     scores = model(batch)
     torch.testing.assert_close(scores.anomaly_map[:2], GOLDEN[f"{name}.map"], **near)
     torch.testing.assert_close(scores.image_score, GOLDEN[f"{name}.score"], **near)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_the_command_imports_its_files(name, backbone, batch, tmp_path) -> None:
+    options = ["--model.attention", "vv", "--model.attention.first", "2"]
+    model = import_published(KINDS[name], published(), backbone, tmp_path, *options)
+    scores = model(batch)
+    torch.testing.assert_close(scores.anomaly_map[:2], GOLDEN[f"{name}.map"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores.image_score, GOLDEN[f"{name}.score"], rtol=0, atol=1e-4)
 
 
 def test_losses_and_their_gradients_are_those_of_its_code(backbone, batch) -> None:
@@ -182,6 +193,18 @@ def test_files_that_are_not_as_written_are_refused_by_the_key(change, said) -> N
     change(files)
     with pytest.raises(KanoclipError, match=said):
         MRADFT.from_published(files)
+
+
+def test_several_processes_cannot_fill_a_memory_beside_which_nothing_is_trained(tiny_clip) -> None:
+    for kind in KINDS.values():
+        model = kind(tiny_clip)
+        model.trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, logger=False)
+        model.setup("test")
+        if kind is MRADFT:
+            model.setup("fit")
+        else:
+            with pytest.raises(KanoclipError, match=r"mrad_tf trains nothing.*--trainer\.devices 1 --trainer"):
+                model.setup("fit")
 
 
 def test_a_share_that_is_none_is_refused(tiny_clip) -> None:
