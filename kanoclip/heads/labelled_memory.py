@@ -38,6 +38,7 @@ class LabelledMemory(Memory):
         is read.
     """
 
+    fitted = True
     image_keys: Tensor
     image_labels: Tensor
     patch_keys: Tensor

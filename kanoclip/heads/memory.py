@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Memory(Head):
     """
 
     learns = False
+    fitted: ClassVar[bool] = False
+    """Whether a fit fills it: it is then part of the checkpoint, and its options are not free at test."""
     chosen: References | None = None
 
     def choose(self, data: Any, seed: int | None) -> None:

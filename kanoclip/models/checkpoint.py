@@ -22,12 +22,17 @@ from kanoclip.registry import NAMES, expand, load_class
 from kanoclip.types import MissingError
 
 FREE = ("score", "sigma", "blur", "memory", "top_k", "text_weight", "defects")
-"""Options of a model that no head depends on: a test may change them."""
+"""Options of a model that no head depends on: a test may change them; but see ``free_options``."""
 HEADS = ("backbone", "attention", "prompts", "interaction", "adapter", "tuning", "temperature", "windows")
 """Options that heads depend on; those beside them, such as lr, decide a fit alone."""
 SIMPLE = (bool, int, float, str, type(None))
 
 Config = dict[str, Any]
+
+
+def free_options(memory: Any) -> tuple[str, ...]:
+    """Return the options in ``FREE``, but for a memory that a fit fills, given as itself or as its class."""
+    return tuple(name for name in FREE if name != "memory" or not getattr(memory, "fitted", False))
 
 
 def run_seed() -> int | None:
@@ -222,7 +227,7 @@ def settings(model: Any, free: bool = False) -> Config:
         model: An ``AnomalyModule``.
         free: Also those in ``FREE``.
     """
-    left = () if free else FREE
+    left = () if free else free_options(getattr(model, "memory", None))
     found: Config = {}
     for kind, name in model.describe_components().items():
         if kind not in (*left, "backbone"):

@@ -15,10 +15,10 @@ from typing import Any
 
 from kanoclip.data.digests import file_hashes
 from kanoclip.data.files import plain, read_json
-from kanoclip.models.checkpoint import FREE
+from kanoclip.models.checkpoint import free_options
 from kanoclip.outputs.identity import RESULTS_VERSION
 from kanoclip.outputs.record import files_of, read_about, read_record
-from kanoclip.registry import name_of
+from kanoclip.registry import load_class, name_of
 from kanoclip.types import ANOMALOUS, NORMAL
 from kanoclip.verbs.build import build
 from kanoclip.verbs.specs import Spec, digest, parse_spec
@@ -138,7 +138,10 @@ class Job:
     @property
     def heads(self) -> Spec:
         """The model to fit: without what no head depends on."""
-        return {**self.model, "init_args": without(FREE, self.model["init_args"])}
+        options = self.model["init_args"]
+        given, own = options.get("memory"), getattr(load_class(self.model["class_path"]), "own_memory", None)
+        path = given.get("class_path") if isinstance(given, dict) else given
+        return {**self.model, "init_args": without(free_options(load_class(path) if path else own), options)}
 
     @property
     def available(self) -> list[Data]:

@@ -102,6 +102,20 @@ def test_rows_that_differ_in_the_image_score_alone_share_a_fit() -> None:
     assert adapted.fit_folder not in (plain.fit_folder, scored.folder)
 
 
+def test_a_memory_of_reference_images_shares_a_fit_and_one_that_the_fit_fills_does_not() -> None:
+    def row(model: str, memory: str, **options) -> dict:
+        options = {"memory": {"class_path": memory, "init_args": options}}
+        return {"class_path": model, "init_args": options, "label": f"{model} {memory} {options}"}
+
+    few, filled = row("kanoclip", "patches", shots=1), row("kanoclip", "labelled")
+    memories = [row("mrad_ft", "labelled_projected", **one) for one in ({"size": 5}, {"hide_patches": 0.3})]
+    models = ["kanoclip", few, filled, "mrad_ft", *memories]
+    plain, few, filled, *memories = plan(seeds=[1], models=models).jobs
+    assert plain.fit_folder == few.fit_folder
+    assert len({one.fit_folder for one in (plain, filled, *memories)}) == 5
+    assert memories[1].heads["init_args"]["memory"]["init_args"] == {"size": 5}
+
+
 def folders(learns: bool = True, **changes) -> set[str]:
     return {job.folder.name for job in plan(**changes).jobs if job.learns is learns}
 

@@ -163,6 +163,10 @@ def test_a_fit_fills_the_memory_and_a_test_reads_it_from_the_checkpoint(name, tm
     assert len(weights["memory.image_keys"]) == 4
     assert main(["test", "--config", "rival.yaml", *other]) == 0
     assert main(["fit", "--config", "rival.yaml", "--ckpt_path", "last"]) == 0
+    capsys.readouterr()
+    for option, fitted in (("size=2", "memory.size None"), ("temperature=0.5", "memory.temperature 1.0")):
+        assert main(["test", "--config", "rival.yaml", *other, f"--model.memory.{option}"]) == 2
+        assert f"The checkpoint was fitted with model.{fitted}" in capsys.readouterr().err
 
 
 def test_a_checkpoint_may_hold_any_number_of_rows_but_no_other_width(make_model, synthetic_batch) -> None:
