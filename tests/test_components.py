@@ -57,7 +57,8 @@ def run(kind: str, component: nn.Module, backbone) -> tuple[torch.Tensor, ...]:
 
 SHAPES = {"prompts": [(3, 2, 16)], "adapter": [(3, 16)], "interaction": [(4, 3, 12, 16), (4, 3, 2, 16)]}
 HEADS = [(kind, name) for kind in SHAPES for name in NAMES[kind]]
-SHAPES |= {"fine_grained": [(3, 2, 2, 16)], "bayesian": [(3, 3, 2, 16)]}  # pairs of states
+SHAPES |= {"fine_grained": [(3, 2, 2, 16)], "bayesian": [(3, 3, 2, 16)], "defects": [(3, 7, 2, 16)]}  # pairs of states
+SHORTER = "patch_mean"  # a mean of unit vectors: the less they agree, the shorter
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in BASES for name in NAMES[kind]])
@@ -73,7 +74,10 @@ def test_a_head_returns_unit_vectors_of_the_shapes_of_its_kind(kind, name, tiny_
     returned = run(kind, ready(kind, name, tiny_clip, seed=0), tiny_clip)
     assert [tuple(values.shape) for values in returned] == SHAPES.get(name, SHAPES[kind])
     for values in returned:
-        torch.testing.assert_close(values.norm(dim=-1), torch.ones(values.shape[:-1]))
+        if name == SHORTER:
+            assert (values.norm(dim=-1) < 1).all()
+        else:
+            torch.testing.assert_close(values.norm(dim=-1), torch.ones(values.shape[:-1]))
 
 
 @pytest.mark.parametrize(("kind", "name"), HEADS)

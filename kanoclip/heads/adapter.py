@@ -17,7 +17,7 @@ class Adapter(Head, ABC):
 
     @abstractmethod
     def forward(self, cls: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the adapted global feature ``(B, D)``, unit length.
+        """Return the adapted global feature ``(B, D)``, unit length, or shorter where it is less sure.
 
         Args:
             cls: ``(B, D)``, unit length.
