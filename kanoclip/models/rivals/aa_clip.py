@@ -20,6 +20,7 @@ from kanoclip.heads.projections import PatchMean, ProjectedPrompts
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import MeanScore, Score, check_blur, dot, level_maps
 from kanoclip.models.clip_module import CLIPModule
+from kanoclip.models.published import part_of, tensor_of
 from kanoclip.models.stages import Stage
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, Features, KanoclipError, Scores
@@ -213,18 +214,19 @@ class AACLIP(CLIPModule):
         Raises:
             KanoclipError: Naming the file or the weight that is missing.
         """
-        text, image = (_latest(files, name) for name in ("text_adapter", "image_adapter"))
+        (text_file, text), (image_file, image) = (_latest(files, part) for part in ("text_adapter", "image_adapter"))
         relu = "det_proj.fc.0.weight" in image
         fc = "fc.0" if relu else "fc"
-        text_blocks = sum(key != f"{len(text) - 1}.fc.0.weight" for key in text)
+        text_blocks = len(text) - 1  # the last one is the projection
         image_blocks = sum(key.startswith("layer_adapters.") for key in image)
         levels = sum(key.startswith("seg_proj.") for key in image)
-        theirs = {"prompts.projection.weight": (text, f"{text_blocks}.fc.0.weight")}
-        theirs |= {f"tuning.textual.{n}.weight": (text, f"{n}.fc.0.weight") for n in range(text_blocks)}
-        theirs |= {f"tuning.visual.{n}.weight": (image, f"layer_adapters.{n}.fc.0.weight") for n in range(image_blocks)}
-        theirs |= {f"interaction.layers.{n}.weight": (image, f"seg_proj.{n}.{fc}.weight") for n in range(levels)}
-        theirs |= {"adapter.projection.weight": (image, f"det_proj.{fc}.weight")}
-        weights = {name: _matrix(where, key) for name, (where, key) in theirs.items()}
+        of_text = {"prompts.projection.weight": f"{text_blocks}.fc.0.weight"}
+        of_text |= {f"tuning.textual.{n}.weight": f"{n}.fc.0.weight" for n in range(text_blocks)}
+        of_image = {f"tuning.visual.{n}.weight": f"layer_adapters.{n}.fc.0.weight" for n in range(image_blocks)}
+        of_image |= {f"interaction.layers.{n}.weight": f"seg_proj.{n}.{fc}.weight" for n in range(levels)}
+        of_image |= {"adapter.projection.weight": f"det_proj.{fc}.weight"}
+        weights = {ours: tensor_of(text, key, (None, None), text_file) for ours, key in of_text.items()}
+        weights |= {ours: tensor_of(image, key, (None, None), image_file) for ours, key in of_image.items()}
         options = {
             "tuning": {
                 "class_path": "residual",
@@ -250,23 +252,13 @@ def blurred(maps: Tensor, sigma: float) -> Tensor:
     return padded
 
 
-def _latest(files: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return the weights of the file that has a part, such as image_adapter; of several, those of the latest epoch."""
-    found = [content for content in files.values() if isinstance(content, Mapping) and part in content]
-    weights = max(found, key=lambda content: int(content.get("epoch", 0)))[part] if found else None
-    if not isinstance(weights, Mapping) or not weights:
+def _latest(files: Mapping[str, Any], part: str) -> tuple[str, Mapping[str, Any]]:
+    """Return name and weights of the file that has a part, such as image_adapter; of several, of the latest epoch."""
+    found = {name: one for name, one in files.items() if isinstance(one, Mapping) and part in one}
+    if not found:
         raise KanoclipError(
             f"None of {', '.join(files) or 'no file'} has {part!r}. AA-CLIP's code writes text_adapter.pth and "
             f"image_adapter_N.pth into one folder: give that folder."
         )
-    return weights
-
-
-def _matrix(weights: Mapping[str, Any], key: str) -> Tensor:
-    value = weights.get(key)
-    if not isinstance(value, Tensor) or value.ndim != 2:
-        raise KanoclipError(
-            f"AA-CLIP's weights have {key} as {tuple(value.shape) if isinstance(value, Tensor) else 'nothing'}, "
-            f"expected a matrix. The keys are {', '.join(map(str, weights))}."
-        )
-    return value
+    latest = max(found, key=lambda name: int(found[name].get("epoch", 0)))
+    return latest, part_of(found[latest], part, latest)

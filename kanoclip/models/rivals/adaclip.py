@@ -20,6 +20,7 @@ from kanoclip.heads.losses import focal_loss, local_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
 from kanoclip.heads.scoring import check_blur, check_temperature, dot, smooth
 from kanoclip.models.clip_module import CLIPModule
+from kanoclip.models.published import only_file, tensor_of
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
 
 
@@ -117,6 +118,11 @@ class AdaCLIP(CLIPModule):
         batch = self.with_plain(batch)
         features = self.features(batch)  # patches (L, B, N, W), by the tower with tokens in it
         states = self.states(batch, features)  # (B, 2, D)
+        if states.ndim == 4:
+            raise KanoclipError(
+                f"adaclip compares an image with one pair of states, but {type(self.prompts).__name__} returns "
+                f"{states.shape[1]} pairs. Use --model.prompts learned."
+            )
         patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
         cls = self.adapter(self.backbone.unscaled(features), patches, features.grid)  # (B, D)
 
@@ -140,11 +146,11 @@ class AdaCLIP(CLIPModule):
         Images without a known mask have no local one.
         """
         assert scores.level_maps is not None  # for the type checker: forward returns them
-        found = {
+        terms = {
             "global": focal_loss(scores.image_score[None, :, None], batch.label[:, None], smooth=1e-5),
             "local": local_loss(*with_mask(scores.level_maps, batch), self.dice, smooth=1e-5),
         }
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**found, **(scores.terms or {})}.items()}
+        return self.weighted(terms, scores)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the heads."""
@@ -162,20 +168,13 @@ class AdaCLIP(CLIPModule):
             Options of the constructor, and the weights of the heads.
 
         Raises:
-            KanoclipError: If a tensor is missing or has another shape than beside the others.
+            KanoclipError: If there are several files, or a tensor is missing or does not fit the others.
         """
-        (file, content), *_ = files.items()
+        file, content = only_file(files, "pretrained_mvtec_colondb.pth")
         content = content if isinstance(content, Mapping) else {}
 
-        def take(key: str, *shape: int) -> Tensor:
-            tensor = content.get(f"clip_model.{key}")
-            found = tuple(tensor.shape) if isinstance(tensor, Tensor) else "not there"
-            if not isinstance(tensor, Tensor) or (shape and found != shape):
-                raise KanoclipError(
-                    f"{file} holds no weights of AdaCLIP: clip_model.{key} is {found}, expected "
-                    f"{shape or 'a tensor'}. Give the file as its authors publish it, pretrained_mvtec_colondb.pth."
-                )
-            return tensor.float()
+        def take(key: str, *shape: int | None) -> Tensor:
+            return tensor_of(content, f"clip_model.{key}", shape, file)
 
         def several(key: str, count: int, *shape: int, end: str = "") -> Tensor:
             return torch.stack([take(f"{key}.{i}{end}", *shape) for i in range(count)])
@@ -183,7 +182,10 @@ class AdaCLIP(CLIPModule):
         def dynamic(tower: str, kind: str, *shape: int) -> Tensor:  # a layer per token in the file, one for all here
             return several(f"dynamic_{tower}_prompt_generator.head", t, *shape, end=f".{kind}").flatten(0, 1)
 
-        (t, W), D = take("visual_prompter.static_prompts.0").shape, len(take("cls_token_layer.head.0.bias"))
+        (t, W), D = (
+            take("visual_prompter.static_prompts.0", None, None).shape,
+            len(take("cls_token_layer.head.0.bias", None)),
+        )
         depth = sum(key.startswith("clip_model.visual_prompter.static_prompts.") for key in content)
         levels = sum(key.startswith("clip_model.patch_token_layer.head.") for key in content) // 2
         weights = {

@@ -20,7 +20,7 @@ from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import check_blur, check_temperature, dot, smooth
 from kanoclip.heads.token_adapter import TokenAdapter, gaussian_window
 from kanoclip.models.clip_module import CLIPModule
-from kanoclip.models.rivals.weights import published
+from kanoclip.models.published import tensor_of
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
@@ -174,7 +174,7 @@ class AFCLIP(CLIPModule):
             "global": binary_focal_loss(logits.softmax(-1)[:, ANOMALOUS], batch.label, GAMMA),
             "local": binary_focal_loss(heat, mask, GAMMA, overwritten) + mean((heat - mask).abs()),
         }
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(scores.terms or {})}.items()}
+        return self.weighted(terms, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -200,16 +200,16 @@ class AFCLIP(CLIPModule):
                 f"mvtec_adaptor_tensors.pt, the tensors of its adaptor. Give a folder with these two."
             )
         (prompt,), (adaptor,) = prompts, adaptors
-        prefix = published({"prompt": files[prompt]}, "prompt", prompt, 1, None, None)[0]  # (E, W)
+        prefix = tensor_of(files, prompt, (1, None, None), "The folder")[0]  # (E, W)
         layers = files[adaptor]
-        query = published(layers, "attention.attn.to_q.weight", adaptor, None, None)
+        query = tensor_of(layers, "attention.attn.to_q.weight", (None, None), adaptor)
         inner, width = query.shape
         shapes = {"norm": (width,), "query": (inner, width), "key": (inner, width), "value": (inner, width)}
         shapes |= {"out.weight": (width, inner), "out.bias": (width,)}
         state = {"prompts.prefix": prefix}
         for theirs, ours in LAYERS.items():
             shape = shapes.get(ours) or shapes[ours.partition(".")[0]]
-            state[f"adapter.{ours}"] = published(layers, theirs, adaptor, *shape)
+            state[f"adapter.{ours}"] = tensor_of(layers, theirs, shape, adaptor)
         options = {
             "backbone": {"class_path": "clip", "init_args": {"position": "bilinear", "levels_at": "block"}},
             "prompts": {"class_path": "prefix", "init_args": {"context": len(prefix)}},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.types import KanoclipError
 
 _PROMPTS = "kanoclip.heads.bayesian_prompts.BayesianPrompts"
@@ -27,32 +28,18 @@ def read_published(files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     Raises:
         KanoclipError: If there is another number of files, or a tensor is missing or has another shape.
     """
-    if len(files) != 1:
-        raise KanoclipError(
-            f"Bayes-PFL publishes one file for a fit, such as train_visa.pth, but here are {len(files)}."
-        )
-    name, content = next(iter(files.items()))
-    weights = content.get("MyModel") if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping):
-        raise KanoclipError(f"{name} is no checkpoint of Bayes-PFL: it has no entry 'MyModel'.")
+    name, content = only_file(files, "train_visa.pth")
+    weights = part_of(content, "MyModel", name)
 
-    def take(key: str, *shape: int) -> Tensor:  # -1: any size
-        found = weights.get(key)
-        size = list(found.shape) if isinstance(found, Tensor) else None
-        fits = size is not None and len(size) == len(shape)
-        if not fits or any(wanted not in (-1, own) for wanted, own in zip(shape, size or (), strict=True)):
-            what = "is missing" if size is None else f"is {size}"
-            expected = ", ".join("any" if wanted < 0 else f"{wanted}" for wanted in shape)
-            raise KanoclipError(f"{name}: MyModel[{key!r}] {what}, expected a tensor of [{expected}].")
-        tensor: Tensor = weights[key]
-        return tensor.float()
+    def take(key: str, *shape: int | None) -> Tensor:
+        return tensor_of(weights, key, shape, name)
 
-    bank, context, width = take("prompt_context", -1, -1, -1).shape
-    state = take("prompt_state_normal", bank, -1, width).shape[1]
-    flows, dim = take("PFL_context.amor_b.weight", -1, -1).shape
-    hidden = take("context_encoder.weight_mean.module.0.weight", -1, dim).shape[0]
+    bank, context, width = take("prompt_context", None, None, None).shape
+    state = take("prompt_state_normal", bank, None, width).shape[1]
+    flows, dim = take("PFL_context.amor_b.weight", None, None).shape
+    hidden = take("context_encoder.weight_mean.module.0.weight", None, dim).shape[0]
     levels = sum(re.fullmatch(r"RCA\.linear_proj\.\d+\.weight", f"{key}") is not None for key in weights)
-    tower = take("RCA.linear_proj.0.weight", dim, -1).shape[1]
+    tower = take("RCA.linear_proj.0.weight", dim, None).shape[1]
     both = ("normal", "abnormal")
 
     def linear(ours: str, theirs: str, out: int, seen: int) -> Iterator[tuple[str, Tensor]]:
@@ -67,7 +54,7 @@ def read_published(files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
                 for copy in copies:  # one module under several names
                     key = f"{its}.module.{number}.weight"
                     if not torch.equal(take(f"{copy}.{key}", *size), take(f"{theirs}.{key}", *size)):
-                        raise KanoclipError(f"{name}: MyModel['{copy}.{key}'] differs from '{theirs}.{key}'.")
+                        raise KanoclipError(f"{name}: '{copy}.{key}' differs from '{theirs}.{key}'.")
 
     heads = {
         "prompts.context_vectors": take("prompt_context", bank, context, width),
@@ -92,7 +79,7 @@ def read_published(files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     options: dict[str, Any] = {"prompts": {"class_path": _PROMPTS, "init_args": sizes}}
     if re.search(r"epoch_post_\d+_1\.pth$", name):
         return options | {"adapter": {"class_path": _NO_ADAPTER}}, heads
-    inside = take("fuse.compress.weight", 1, -1).shape[1]
+    inside = take("fuse.compress.weight", 1, None).shape[1]
     heads |= linear("adapter.join", "fuse.fuse_modules", inside, levels * tower)
     heads["adapter.weigh.weight"] = take("fuse.compress.weight", 1, inside)  # a softmax does not see its bias
     heads |= linear("adapter.lift", "fuse.post_process", dim, inside)

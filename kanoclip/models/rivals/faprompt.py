@@ -16,7 +16,7 @@ from kanoclip.heads.fine_grained import FineGrainedPrompts
 from kanoclip.heads.losses import global_loss, local_loss, with_mask
 from kanoclip.heads.scoring import anomaly_map, check_blur, check_temperature, dot, smooth
 from kanoclip.models.clip_module import CLIPModule
-from kanoclip.models.rivals.weights import published
+from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.ranks import total
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
 
@@ -108,8 +108,8 @@ class FAPrompt(CLIPModule):
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms local, global, score, orthogonality and prior."""
-        maps, logits, of_heads = scores.level_maps, scores.logits, scores.terms
-        assert maps is not None  # for the type checker: forward returns all of them
+        maps, logits = scores.level_maps, scores.logits
+        assert maps is not None  # for the type checker: forward returns both
         assert logits is not None
         maps, mask = with_mask(maps, batch)
         first, second = maps[:, None]  # of each pass (1, B, H, W)
@@ -119,7 +119,7 @@ class FAPrompt(CLIPModule):
             "global": global_loss(logits, batch.label),
             "score": binary_focal_loss(probability, batch.label),
         }
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(of_heads or {})}.items()}
+        return self.weighted(terms, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -131,28 +131,23 @@ class FAPrompt(CLIPModule):
         Raises:
             KanoclipError: Naming what is missing or has another shape.
         """
-        file, content = next(iter(files.items()), ("nothing", None))
-        learner = content.get("prompt_learner") if isinstance(content, Mapping) else None
-        if len(files) != 1 or not isinstance(learner, Mapping):
-            raise KanoclipError(
-                f"{', '.join(files) or 'No file'}: expected one file of FAPrompt, such as epoch_7.pth, with the key "
-                f"'prompt_learner'."
-            )
-        shared = published(learner, "ctx_pos", file, 1, 1, None, None)[0, 0]  # (E, W)
+        file, content = only_file(files, "epoch_7.pth")
+        learner = part_of(content, "prompt_learner", file)
+        shared = tensor_of(learner, "ctx_pos", (1, 1, None, None), file)[0, 0]  # (E, W)
         context, width = shared.shape
-        own = published(learner, "ctx_neg", file, 1, None, None, width)[0]  # (K, A, W)
+        own = tensor_of(learner, "ctx_neg", (1, None, None, width), file)[0]  # (K, A, W)
         depth = sum(key.startswith("compound_prompts_text.") for key in learner)
         names = [f"compound_prompts_text.{i}" for i in range(depth)]
-        deep = [published(learner, key, file, None, width) for key in names]
-        down = published(learner, "patch_meta_net.linear1.weight", file, None, None)  # (k * D / 16, k * D)
+        deep = [tensor_of(learner, key, (None, width), file) for key in names]
+        down = tensor_of(learner, "patch_meta_net.linear1.weight", (None, None), file)  # (k * D / 16, k * D)
         hidden, chosen = down.shape
         state = {
             "prompts.shared": shared,
             "prompts.own": own,
             "prompts.to_prior.0.weight": down,
-            "prompts.to_prior.0.bias": published(learner, "patch_meta_net.linear1.bias", file, hidden),
-            "prompts.to_prior.2.weight": published(learner, "patch_meta_net.linear2.weight", file, width, hidden),
-            "prompts.to_prior.2.bias": published(learner, "patch_meta_net.linear2.bias", file, width),
+            "prompts.to_prior.0.bias": tensor_of(learner, "patch_meta_net.linear1.bias", (hidden,), file),
+            "prompts.to_prior.2.weight": tensor_of(learner, "patch_meta_net.linear2.weight", (width, hidden), file),
+            "prompts.to_prior.2.bias": tensor_of(learner, "patch_meta_net.linear2.bias", (width,), file),
         }
         if deep:
             state["prompts.deep"] = torch.stack(deep)

@@ -197,7 +197,7 @@ def test_its_weights_after_relu_are_recognised_and_what_is_missing_is_named(file
     with pytest.raises(KanoclipError, match=r"None of text_adapter\.pth has 'image_adapter'.*give that folder"):
         AACLIP.from_published({"text_adapter.pth": files["text_adapter.pth"]})
     broken = {k: v for k, v in image.items() if k != "det_proj.fc.weight"}
-    with pytest.raises(KanoclipError, match=r"have det_proj\.fc\.weight as nothing"):
+    with pytest.raises(KanoclipError, match=r"image_adapter_20\.pth lacks the weight 'det_proj\.fc\.weight'"):
         AACLIP.from_published({**files, "image_adapter_20.pth": {"epoch": 20, "image_adapter": broken}})
 
 

@@ -176,24 +176,27 @@ def test_images_without_a_mask_have_a_global_loss_alone(make, golden) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda kept: kept.pop("clip_model.cls_token_layer.head.0.bias"), "cls_token_layer.head.0.bias is not there"),
+        (
+            lambda kept: kept.pop("clip_model.cls_token_layer.head.0.bias"),
+            "lacks the weight 'clip_model.cls_token_layer.head.0.bias'",
+        ),
         (
             lambda kept: kept.update({"clip_model.visual_prompter.static_prompts.1": torch.zeros(5, 8)}),
-            r"static_prompts.1 is \(5, 8\), expected \(5, 32\)",
+            r"static_prompts.1' has shape \(5, 8\), expected \(5, 32\)",
         ),
         (
             lambda kept: kept.pop("clip_model.dynamic_text_prompt_generator.head.4.weight"),
-            r"head.4.weight is not there, expected \(24, 24\)",
+            r"lacks the weight 'clip_model\..*head.4.weight', of shape \(24, 24\)",
         ),
-        (lambda kept: kept.clear(), r"static_prompts.0 is not there, expected a tensor. Give the file as its authors"),
+        (lambda kept: kept.clear(), r"lacks the weight '.*static_prompts.0', of shape \(any, any\)"),
     ],
 )
 def test_a_file_that_is_not_the_published_one_is_refused_with_what_is_wrong(change, told, published) -> None:
     kept = dict(published["pretrained_all.pth"])
     change(kept)
-    with pytest.raises(KanoclipError, match=rf"pretrained_all.pth holds no weights of AdaCLIP: .*{told}"):
+    with pytest.raises(KanoclipError, match=rf"pretrained_all\.pth.*{told}"):
         AdaCLIP.from_published({"pretrained_all.pth": kept})
-    with pytest.raises(KanoclipError, match="holds no weights of AdaCLIP"):
+    with pytest.raises(KanoclipError, match=r"pretrained_all\.pth lacks the weight"):
         AdaCLIP.from_published({"pretrained_all.pth": [1, 2]})
 
 

@@ -158,11 +158,11 @@ def test_a_file_that_is_no_checkpoint_of_faprompt_is_refused_by_the_key() -> Non
     def without(key: str, **other) -> dict:
         return {"x.pth": {"prompt_learner": {k: v for k, v in PUBLISHED.items() if k != key} | other}}
 
-    refused({}, r"No file: expected one file of FAPrompt, such as epoch_7\.pth")
-    refused({"x.pth": {"state_dict": {}}}, r"x\.pth: expected one file of FAPrompt, .* with the key 'prompt_learner'")
-    refused(without("ctx_neg"), r"x\.pth has no tensor 'ctx_neg', expected one of shape \(1, \*, \*, 32\)")
-    refused(without("", ctx_pos=torch.zeros(5, 32)), r"x\.pth: 'ctx_pos' has the shape \(5, 32\), expected \(1, 1, ")
-    refused(without("compound_prompts_text.0"), r"no tensor 'compound_prompts_text\.0'")
+    refused({}, r"There are 0 files, expected one, such as epoch_7\.pth")
+    refused({"x.pth": {"state_dict": {}}}, r"x\.pth has no 'prompt_learner', expected a mapping of weights")
+    refused(without("ctx_neg"), r"x\.pth lacks the weight 'ctx_neg', of shape \(1, any, any, 32\)")
+    refused(without("", ctx_pos=torch.zeros(5, 32)), r"x\.pth: 'ctx_pos' has shape \(5, 32\), expected \(1, 1, ")
+    refused(without("compound_prompts_text.0"), r"lacks the weight 'compound_prompts_text\.0'")
     refused(without("", **{"patch_meta_net.linear2.bias": torch.zeros(7)}), r"'patch_meta_net\.linear2\.bias' has")
 
 
