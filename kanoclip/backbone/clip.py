@@ -203,7 +203,8 @@ class CLIPBackbone(nn.Module):
         levels = [level[:, :whole] for level in levels]
         if self.levels_at == "joint":
             return Features(torch.stack([project(visual, level[:, self.prefix :]) for level in levels]), cls, grid)
-        read = torch.stack([visual.ln_post(one) if self.levels_at == "norm" else one for one in levels]).float()
+        norm = tower_of(visual).norm
+        read = torch.stack([norm(one) if self.levels_at == "norm" else one for one in levels]).float()
         return Features(read[:, :, 1:], cls, grid, read[:, :, 0])  # (L, B, N, W) and (L, B, W)
 
     def joint(self, tokens: Tensor, norm: bool = True) -> Tensor:
@@ -216,14 +217,17 @@ class CLIPBackbone(nn.Module):
         return project(cast_once(self.visual), tokens, norm)
 
     def unscaled(self, features: Features) -> Tensor:
-        """Global feature before it gets unit length ``(B, D)``: the last level's class token, normed and projected.
+        """Return the global feature ``(B, D)`` as long as the last norm and projection make it.
 
-        Only ``levels_at`` "block" keeps that token; else the global feature has unit length.
+        The length is that of the class token of the last level, so levels should end with the last block. ``levels_at``
+        "joint" keeps no such token: there, the length is 1.
         """
-        if self.levels_at != "block" or features.level_cls is None:
+        if features.level_cls is None:
             return features.cls
-        visual, last = cast_once(self.visual), features.level_cls[-1]
-        return ((visual.ln_post(last) if self.cls_norm else last) @ visual.proj).float()
+        tower, token = tower_of(cast_once(self.visual)), features.level_cls[-1]
+        if self.levels_at == "block" and self.cls_norm:
+            token = tower.norm(token)
+        return features.cls * tower.project(token).float().norm(dim=-1, keepdim=True)
 
     def embed_image(self, image: Tensor) -> Tensor:
         """Image ``(B, 3, image_size, image_size)`` in [0, 1] -> tokens ``(B, 1 + N, width)`` for the first block.

@@ -12,6 +12,7 @@ from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.blocks import pool, run_blocks
 from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.towers import tower_of
 
 WINDOWS_AT_ONCE = 1024  # windows encoded at a time, which bounds the memory of large grids
 
@@ -67,4 +68,4 @@ def encode_patches(backbone: CLIPBackbone, image: Tensor) -> Tensor:
     """
     visual = cast_once(backbone.visual)
     tokens, _ = run_blocks(visual, backbone.embed_image(image), QKV(), [])
-    return visual.ln_post(tokens[:, 1:]).float()  # type: ignore[no-any-return]  # open_clip's modules are not typed
+    return tower_of(visual).norm(tokens[:, backbone.prefix :]).float()

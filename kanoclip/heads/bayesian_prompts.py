@@ -106,7 +106,10 @@ class BayesianPrompts(Prompts):
             KanoclipError: Without features, or if a category's name is too long.
         """
         if features is None:
-            raise KanoclipError("Bayesian prompts depend on the image, so a model with them cannot be exported.")
+            raise KanoclipError(
+                "Bayesian prompts depend on the image, so a model with them cannot be exported; nor do aa_clip and "
+                "af_clip give their prompts an image. Use --model.prompts learned."
+            )
         return self.states(category, backbone, features, *self.make_noise(len(category)), hooks)
 
     def make_noise(self, images: int) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,7 @@ class BayesianPrompts(Prompts):
         hooks: Hooks | None = None,
     ) -> Tensor:
         """Return the states that given noise makes, see ``make_noise``: ``(B, S * bank, 2, D)``."""
-        contexts = self.context_flow(global_feature(features, backbone), for_contexts)  # (B, S, W)
+        contexts = self.context_flow(backbone.unscaled(features), for_contexts)  # (B, S, W)
         states = self.state_flows(for_states)  # (S, 2, W)
         first = self.context_vectors + contexts.latent[:, :, None, None]  # (B, S, bank, P, W)
         then = self.state_vectors + states.latent[:, None, :, None]  # (S, bank, 2, Q, W)
@@ -169,19 +172,6 @@ class BayesianPrompts(Prompts):
         share = 1 if self.kl == "exact" else len(contexts.log_det)
         of_states = (states.gaussian - states.log_det / share).sum(-1).mean()
         return mean(contexts.gaussian - contexts.log_det) + of_states
-
-
-def global_feature(features: Features, backbone: CLIPBackbone) -> Tensor:
-    """Return CLIP's global feature ``(B, D)`` of the length that the last norm and projection give it.
-
-    The length is that of the class token of the last level, so levels should end with the last block. A backbone whose
-    ``levels_at`` is "joint" does not tell it: there, the length is 1.
-    """
-    if features.level_cls is None:
-        return features.cls
-    token = features.level_cls[-1]
-    token = backbone.visual.ln_post(token) if backbone.levels_at == "block" else token
-    return features.cls * (token @ backbone.visual.proj.float()).norm(dim=-1, keepdim=True)
 
 
 def _likeness(pairs: Tensor) -> Tensor:

@@ -127,7 +127,8 @@ class FineGrainedPrompts(Prompts):
         if features is None:
             raise KanoclipError(
                 "The prompts fine_grained are made from patches of each image, so there is no text without an image: "
-                "a model with them cannot be exported. Use --model.prompts learned."
+                "a model with them cannot be exported; nor do aa_clip and af_clip give their prompts an image. Use "
+                "--model.prompts learned."
             )
         static = self.static(backbone, hooks)
         informed = self.informed(self.prior(features, static), backbone, hooks)

@@ -34,7 +34,7 @@ class ClassProjection(Adapter):
 
 
 def hybrid_semantic_fusion(
-    cls: Tensor, patches: Tensor, probability: Tensor, clusters: int = 20, share: float = 0.2
+    cls: Tensor, patches: Tensor, abnormality: Tensor, clusters: int = 20, share: float = 0.2
 ) -> Tensor:
     """Add the centres of the most anomalous patches to the global feature (HSF).
 
@@ -44,7 +44,7 @@ def hybrid_semantic_fusion(
     Args:
         cls: ``(B, D)``, unit length.
         patches: ``(L, B, N, D)``, unit length.
-        probability: ``(B, N)``, how anomalous each patch is; only its order counts.
+        abnormality: ``(B, N)``, how anomalous each patch is; only its order counts.
         clusters: Number of clusters, at least 1.
         share: Weight of h; the global feature has the rest.
 
@@ -58,7 +58,7 @@ def hybrid_semantic_fusion(
     L, _, N, D = patches.shape
     count = min(PATCHES_PER_CLUSTER * clusters, N)
     # in the order of their places: two that are all but equally anomalous do not change what k-means draws
-    place = probability.topk(count, dim=1).indices.sort(1).values  # (B, count)
+    place = abnormality.topk(count, dim=1).indices.sort(1).values  # (B, count)
     chosen = patches.gather(2, place[None, :, :, None].expand(L, -1, -1, D))  # (L, B, count, D)
     fused = []
     for odd in chosen.unbind(1):  # (L, count, D)

@@ -13,6 +13,7 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.residual import linear
 from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
+from kanoclip.types import KanoclipError
 
 
 class Interaction(Head, ABC):
@@ -33,6 +34,10 @@ class NoInteraction(Interaction):
 
     learns = False
 
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Check that patches can be compared with texts as they are."""
+        _check_joint("none", backbone)
+
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return both, the states once per level."""
         return patches, states.expand(len(patches), -1, -1, -1)
@@ -48,6 +53,7 @@ class LinearInteraction(Interaction):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create one identity matrix per level."""
+        _check_joint("linear", backbone)
         identity = torch.eye(backbone.dim).expand(len(backbone.levels), -1, -1)
         self.weight = nn.Parameter(identity.clone())  # (L, D, D)
 
@@ -122,6 +128,7 @@ class BiCMCI(Interaction):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create a cross-attention per direction."""
+        _check_joint("bi_cmci", backbone)
         settings = len(backbone.levels), backbone.dim, self.heads, self.width or min(backbone.dim, 192)
         self.patches_look = FoldedPatchQueries(*settings) if self.to_patches else None
         self.texts_look = FoldedTextQueries(*settings) if self.to_texts else None
@@ -145,3 +152,12 @@ class PatchToText(BiCMCI):
     """Half of Bi-CMCI: only the patches attend to the texts."""
 
     to_texts = False
+
+
+def _check_joint(name: str, backbone: CLIPBackbone) -> None:
+    """Raise KanoclipError unless the backbone's patches are in the joint space."""
+    if backbone.levels_at != "joint":
+        raise KanoclipError(
+            f"The interaction {name} takes patches that lie in the space of the texts, but levels_at is "
+            f"{backbone.levels_at!r}. Use --model.backbone.levels_at joint, or --model.interaction level_projection."
+        )

@@ -34,8 +34,8 @@ class LabelledMemory(Memory):
         KanoclipError: If ``size`` is below 1, or ``temperature`` not above 0.
 
     Reference:
-        *MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval*, ICLR 2026, and its code. Only the last level
-        is read.
+        C. Xu et al., *MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval*, ICLR 2026, arXiv 2602.00522,
+        and its code. Only the last level is read.
     """
 
     fitted = True

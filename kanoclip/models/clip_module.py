@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,8 @@ class CLIPModule(WithMemory):
     attention: Attention
     tuning: Tuning
     prompts: Prompts
+    weights: Mapping[str, float] = MappingProxyType({})
+    """Of loss terms, by name; 1 for those that are not named."""
 
     def assemble(self, backbone: CLIPBackbone, attention: Attention, **parts: nn.Module) -> None:
         """Take over a backbone and parts, and let each head make its weights.
@@ -144,6 +147,10 @@ class CLIPModule(WithMemory):
         heads = [part for part in self.children() if isinstance(part, Head)]
         terms = {name: term for head in heads for name, term in head.take_terms().items()}
         return scores._replace(terms={**(scores.terms or {}), **terms}) if terms else scores
+
+    def weighted(self, terms: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
+        """Multiply loss terms, with those that the heads have made, by their weights."""
+        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(scores.terms or {})}.items()}
 
     @classmethod
     def learns(cls, options: Mapping[str, Any]) -> bool | None:

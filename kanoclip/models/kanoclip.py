@@ -132,7 +132,7 @@ class KAnoCLIP(CLIPModule):
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
         self.dice = dice
-        self.weights = {**(terms or {}), "kd": alpha, "global": beta, "local": gamma}
+        self.weights = {"kd": alpha, "global": beta, "local": gamma, **(terms or {})}
         self._facts: Tensor | None = None  # (K, D)
         self._facts_of: Facts | None = None  # with image knowledge: (K, D) for each image
 
@@ -168,7 +168,7 @@ class KAnoCLIP(CLIPModule):
 
         Images without a known mask have no local one; hand-written prompts, which no loss can pull, have no ``kd``.
         """
-        _, _, maps, logits, states, of_heads, *_ = scores
+        maps, logits, states = scores.level_maps, scores.logits, scores.states
         assert maps is not None  # for the type checker: forward returns all of them
         assert logits is not None
         assert states is not None
@@ -182,7 +182,7 @@ class KAnoCLIP(CLIPModule):
             else:  # states that all images share are compared once
                 pairs = [(one, self._facts) for one in (states if states.stride(0) else states[:1])]
             terms["kd"] = mean(torch.stack([self.kd_loss(*pair) for pair in pairs]).expand(len(states)))
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(of_heads or {})}.items()}
+        return self.weighted(terms, scores)
 
     def on_fit_start(self) -> None:
         """Read and encode, once, what the knowledge base says of the auxiliary categories and images."""

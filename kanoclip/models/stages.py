@@ -56,6 +56,13 @@ class Stage:
         if isinstance(self.train, str) or not self.train:
             raise _wrong("train", self.train, "a list of beginnings of parameter names, such as [tuning]")
         for name in ("epochs", "accumulate"):
+            if not isinstance(getattr(self, name), int):
+                raise _wrong(name, getattr(self, name), "a whole number, such as 5")
+        numbers = {name: getattr(self, name) for name in ("lr", "warmup", "factor")}
+        for name, value in {**numbers, **self.rates}.items():
+            if not isinstance(value, (int, float)):
+                raise _wrong(name, value, "a number, such as 1.0e-3")
+        for name in ("epochs", "accumulate"):
             if getattr(self, name) < 1:
                 raise _wrong(name, getattr(self, name), "1 or more")
         if self.schedule not in get_args(Schedule):

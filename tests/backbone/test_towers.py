@@ -8,11 +8,12 @@ import timm
 import torch
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional as F
 
 from kanoclip.backbone import loading
 from kanoclip.backbone.attention import QKV, VV
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.backbone.windows import encode_windows
+from kanoclip.backbone.windows import encode_patches, encode_windows
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.rivals.winclip import WinCLIP
 from kanoclip.types import KanoclipError
@@ -115,6 +116,23 @@ def test_levels_inside_the_tower_need_a_class_token(timm_clip):
     else:
         with pytest.raises(KanoclipError, match=r"levels_at .* class token"):
             CLIPBackbone(timm_clip[1], image_size=32, levels_at="block")
+
+
+@torch.no_grad()
+def test_patches_behind_the_norm_and_the_global_feature_before_its_unit_length_are_the_towers(timm_clip, images):
+    model, name = timm_clip
+    plain = CLIPBackbone(name, image_size=32)
+    normed = model.visual.trunk.forward_features((images - plain.mean) / plain.std)
+    torch.testing.assert_close(encode_patches(plain, images), normed[:, plain.prefix :], rtol=0, atol=1e-5)
+    for levels_at in ("norm", "block") if plain.prefix else ():
+        backbone = CLIPBackbone(name, image_size=32, levels=[6], levels_at=levels_at)
+        features = backbone(images, QKV())
+        if levels_at == "norm":
+            torch.testing.assert_close(features.patches[0], normed[:, 1:], rtol=0, atol=1e-5)
+        if model.visual.trunk.attn_pool is None:
+            whole = model.encode_image((images - plain.mean) / plain.std)
+            torch.testing.assert_close(backbone.unscaled(features), whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(F.normalize(backbone.unscaled(features), dim=-1), features.cls, rtol=0, atol=1e-6)
 
 
 def test_an_activation_cannot_be_asked_of_a_tower_of_timm(timm_clip):

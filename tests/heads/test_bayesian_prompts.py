@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.attention import QKV
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.heads.bayesian_prompts import BayesianPrompts, global_feature
+from kanoclip.heads.bayesian_prompts import BayesianPrompts
 
 NAMES = ["pcb3", "metal_plate", "chewinggum", "nut"]
 
@@ -120,7 +120,7 @@ def test_state_vectors_begin_apart_and_context_vectors_around_zero(tiny_clip) ->
 def test_the_global_feature_has_the_length_that_the_tower_gives_it(tiny_name, synthetic_batch) -> None:
     backbone = CLIPBackbone(tiny_name, image_size=32, levels=[2, 6], levels_at="block")
     features = backbone(synthetic_batch.image, QKV())
-    found = global_feature(features, backbone)
+    found = backbone.unscaled(features)
     expected = backbone.visual.ln_post(features.level_cls[-1]) @ backbone.visual.proj
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert (found.norm(dim=-1) - 1).abs().min() > 0.1

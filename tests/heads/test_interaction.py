@@ -13,6 +13,7 @@ from kanoclip.heads.interaction import (
     PatchToText,
     TextToPatch,
 )
+from kanoclip.types import KanoclipError
 
 ALL = [NoInteraction, LinearInteraction, BiCMCI, TextToPatch, PatchToText]
 
@@ -160,3 +161,9 @@ def test_a_level_projection_is_a_linear_layer_of_each_level_from_the_towers_widt
         torch.testing.assert_close(projected, F.normalize(F.leaky_relu(expected) if relu else expected, dim=-1))
         assert torch.equal(same, states)
         assert (layer.bias is not None) == bias
+
+
+@pytest.mark.parametrize("kind", [NoInteraction, LinearInteraction, BiCMCI])
+def test_what_compares_patches_with_texts_as_they_are_refuses_those_of_the_tower(kind, tiny) -> None:
+    with pytest.raises(KanoclipError, match=r"levels_at is 'block'\. Use --model\.backbone\.levels_at joint"):
+        kind().build(CLIPBackbone(tiny[1], image_size=32, levels_at="block"))

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 
 from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals.april_gan import AprilGAN
 
 
 class SeesImage(LearnedPrompts):
@@ -61,3 +62,14 @@ def test_probabilities_are_averaged_over_pairs_of_states(tiny_clip, synthetic_ba
     torch.testing.assert_close(scores.anomaly_map, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(scores.logits.softmax(-1), sum(one.softmax(-1) for one, _ in single) / 3)
     assert (single[0][1] - single[1][1]).abs().max() > 1e-3
+
+
+def test_a_weight_by_name_counts_before_that_of_an_option_and_april_gan_weighs_terms_of_heads_too(
+    tiny_clip, synthetic_batch
+):
+    model = KAnoCLIP(tiny_clip, terms={"global": 0.0}, beta=3.0).train()
+    losses = model.losses(synthetic_batch, model(synthetic_batch))
+    assert float(losses["global"].detach()) == 0 < float(losses["local"].detach())
+    other = AprilGAN(tiny_clip, prompts=SeesImage(), terms={"size": 0.5}).train()
+    scores = other(synthetic_batch)
+    assert other.losses(synthetic_batch, scores)["size"] == 0.5 * scores.terms["size"]

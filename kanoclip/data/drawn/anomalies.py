@@ -145,7 +145,8 @@ KINDS: dict[str, Callable[[Rng, Array, Array], tuple[Array, Array]]] = {
 def damage(rng: Rng, kind: str, photo: NDArray[np.uint8], other: NDArray[np.uint8]) -> tuple[Array, Array]:
     """Draw an anomaly on the part; try again while it can hardly be seen, so that labels are right.
 
-    After 10 tries, such as to set a piece of one even surface into another, it is one of another colour instead.
+    After 10 tries, such as to set a piece of one even surface into another, it is one of another colour instead, of
+    which any piece that meets the part will do.
 
     Args:
         rng: All that is drawn follows from it.
@@ -158,13 +159,14 @@ def damage(rng: Rng, kind: str, photo: NDArray[np.uint8], other: NDArray[np.uint
     """
     below, above = photo.astype(np.float32) / 255, other.astype(np.float32) / 255
     part, grey = part_of(below), bool((photo == photo[..., :1]).all())
-    for tried in range(2 * TRIES):
+    for tried in range(10 * TRIES):
         damaged, cover = KINDS[kind if tried < TRIES else "colour"](rng, below, above)
         if grey:  # or colour alone would give an anomaly away
             damaged = np.repeat(damaged.mean(-1, keepdims=True), 3, 2)
         damaged, on_part = mix(below, damaged, part), cover * part
         mask = on_part >= 0.5
-        large = mask.mean() >= SMALLEST and on_part.sum() >= ON_PART * cover.sum()
+        lies = tried >= TRIES or on_part.sum() >= ON_PART * cover.sum()  # little of a thin part is covered otherwise
+        large = mask.mean() >= SMALLEST and lies
         if large and np.abs(damaged - below)[mask].max(-1).mean() > SEEN:
             break
     return _bytes(damaged), mask.astype(np.uint8)

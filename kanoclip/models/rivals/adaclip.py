@@ -118,6 +118,11 @@ class AdaCLIP(CLIPModule):
         batch = self.with_plain(batch)
         features = self.features(batch)  # patches (L, B, N, W), by the tower with tokens in it
         states = self.states(batch, features)  # (B, 2, D)
+        if states.ndim == 4:
+            raise KanoclipError(
+                f"adaclip compares an image with one pair of states, but {type(self.prompts).__name__} returns "
+                f"{states.shape[1]} pairs. Use --model.prompts learned."
+            )
         patches, level_states = self.interaction(features.patches, states)  # (L, B, N, D), (L, B, 2, D)
         cls = self.adapter(self.backbone.unscaled(features), patches, features.grid)  # (B, D)
 
@@ -141,11 +146,11 @@ class AdaCLIP(CLIPModule):
         Images without a known mask have no local one.
         """
         assert scores.level_maps is not None  # for the type checker: forward returns them
-        found = {
+        terms = {
             "global": focal_loss(scores.image_score[None, :, None], batch.label[:, None], smooth=1e-5),
             "local": local_loss(*with_mask(scores.level_maps, batch), self.dice, smooth=1e-5),
         }
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**found, **(scores.terms or {})}.items()}
+        return self.weighted(terms, scores)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the heads."""

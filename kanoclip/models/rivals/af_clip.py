@@ -174,7 +174,7 @@ class AFCLIP(CLIPModule):
             "global": binary_focal_loss(logits.softmax(-1)[:, ANOMALOUS], batch.label, GAMMA),
             "local": binary_focal_loss(heat, mask, GAMMA, overwritten) + mean((heat - mask).abs()),
         }
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(scores.terms or {})}.items()}
+        return self.weighted(terms, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

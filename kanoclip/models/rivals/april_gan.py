@@ -97,11 +97,14 @@ class AprilGAN(KAnoCLIP):
         return heat, (score + heat.flatten(1).amax(1)) / 2
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
-        """Return the term ``local``, focal + Dice(anomalous) summed over levels; the global feature learns nothing."""
+        """Return ``local``, focal + Dice(anomalous) summed over levels, and the terms of the heads, all weighted.
+
+        The global feature learns nothing.
+        """
         maps = scores.level_maps
         assert maps is not None  # for the type checker: forward returns them
         maps, mask = with_mask(maps, batch)
-        return {"local": self.weights["local"] * (focal_loss(maps, mask) + dice_loss(maps, mask, self.dice))}
+        return self.weighted({"local": focal_loss(maps, mask) + dice_loss(maps, mask, self.dice)}, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

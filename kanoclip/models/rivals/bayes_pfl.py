@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kanoclip.backbone.attention import QKV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.adapter import Adapter
-from kanoclip.heads.bayesian_prompts import BayesianPrompts, global_feature
+from kanoclip.heads.bayesian_prompts import BayesianPrompts
 from kanoclip.heads.flows import small
 from kanoclip.heads.interaction import Interaction
 from kanoclip.heads.level_fusion import LevelFusion
@@ -132,7 +132,7 @@ class BayesPFL(CLIPModule):
         if self.training:  # one prompt a step: those of a state become different, and the step is cheaper
             states = states[:, [int(torch.randint(states.shape[1], ()))]]
 
-        seen = global_feature(features, self.backbone)  # (B, D)
+        seen = self.backbone.unscaled(features)  # (B, D)
         seen = self.adapter(seen, features.patches, features.grid) if self.stage else seen
         image = F.normalize(seen, dim=-1)
         texts = F.normalize(self.text_map(states).float(), dim=-1)
@@ -159,8 +159,7 @@ class BayesPFL(CLIPModule):
         if self.stage == 0:
             maps, mask = with_mask(scores.level_maps, batch)
             terms["local"] = balanced_focal_loss(maps, mask) + whole_dice_loss(maps, mask)
-            terms |= scores.terms or {}
-        return {name: self.weights.get(name, 1.0) * term for name, term in terms.items()}
+        return self.weighted(terms, scores if self.stage == 0 else scores._replace(terms=None))
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

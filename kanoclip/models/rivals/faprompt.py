@@ -108,8 +108,8 @@ class FAPrompt(CLIPModule):
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return the weighted terms local, global, score, orthogonality and prior."""
-        maps, logits, of_heads = scores.level_maps, scores.logits, scores.terms
-        assert maps is not None  # for the type checker: forward returns all of them
+        maps, logits = scores.level_maps, scores.logits
+        assert maps is not None  # for the type checker: forward returns both
         assert logits is not None
         maps, mask = with_mask(maps, batch)
         first, second = maps[:, None]  # of each pass (1, B, H, W)
@@ -119,7 +119,7 @@ class FAPrompt(CLIPModule):
             "global": global_loss(logits, batch.label),
             "score": binary_focal_loss(probability, batch.label),
         }
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(of_heads or {})}.items()}
+        return self.weighted(terms, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

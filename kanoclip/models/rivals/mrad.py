@@ -34,14 +34,15 @@ class MRADTF(CLIPModule):
         score: What the map adds to the image score. null: the mean of its highest 1 %.
         alpha: Share of the image's own probability in the image score, in [0, 1].
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; scaled to other sizes.
+        lr: Not used: nothing is optimised; so are ``betas``.
 
     Raises:
         KanoclipError: If ``alpha`` is not in [0, 1], or ``sigma`` below 0.
 
     Reference:
-        *MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval*, ICLR 2026, and its code. Where we differ: the
-        script that fills its memory is not published, its functions are; masks are resized to stay 0 or 1; all
-        processes of a run (of MRAD-FT) fill one memory.
+        C. Xu et al., *MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval*, ICLR 2026, arXiv 2602.00522,
+        and its code, github.com/CROVO1026/MRAD. Where we differ: the script that fills its memory is not published, its
+        functions are; masks are resized to stay 0 or 1; all processes of a run (of MRAD-FT) fill one memory.
     """
 
     name = "mrad_tf"
@@ -171,10 +172,11 @@ class MRADFT(MRADTF):
         assert scores.level_maps is not None  # for the type checker: forward returns both
         assert scores.logits is not None
         maps, mask = with_mask(scores.level_maps, batch)
-        return {
+        terms = {
             "global": global_loss(scores.logits, batch.label),
             "local": focal_loss(maps, mask) + dice_loss(maps, mask, "image"),
         }
+        return self.weighted(terms, scores)
 
     training_step = CLIPModule.training_step
 

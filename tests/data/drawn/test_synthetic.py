@@ -151,6 +151,14 @@ def test_anomalies_lie_on_a_part_and_anywhere_on_a_surface() -> None:
     assert part_of(photo(1).astype(np.float32) / 255).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_anomaly_on_a_thin_part_is_never_missing(kind) -> None:
+    photo = np.full((160, 160, 3), 255, np.uint8)
+    cv2.line(photo, (20, 80), (140, 82), (0, 0, 0), 9)
+    for seed in range(3):
+        assert damage(np.random.default_rng((0, seed)), kind, photo, photo)[1].any()
+
+
 def test_grey_photos_stay_grey() -> None:
     grey = np.repeat(photo(1).mean(-1, keepdims=True).astype(np.uint8), 3, 2)
     for kind in KINDS:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.drawn.surfaces import Surfaces
-from kanoclip.heads.bayesian_prompts import BayesianPrompts, global_feature
+from kanoclip.heads.bayesian_prompts import BayesianPrompts
 from kanoclip.heads.level_fusion import LevelFusion
 from kanoclip.heads.prompts import EnsemblePrompts
 from kanoclip.heads.rca import RCA
@@ -153,7 +153,7 @@ def near(found: torch.Tensor, expected: torch.Tensor, most: float) -> None:
 def test_the_backbone_gives_the_raw_levels_and_the_global_feature_of_its_code(model, golden, about) -> None:
     features = model.features(batch(golden, about))
     near(features.patches[:, :2], golden["levels"], 2e-5)
-    near(global_feature(features, model.backbone), golden["seen"], 2e-5)
+    near(model.backbone.unscaled(features), golden["seen"], 2e-5)
 
 
 @torch.no_grad()
