@@ -218,7 +218,7 @@ def test_images_without_a_mask_have_no_distances_in_the_loss(tiny_clip, syntheti
 @pytest.mark.parametrize("levels_at", ["joint", "norm", "block"])
 def test_its_prompts_work_in_kanoclip_wherever_patches_are_read(tiny_clip, synthetic_batch, levels_at) -> None:
     torch.manual_seed(0)
-    interaction = load_class(NAMES["interaction"]["linear"])()
+    interaction = load_class(NAMES["interaction"]["level_projection"])()
     backbone = tiny_clip.reading(levels_at)
     model = KAnoCLIP(backbone, prompts=SynthesizedPrompts(), interaction=interaction, adapter=NoAdapter()).train()
     losses = model.losses(synthetic_batch, model(synthetic_batch))
