@@ -197,7 +197,7 @@ def test_files_that_are_not_as_written_are_refused_by_the_key(change, said) -> N
 
 def test_several_processes_cannot_fill_a_memory_beside_which_nothing_is_trained(tiny_clip) -> None:
     for kind in KINDS.values():
-        model = kind(tiny_clip)
+        model = kind(backbone=tiny_clip)
         model.trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, logger=False)
         model.setup("test")
         if kind is MRADFT:
