@@ -191,11 +191,12 @@ def test_a_blur_or_temperature_out_of_range_is_refused_before_anything_is_built(
 
 
 def test_a_labelled_memory_is_filled_by_a_fit_and_moves_maps_and_scores(
-    make_model, make_trainer, make_data, synthetic_batch
+    make_model, make_trainer, make_data, synthetic_batch, monkeypatch
 ) -> None:
     model = make_model(memory=LabelledMemory(temperature=0.05))
+    monkeypatch.setattr(model, "_auxiliary_batches", lambda: [synthetic_batch])
     make_trainer(limit_train_batches=1).fit(model, make_data(category="ring"))
-    assert model.memory.image_labels.tolist().count(1) == 2
+    assert model.memory.image_labels.tolist() == synthetic_batch.label.tolist()
     with torch.no_grad():
         joined, distance = model.eval()(synthetic_batch), model.memory(model.features(synthetic_batch), ["ring"])
         model.memory = NoMemory()
