@@ -228,8 +228,8 @@ class FitNote(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how far it is."""
         if trainer.is_global_zero and trainer.progress_bar_callback is None:
-            loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
-            say(f"{how_far(trainer)} done, loss {loss:.3g}")
+            loss = trainer.callback_metrics.get("train/loss")  # none where a fit only fills a memory
+            say(f"{how_far(trainer)} done" + ("" if loss is None else f", loss {float(loss):.3g}"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""
