@@ -13,6 +13,7 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.residual import linear
 from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
+from kanoclip.types import KanoclipError
 
 
 class Interaction(Head, ABC):
@@ -28,10 +29,23 @@ class Interaction(Head, ABC):
         """
 
 
+def check_joint(backbone: CLIPBackbone) -> None:
+    """Raise KanoclipError if the patches of a backbone are not in joint space, where the texts are."""
+    if backbone.levels_at != "joint":
+        raise KanoclipError(
+            f"Patches are compared with texts in joint space, but levels_at is {backbone.levels_at!r}. Use "
+            f"--model.backbone.levels_at joint, or --model.interaction level_projection, which takes them there."
+        )
+
+
 class NoInteraction(Interaction):
     """Leave patches and states as they are."""
 
     learns = False
+
+    def build(self, backbone: CLIPBackbone) -> None:
+        """Check that patches can be compared with texts."""
+        check_joint(backbone)
 
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Return both, the states once per level."""
@@ -48,6 +62,7 @@ class LinearInteraction(Interaction):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create one identity matrix per level."""
+        check_joint(backbone)
         identity = torch.eye(backbone.dim).expand(len(backbone.levels), -1, -1)
         self.weight = nn.Parameter(identity.clone())  # (L, D, D)
 
@@ -122,6 +137,7 @@ class BiCMCI(Interaction):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create a cross-attention per direction."""
+        check_joint(backbone)
         settings = len(backbone.levels), backbone.dim, self.heads, self.width or min(backbone.dim, 192)
         self.patches_look = FoldedPatchQueries(*settings) if self.to_patches else None
         self.texts_look = FoldedTextQueries(*settings) if self.to_texts else None

@@ -160,3 +160,10 @@ def test_a_level_projection_is_a_linear_layer_of_each_level_from_the_towers_widt
         torch.testing.assert_close(projected, F.normalize(F.leaky_relu(expected) if relu else expected, dim=-1))
         assert torch.equal(same, states)
         assert (layer.bias is not None) == bias
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("levels_at", ["norm", "block"])
+def test_patches_outside_joint_space_are_compared_with_no_text(kind, levels_at, tiny) -> None:
+    with pytest.raises(ValueError, match=rf"levels_at is '{levels_at}'\. Use --model\.backbone\.levels_at joint, or"):
+        kind().build(CLIPBackbone(tiny[1], image_size=32, levels_at=levels_at))
