@@ -247,6 +247,7 @@ def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision
         "seed": getattr(model, "fit_seed", None),
         "precision": precision,
         "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
+        "of_score": list(getattr(model, "of_score", ())),
         "results_version": RESULTS_VERSION,
         "versions": {"kanoclip": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
