@@ -230,8 +230,7 @@ def test_the_record_of_a_fit_names_its_samples_and_files() -> None:
 
 def test_a_test_is_stale_when_its_reference_images_are_others_whatever_they_are_called() -> None:
     write_images("good", 2)
-    shutil.rmtree("good/abnormal")
-    memory = {"class_path": "patches", "init_args": {"reference": "good"}}
+    memory = {"class_path": "patches", "init_args": {"reference": "good/normal"}}
     write_plan(models=[{"class_path": "clip_vv", "init_args": {"backbone": BACKBONE, "memory": memory}}])
 
     def is_done() -> bool:
