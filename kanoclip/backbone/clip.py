@@ -111,10 +111,7 @@ class CLIPBackbone(nn.Module):
         tower = tower_of(visual)
         self.dim, self.width, self.patch_size = tower.dim, tower.width, tower.patch_size
         self.prefix, self.rotary = tower.prefix, tower.rotary
-        if levels_at != "joint" and not tower.prefix:
-            raise KanoclipError(
-                f"levels_at is {levels_at}, but {name} has no class token to read there. Use joint, or another model."
-            )
+        _check_class_token(levels_at, tower.prefix, name)
         self.levels_at = levels_at
         self.patch_dim = self.dim if levels_at == "joint" else self.width
         self.depth = len(tower.blocks)
@@ -154,7 +151,8 @@ class CLIPBackbone(nn.Module):
         return twin
 
     def reading(self, levels_at: Literal["joint", "norm", "block"]) -> CLIPBackbone:
-        """Return a backbone of the same weights, shared, whose levels are read elsewhere."""
+        """Return a backbone of the same weights, shared, whose levels are read elsewhere; raises as the constructor."""
+        _check_class_token(levels_at, self.prefix, self.description)
         twin = copy.copy(self)
         twin.levels_at, twin.patch_dim = levels_at, self.dim if levels_at == "joint" else self.width
         return twin
@@ -293,3 +291,10 @@ def _check_levels(levels: list[int] | None, depth: int, name: str) -> list[int]:
             f"Use --model.backbone.levels '{_check_levels(None, depth, name)}'."
         )
     return list(levels)
+
+
+def _check_class_token(levels_at: str, prefix: int, name: str) -> None:
+    if levels_at != "joint" and not prefix:
+        raise KanoclipError(
+            f"levels_at is {levels_at}, but {name} has no class token to read there. Use joint, or another model."
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -56,6 +56,8 @@ class AnomalyModule(SavedModule):
     image_size: int
     """Height and width of the images it takes, in pixels."""
     own_stages: ClassVar[tuple[Stage, ...]] = ()
+    of_score: Sequence[str] = ()
+    """Options of this model, beside ``HEADS`` and ``FREE`` of ``models.checkpoint``, that its scores depend on."""
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999), stages: Any = None) -> None:
         super().__init__()

@@ -53,6 +53,7 @@ def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision
         "seed": getattr(model, "fit_seed", None),
         "precision": precision,
         "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
+        "of_score": list(getattr(model, "of_score", ())),
         "results_version": RESULTS_VERSION,
         "versions": {"kanoclip": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
@@ -79,11 +80,12 @@ def scoring(about: Mapping[str, Any]) -> dict[str, Any]:
         Plain values by name.
     """
     checkpoint, pixels = about["checkpoint"], about["pixels"] or {}
+    names = (*HEADS, *FREE, *about.get("of_score", ()))
     return {
         "model": about["model"],
         "weights": checkpoint["sha256"] if checkpoint else about["backbone"],
         "components": about["components"],
-        "settings": {k: v for k, v in about["settings"].items() if k.partition(".")[0] in (*HEADS, *FREE)},
+        "settings": {k: v for k, v in about["settings"].items() if k.partition(".")[0] in names},
         "precision": about["precision"],
         "pixels": {name: value for name, value in pixels.items() if name not in OF_MASKS},
         "results_version": about["results_version"],

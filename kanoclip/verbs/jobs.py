@@ -19,7 +19,7 @@ from kanoclip.models.checkpoint import free_options
 from kanoclip.outputs.identity import RESULTS_VERSION
 from kanoclip.outputs.record import files_of, read_about, read_record
 from kanoclip.registry import load_class, name_of
-from kanoclip.types import ANOMALOUS, NORMAL
+from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 from kanoclip.verbs.build import build
 from kanoclip.verbs.specs import Spec, digest, parse_spec
 
@@ -138,10 +138,9 @@ class Job:
     @property
     def heads(self) -> Spec:
         """The model to fit: without what no head depends on."""
-        options = self.model["init_args"]
-        given, own = options.get("memory"), getattr(load_class(self.model["class_path"]), "own_memory", None)
-        path = given.get("class_path") if isinstance(given, dict) else given
-        return {**self.model, "init_args": without(free_options(load_class(path) if path else own), options)}
+        path, own = self._memory[0], getattr(load_class(self.model["class_path"]), "own_memory", None)
+        free = free_options(load_class(path) if path else own)
+        return {**self.model, "init_args": without(free, self.model["init_args"])}
 
     @property
     def available(self) -> list[Data]:
@@ -214,9 +213,30 @@ class Job:
             unchanged = report["checkpoint"].get("sha256") in file_hashes([str(self.checkpoint or "")]).values()
         if not unchanged:
             return False
+        if report.get("settings", {}).get("memory.references") != self._references(data):
+            return False
         samples, pixels = data.content("test")
         size = pixels["image_size"] or report["pixels"].get("image_size")  # null: the model's
         return bool(report["samples"] == samples and report["pixels"] == {**pixels, "image_size": size})
+
+    @property
+    def _memory(self) -> tuple[str | None, dict[str, Any]]:
+        """Class and options of the memory that the row asks for; (None, {}): the model's own."""
+        given = self.model["init_args"].get("memory")
+        return (given["class_path"], given.get("init_args") or {}) if isinstance(given, dict) else (given, {})
+
+    def _references(self, data: Data) -> str | None:
+        """Return the digest of the reference images that a test would remember; None if it remembers none."""
+        path, options = self._memory
+        if not path:
+            return None
+        try:
+            memory = load_class(path)(**options)
+            memory.choose(data.module, self.seed)
+        except KanoclipError:  # a test tells it
+            return ""
+        found: str | None = getattr(memory, "references", None)
+        return found
 
     def _folder(self, model: Spec) -> Path:
         """Name a folder by all that is asked of a run of a model, and by nothing that other rows are."""

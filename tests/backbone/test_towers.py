@@ -15,6 +15,7 @@ from kanoclip.backbone.attention import QKV, VV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.windows import encode_patches, encode_windows
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals.aa_clip import AACLIP
 from kanoclip.models.rivals.winclip import WinCLIP
 from kanoclip.types import KanoclipError
 
@@ -113,9 +114,12 @@ def test_levels_inside_the_tower_need_a_class_token(timm_clip):
     backbone = CLIPBackbone(timm_clip[1], image_size=32)
     if backbone.prefix:
         assert CLIPBackbone(timm_clip[1], image_size=32, levels_at="block").patch_dim == 32
+        assert backbone.reading("norm").patch_dim == 32
     else:
         with pytest.raises(KanoclipError, match=r"levels_at .* class token"):
             CLIPBackbone(timm_clip[1], image_size=32, levels_at="block")
+        with pytest.raises(KanoclipError, match=r"levels_at .* class token"):
+            AACLIP(backbone)
 
 
 @torch.no_grad()

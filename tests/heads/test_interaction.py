@@ -13,7 +13,6 @@ from kanoclip.heads.interaction import (
     PatchToText,
     TextToPatch,
 )
-from kanoclip.types import KanoclipError
 
 ALL = [NoInteraction, LinearInteraction, BiCMCI, TextToPatch, PatchToText]
 
@@ -163,7 +162,8 @@ def test_a_level_projection_is_a_linear_layer_of_each_level_from_the_towers_widt
         assert (layer.bias is not None) == bias
 
 
-@pytest.mark.parametrize("kind", [NoInteraction, LinearInteraction, BiCMCI])
-def test_what_compares_patches_with_texts_as_they_are_refuses_those_of_the_tower(kind, tiny) -> None:
-    with pytest.raises(KanoclipError, match=r"levels_at is 'block'\. Use --model\.backbone\.levels_at joint"):
-        kind().build(CLIPBackbone(tiny[1], image_size=32, levels_at="block"))
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("levels_at", ["norm", "block"])
+def test_patches_outside_joint_space_are_compared_with_no_text(kind, levels_at, tiny) -> None:
+    with pytest.raises(ValueError, match=rf"levels_at is '{levels_at}'\. Use --model\.backbone\.levels_at joint, or"):
+        kind().build(CLIPBackbone(tiny[1], image_size=32, levels_at=levels_at))

@@ -19,13 +19,17 @@ from kanoclip.models.ablations import CLIP
 from kanoclip.models.checkpoint import plain
 from kanoclip.models.contents import CheckpointError
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals.aa_clip import AACLIP
 from kanoclip.models.rivals.adaclip import AdaCLIP
+from kanoclip.models.rivals.af_clip import AFCLIP
 from kanoclip.models.rivals.anomalyclip import AnomalyCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.models.rivals.bayes_pfl import BayesPFL
+from kanoclip.models.rivals.mrad import MRADTF
 from kanoclip.models.rivals.vcp_clip import VCPCLIP
 from kanoclip.models.rivals.winclip import WinCLIP
 from kanoclip.models.stages import read_stages
+from kanoclip.outputs.identity import about_model, scoring
 from kanoclip.registry import NAMES
 from kanoclip.types import Batch
 from kanoclip.verbs.table import main
@@ -250,3 +254,24 @@ def test_a_rival_is_registered_under_its_name() -> None:
     for name, kind in RIVALS.items():
         module, _, cls = NAMES["model"][name].rpartition(".")
         assert getattr(import_module(module), cls) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (AprilGAN, {"enlarge": "logits"}),
+        (AACLIP, {"blur": 0.0}),
+        (AdaCLIP, {"clusters": 2}),
+        (AdaCLIP, {"share": 0.5}),
+        (AFCLIP, {"text_weight": 0.5}),
+        (MRADTF, {"alpha": 0.0}),
+        (BayesPFL, {"top_k": 5}),
+    ],
+)
+def test_what_only_the_score_of_a_rival_depends_on_is_part_of_its_identity(kind, options, tiny_name) -> None:
+    backbone = CLIPBackbone(tiny_name, image_size=32, levels_at="block" if kind is AFCLIP else "joint")
+
+    def identity(**given) -> dict:
+        return scoring(about_model(kind(backbone, **given), None, "32-true") | {"pixels": None})
+
+    assert identity(**options) != identity() == identity(lr=0.5)

@@ -226,3 +226,24 @@ def test_the_record_of_a_fit_names_its_samples_and_files() -> None:
     record = json.loads(path.read_text())
     assert set(record["files"]) == {"local-dir:clip", "base.yaml"}
     assert len(record["samples"]) == 16
+
+
+def test_a_test_is_stale_when_its_reference_images_are_others_whatever_they_are_called() -> None:
+    write_images("good", 2)
+    memory = {"class_path": "patches", "init_args": {"reference": "good/normal"}}
+    write_plan(models=[{"class_path": "clip_vv", "init_args": {"backbone": BACKBONE, "memory": memory}}])
+
+    def is_done() -> bool:
+        (job,) = read_plan("mine.yaml", Path("out")).jobs
+        return job.done(job.data[0])
+
+    assert main(BENCHMARK) == 0
+    assert is_done()
+    shutil.move("good/normal/0.png", "good/normal/renamed.png")
+    assert is_done()
+    shutil.copy("tested/normal/0.png", "good/normal/1.png")
+    assert not is_done()
+    assert main(BENCHMARK) == 0
+    assert is_done()
+    shutil.rmtree("good")
+    assert not is_done()

@@ -104,6 +104,7 @@ class AACLIP(CLIPModule):
     """
 
     name = "aa_clip"
+    of_score = ("blur",)
     heads = ("prompts", "interaction", "adapter", "tuning")
     own_interaction: type[Interaction] = LevelProjection
     own_prompts: type[Prompts] = ProjectedPrompts

@@ -61,6 +61,7 @@ class AdaCLIP(CLIPModule):
     """
 
     name = "adaclip"
+    of_score = ("clusters", "share")
     own_attention: type[Attention] = QKV
     own_tuning: type[Tuning] = DeepTokens
     own_prompts: type[Prompts] = EnsemblePrompts

@@ -74,6 +74,7 @@ class AFCLIP(CLIPModule):
     """
 
     name = "af_clip"
+    of_score = ("text_weight",)
     own_attention: type[Attention] = QKV
     own_prompts: type[Prompts] = PrefixPrompts
     own_adapter = TokenAdapter

@@ -80,6 +80,7 @@ class AprilGAN(KAnoCLIP):
         options = {"prompts": prompts, "interaction": interaction, **options}
         super().__init__(backbone, temperature=temperature, sigma=sigma, dice=dice, **options)
         self.enlarge: Literal["probability", "logits"] = enlarge
+        self.of_score = ("enlarge",) if enlarge == "logits" else ()  # what is usual has the identity that it always had
 
     def compare(self, features: Features, states: Tensor) -> tuple[Tensor, Tensor]:
         """Compare an image with the states ``(B, 2, D)``: logits ``(B, 2)`` and maps ``(L, B, H, W)``."""

@@ -46,6 +46,7 @@ class MRADTF(CLIPModule):
     """
 
     name = "mrad_tf"
+    of_score = ("alpha",)
     heads = ("memory",)
     own_memory: type[LabelledMemory] = LabelledMemory
     memory: LabelledMemory
