@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from conftest import write_folder
+from conftest import build, write_folder
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.types import Batch
@@ -34,6 +34,37 @@ def golden_backbone(
     name = write_folder(folder, config, weights, MEAN, STD)
     (folder / "bpe.txt.gz").unlink()
     return CLIPBackbone(name, image_size=golden["mask"].shape[-1], **options)
+
+
+def small_backbone(folder: Path, golden: dict, **options) -> CLIPBackbone:
+    """A backbone 64 and 32 wide of the weights ``clip.*`` and the rows ``table`` of the tokens, with OpenAI's words."""
+    given = {key.removeprefix("clip."): value.float() for key, value in golden.items() if key.startswith("clip.")}
+    layers = blocks(given, "transformer.resblocks.")
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": layers, "head_width": 64}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": layers}
+    about, clip = build(32, vision, text, quick_gelu=True)
+    table = torch.zeros(49408, 32)
+    table[golden["tokens"]] = golden["table"].float()
+    name = write_folder(
+        folder, about, clip.state_dict() | given | {"token_embedding.weight": table}, (0, 0, 0), (1, 1, 1)
+    )
+    (folder / "bpe.txt.gz").unlink()  # the vocabulary is OpenAI's
+    return CLIPBackbone(**options | {"name": name, "pretrained": None, "image_size": golden["mask"].shape[-1]})
+
+
+def some_of(golden: dict, count: int, begin: int = 0) -> Batch:
+    """Some of the images of a golden file that keeps all pixels, with their masks."""
+    mask = golden["mask"][begin : begin + count]
+    return Batch(
+        image=golden["pixels"][begin : begin + len(mask)].float() / 255,
+        mask=mask,
+        label=mask.flatten(1).amax(1).long(),
+        has_mask=torch.ones(len(mask), dtype=torch.bool),
+        size=torch.full((len(mask), 2), mask.shape[-1]),
+        category=["bottle"] * len(mask),
+        defect=[""] * len(mask),
+        path=[f"{i}.png" for i in range(len(mask))],
+    )
 
 
 def blocks(weights: dict, prefix: str) -> int:

@@ -10,26 +10,15 @@ of its adaptor is fixed at 512, so that of its gradients every 16th row is kept.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import types
-from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from packaging import version
-from safetensors.torch import save_file
+from common import start, stub, write
 from torch import nn
 
 SIZE, IMAGES, REFERENCES = 48, 10, 2
-
-
-def stub() -> None:
-    """Put empty modules in place of what the code imports and does not use here."""
-    for name in ("pkg_resources", "dataset", "util", "util.utils"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["pkg_resources"].packaging = types.SimpleNamespace(version=version)
-    sys.modules["util.utils"].eval_all_class = None
 
 
 def randomize(module: nn.Module) -> None:
@@ -54,18 +43,14 @@ def marks(tokens: list[torch.Tensor]) -> torch.Tensor:
 
 def main() -> None:
     """Make the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repo", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
-    arguments = parser.parse_args()
-    stub()
-    sys.path.insert(0, str(arguments.repo))
+    output = start(__doc__)
+    stub("dataset", "util", "util.utils")
+    sys.modules["util.utils"].eval_all_class = None
     import main as theirs
     from clip.clip import tokenize
     from clip.model import CLIP
 
     torch.manual_seed(1)  # not each draw passes the checks below
-    torch.set_num_threads(1)
     clip = CLIP(32, 32, 2, 64, 8, 77, 49408, 32, 2, 2).eval()
     randomize(clip)
     used = sorted(set(tokenize(["without defect.", "with defect."]).flatten().tolist()))
@@ -75,7 +60,7 @@ def main() -> None:
     frozen = {k: v.clone() for k, v in clip.state_dict().items() if k not in ("token_embedding.weight", "logit_scale")}
     clip.requires_grad_(False)
 
-    args = argparse.Namespace(prompt_len=12, feature_layers=[1, 2], memory_layers=[1, 2], alpha=0.1)
+    args = SimpleNamespace(prompt_len=12, feature_layers=[1, 2], memory_layers=[1, 2], alpha=0.1)
     clip.insert(args, tokenize, "cpu")
     randomize(clip.adaptor)
     clip.state_prompt_embedding.data = (0.4 * torch.randn_like(clip.state_prompt_embedding)).half().float()
@@ -147,9 +132,8 @@ def main() -> None:
         **{f"loss.{key}": value for key, value in terms.items()},
         **gradients,
     }
-    save_file({key: value.detach().contiguous().clone() for key, value in kept.items()}, arguments.output)
+    write({key: value.detach().contiguous().clone() for key, value in kept.items()}, output)
     print({key: float(value.detach()) for key, value in terms.items()}, "scores", score, "few-shot", few_score)
-    print(arguments.output, arguments.output.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

@@ -11,45 +11,22 @@ precision; that is left out here (the tokens are the same in it, the gradients w
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-
 import torch
-from safetensors.torch import save_file
+from common import COLOURS, rounded, start, stub, write
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 DIM, SIZE, PATCH, LAYERS, WIDTH, TEXT = 32, 48, 8, 4, 64, 64  # a head is 64 wide in both towers
 DESIGN = {"Prompt_length": 12, "learnabel_text_embedding_depth": 3, "learnabel_text_embedding_length": 4}
 DPAM = 4  # the last 3 of 4 blocks have a second path
-COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repo", required=True)
-    parser.add_argument("--output", required=True)
-    chosen = parser.parse_args()
-    sys.path.insert(0, chosen.repo)
-    sys.modules["thop"] = thop = ModuleType("thop")
-    thop.profile = None  # type: ignore[attr-defined]
-    sys.modules["pkg_resources"] = stub = ModuleType("pkg_resources")
-    stub.packaging = SimpleNamespace(  # type: ignore[attr-defined]
-        version=SimpleNamespace(parse=lambda text: tuple(int(one) for one in text.split("+")[0].split(".")[:2]))
-    )
-    torch.set_num_threads(1)
-    save_file(golden(), chosen.output)
-    print(f"{chosen.output}: {Path(chosen.output).stat().st_size / 1e3:.0f} kB")
-
-
-def rounded(module: nn.Module, scale: float) -> None:
-    """Add noise to all weights, and round them to float16."""
-    for weight in module.parameters():
-        weight.data = (weight.data + scale * torch.randn_like(weight)).half().float()
+    output = start(__doc__)
+    stub("thop")
+    write(golden(), output)
 
 
 def halved(value: Tensor) -> Tensor:

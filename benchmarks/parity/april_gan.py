@@ -10,42 +10,23 @@ before use, so that the file holds what was used.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from common import COLOURS, rounded, start, stub, write
+from torch import Tensor
 from torch.nn import functional as F
 
 EMBED, LEVELS, SIZE = 16, [3, 6, 9, 12], 48  # it needs at least 12 blocks
 VISION = {"image_size": 40, "patch_size": 8, "width": 32, "layers": 12, "head_width": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 3}
-COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repo", required=True)
-    parser.add_argument("--output", required=True)
-    chosen = parser.parse_args()
-    sys.path.insert(0, chosen.repo)
-    sys.modules["pkg_resources"] = stub = ModuleType("pkg_resources")
-    stub.packaging = SimpleNamespace()  # type: ignore[attr-defined]
+    output = start(__doc__)
+    stub()
     move = Tensor.to
     Tensor.to = lambda self, *a, **k: self if a == ("cuda",) else move(self, *a, **k)  # type: ignore[method-assign]
-    torch.set_num_threads(1)
-    save_file(golden(), chosen.output)
-    print(f"{chosen.output}: {Path(chosen.output).stat().st_size / 1e3:.0f} kB")
-
-
-def rounded(module: nn.Module, scale: float) -> None:
-    """Add noise to all weights, and round them to float16."""
-    for weight in module.parameters():
-        weight.data = (weight.data + scale * torch.randn_like(weight)).half().float()
+    write(golden(), output)
 
 
 def golden() -> dict[str, Tensor]:

@@ -11,30 +11,17 @@ the patches that its ranking names are handed to its prompt learner.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import types
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from packaging import version
-from safetensors.torch import save_file
+from common import start, stub, write
 from torch import Tensor, nn
 
 SIZE, IMAGES = 48, 10
 TOKENS = [0, 269, 320, 333, 13568, 14115, 49406, 49407]  # padding, ".", "a", "n", "damaged", "object", begin, end
-
-
-def stub() -> None:
-    """Put empty modules in place of what the code imports and does not use here."""
-    for name in ("thop", "iopath", "iopath.common", "iopath.common.file_io", "pkg_resources"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules["thop"].profile = None
-    sys.modules["iopath.common.file_io"].g_pathmgr = None
-    sys.modules["iopath.common.file_io"].PathManagerFactory = types.SimpleNamespace(get=lambda key: None)
-    sys.modules["pkg_resources"].packaging = types.SimpleNamespace(version=version)
 
 
 def randomize(module: nn.Module, gain: float) -> None:
@@ -51,19 +38,16 @@ def randomize(module: nn.Module, gain: float) -> None:
 
 def main() -> None:
     """Make the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repo", required=True, type=Path)
-    parser.add_argument("--output", required=True, type=Path)
-    arguments = parser.parse_args()
-    stub()
-    sys.path.insert(0, str(arguments.repo))
+    output = start(__doc__)
+    stub("thop", "iopath", "iopath.common", "iopath.common.file_io")
+    paths = sys.modules["iopath.common.file_io"]
+    paths.g_pathmgr, paths.PathManagerFactory = None, types.SimpleNamespace(get=lambda key: None)
     import AnomalyCLIP_lib
     import loss as theirs
     from AnomalyCLIP_lib.AnomalyCLIP import AnomalyCLIP
     from FAPrompt import FAPrompt
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     details = {
         "Prompt_length": 12,
         "learnabel_text_embedding_depth": 3,
@@ -119,8 +103,7 @@ def main() -> None:
         assert float(scores.std()) > 0.02, f"scores are alike: {scores}"
         print(which, "scores", scores, {key: float(value.detach()) for key, value in found.items() if not value.ndim})
     assert float((kept["first.map"] - kept["top.map"]).abs().max()) > 0.01, "the choice of patches changes nothing"
-    save_file({key: value.detach().contiguous() for key, value in kept.items()}, arguments.output)
-    print(arguments.output, arguments.output.stat().st_size, "bytes")
+    write({key: value.detach().contiguous() for key, value in kept.items()}, output)
 
 
 class Step:

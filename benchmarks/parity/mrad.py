@@ -11,48 +11,26 @@ what was used.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import torch
-from safetensors.torch import save_file
+from common import COLOURS, rounded, start, stub, write
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 DIM, SIZE, PATCH, LAYERS, WIDTH, TEXT, COARSE = 32, 148, 4, 24, 64, 64, 37
 DESIGN = {"Prompt_length": 12, "learnabel_text_embedding_depth": 9, "learnabel_text_embedding_length": 4}
-COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main() -> None:
     """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repo", required=True)
-    parser.add_argument("--output", required=True)
-    chosen = parser.parse_args()
-    output = Path(chosen.output).resolve()
-    sys.path.insert(0, chosen.repo)
-    for name in ("thop", "pkg_resources"):
-        sys.modules[name] = ModuleType(name)
-    sys.modules["thop"].profile = None  # type: ignore[attr-defined]
-    version = SimpleNamespace(parse=lambda text: tuple(int(one) for one in text.split("+")[0].split(".")[:2]))
-    sys.modules["pkg_resources"].packaging = SimpleNamespace(version=version)  # type: ignore[attr-defined]
-    torch.set_num_threads(1)
+    output = start(__doc__)
+    stub("thop")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        save_file(golden(), output)
-    print(f"{output.name}: {output.stat().st_size / 1e3:.0f} kB")
-
-
-def rounded(module: nn.Module, scale: float) -> None:
-    """Add noise to all weights, and round them to float16."""
-    for weight in module.parameters():
-        weight.data = (weight.data + scale * torch.randn_like(weight)).half().float()
+        write(golden(), output)
 
 
 def golden() -> dict[str, Tensor]:

@@ -99,8 +99,11 @@ class AACLIP(CLIPModule):
         Where we differ: its test map is the sum over levels of (100 cos_a + 1 - 100 cos_n) / 2; ours is the mean over
         levels of (cos_a - cos_n + 2) / 4, which ranks alike and lies in [0, 1]. It normalises maps and text scores of
         a category over the whole test set before it averages their maximum and the text score; ours are averaged as
-        they are. Its descriptions of categories by hand are an option (``prompts.names``). Its paper has a loss of the
-        image in stage 1 and fuses levels before comparing them; its code, and ours, have neither.
+        they are, though the map varies a quarter as much. Of one short fit of the embedded backbone, on 112 drawn
+        images, image AUROC was 95 by the map alone (``score: map_max``), 90 by this mean, 85 by the text alone, 94
+        normalised as in its code, and 88 with the map through a sigmoid at 0.01 first, so that is left out. Its
+        descriptions of categories by hand are an option (``prompts.names``). Its paper has a loss of the image in
+        stage 1 and fuses levels before comparing them; its code, and ours, have neither.
     """
 
     name = "aa_clip"

@@ -6,7 +6,7 @@ import cv2
 import pytest
 import torch
 import yaml
-from golden_clip import import_published
+from golden_clip import import_published, small_backbone, some_of
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,18 +28,9 @@ PUBLISHED = {"mvtec_prompt.pt": nn.Parameter(GOLDEN["prompt"].float()), "mvtec_a
 
 
 @pytest.fixture(scope="module")
-def backbone(make_clip, write_clip, tmp_path_factory) -> CLIPBackbone:
-    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 64}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    about, clip = make_clip(32, vision, text, quick_gelu=True)
-    weights = {k.removeprefix("clip."): v.float() for k, v in GOLDEN.items() if k.startswith("clip.")}
-    table = torch.zeros(49408, 32)
-    table[GOLDEN["tokens"]] = GOLDEN["table"].float()
-    weights = clip.state_dict() | weights | {"token_embedding.weight": table}
-    name = write_clip(tmp_path_factory.mktemp("af_clip") / "clip", about, weights, mean=(0, 0, 0), std=(1, 1, 1))
-    Path(name.removeprefix("local-dir:"), "bpe.txt.gz").unlink()  # the vocabulary is OpenAI's
+def backbone(tmp_path_factory) -> CLIPBackbone:
     given = CONFIG["model"]["init_args"]["backbone"]["init_args"]
-    return CLIPBackbone(**given | {"name": name, "pretrained": None, "image_size": 48, "levels": [1, 2]})
+    return small_backbone(tmp_path_factory.mktemp("af_clip"), GOLDEN, **given | {"levels": [1, 2]})
 
 
 def imported(backbone: CLIPBackbone, **options) -> AFCLIP:
@@ -52,18 +43,7 @@ def imported(backbone: CLIPBackbone, **options) -> AFCLIP:
 
 
 def batch(count: int = 10, begin: int = 0) -> Batch:
-    where = slice(begin, min(begin + count, 10))
-    mask = GOLDEN["mask"][where]
-    return Batch(
-        image=GOLDEN["pixels"][where].float() / 255,
-        mask=mask,
-        label=mask.flatten(1).amax(1).long(),
-        has_mask=torch.ones(len(mask), dtype=torch.bool),
-        size=torch.full((len(mask), 2), 48),
-        category=["bottle"] * len(mask),
-        defect=[""] * len(mask),
-        path=[f"{i}.png" for i in range(len(mask))],
-    )
+    return some_of(GOLDEN, count, begin)
 
 
 def references(folder: Path) -> None:

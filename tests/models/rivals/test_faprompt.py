@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from golden_clip import import_published
+from golden_clip import import_published, small_backbone, some_of
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
 
@@ -35,18 +35,9 @@ NAMED = {  # ours -> theirs, and how theirs is read
 
 
 @pytest.fixture(scope="module")
-def backbone(make_clip, write_clip, tmp_path_factory) -> CLIPBackbone:
-    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "head_width": 64}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
-    about, clip = make_clip(32, vision, text, quick_gelu=True)
-    weights = {k.removeprefix("clip."): v.float() for k, v in GOLDEN.items() if k.startswith("clip.")}
-    table = torch.zeros(49408, 32)
-    table[GOLDEN["tokens"]] = GOLDEN["table"].float()
-    weights = clip.state_dict() | weights | {"token_embedding.weight": table}
-    name = write_clip(tmp_path_factory.mktemp("faprompt") / "clip", about, weights, mean=(0, 0, 0), std=(1, 1, 1))
-    Path(name.removeprefix("local-dir:"), "bpe.txt.gz").unlink()  # the vocabulary is OpenAI's
+def backbone(tmp_path_factory) -> CLIPBackbone:
     given = CONFIG["model"]["init_args"]["backbone"]["init_args"]
-    return CLIPBackbone(**given | {"name": name, "pretrained": None, "image_size": 48, "levels": [3]})
+    return small_backbone(tmp_path_factory.mktemp("faprompt"), GOLDEN, **given | {"levels": [3]})
 
 
 def imported(backbone: CLIPBackbone, which: str = "first", **options) -> FAPrompt:
@@ -60,18 +51,7 @@ def imported(backbone: CLIPBackbone, which: str = "first", **options) -> FAPromp
 
 
 def batch(count: int = 10, begin: int = 0) -> Batch:
-    where = slice(begin, begin + count)
-    mask = GOLDEN["mask"][where]
-    return Batch(
-        image=GOLDEN["pixels"][where].float() / 255,
-        mask=mask,
-        label=mask.flatten(1).amax(1).long(),
-        has_mask=torch.ones(len(mask), dtype=torch.bool),
-        size=torch.full((len(mask), 2), 48),
-        category=["bottle"] * len(mask),
-        defect=[""] * len(mask),
-        path=[f"{i}.png" for i in range(len(mask))],
-    )
+    return some_of(GOLDEN, count, begin)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, within: float = 1e-5) -> None:
