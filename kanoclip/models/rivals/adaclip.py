@@ -110,7 +110,7 @@ class AdaCLIP(CLIPModule):
         self.share = share
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
-        self.weights = {"global": beta, "local": gamma}
+        self.weigh({"global": beta, "local": gamma}, None)
         self.dice = dice
 
     def forward(self, batch: Batch) -> Scores:
