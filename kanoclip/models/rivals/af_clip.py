@@ -213,6 +213,5 @@ class AFCLIP(CLIPModule):
         options = {
             "backbone": {"class_path": "clip", "init_args": {"position": "bilinear", "levels_at": "block"}},
             "prompts": {"class_path": "prefix", "init_args": {"context": len(prefix)}},
-            "overwritten_masks": True,
         }
         return options, state
