@@ -15,7 +15,6 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
-from kanoclip.heads.labelled_memory import LabelledMemory
 from kanoclip.heads.memory import NoMemory, Vectors
 from kanoclip.heads.prompts import Prompts
 from kanoclip.models.checkpoint import run_seed
@@ -124,9 +123,7 @@ class CLIPModule(WithMemory):
     def on_fit_start(self) -> None:
         """Fill a memory of the auxiliary set, where the model has one."""
         super().on_fit_start()
-        memory = getattr(self, "memory", None)
-        if isinstance(memory, LabelledMemory):
-            memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
+        self.memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
 
     def _auxiliary_batches(self) -> Iterator[Batch]:
         """Yield the batches of the fit once, in this rank's share, with a progress bar."""
