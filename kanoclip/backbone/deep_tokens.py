@@ -28,8 +28,8 @@ class DeepTokens(Tuning):
         depth: Blocks that get tokens, counted from the first; towers with fewer blocks get them in all.
         towers: Which of the two towers is tuned.
         dynamic: Whether tokens made from the image are added to the static ones.
-        round_tokens: Precision that tokens are rounded to before they enter a block. "half" is what AdaCLIP's code
-            does, also where everything else is float32: its published weights were made with it.
+        round_tokens: Whether tokens are rounded to half precision before they enter a block, as in AdaCLIP's code,
+            also where everything else is float32: its published weights were made with it.
 
     Raises:
         KanoclipError: If ``length`` is below 1, if ``depth`` is below 2 (1 for the image tower alone), or if the
@@ -47,16 +47,12 @@ class DeepTokens(Tuning):
         depth: int = 4,
         towers: Literal["both", "image", "text"] = "both",
         dynamic: bool = True,
-        round_tokens: Literal["none", "half"] = "none",
+        round_tokens: bool = False,
     ) -> None:
         super().__init__()
         if towers not in ("both", "image", "text"):
             raise KanoclipError(
                 f"tuning.towers is {towers!r}, expected both, image or text. Use --model.tuning.towers both."
-            )
-        if round_tokens not in ("none", "half"):
-            raise KanoclipError(
-                f"tuning.round_tokens is {round_tokens!r}, expected none or half. Use --model.tuning.round_tokens none."
             )
         least = 1 if towers == "image" else 2  # block 1 of the text tower has none
         if length < 1 or depth < least:
@@ -108,7 +104,7 @@ class DeepTokens(Tuning):
         if layer is not None:
             assert features is not None  # for the type checker: needs_features
             tokens = tokens + layer(self._unscaled(features)).unflatten(-1, static.shape[1:])
-        return tokens.half() if self.round_tokens == "half" else tokens
+        return tokens.half() if self.round_tokens else tokens
 
 
 class _Appended(Hooks):

@@ -17,6 +17,8 @@ class Head(nn.Module):
 
     learns: ClassVar[bool] = True
     """Whether it has anything to train."""
+    term_weights: ClassVar[dict[str, float]] = {}
+    """Published weight of each of its loss terms, by name, where the model gives none; 1 for those not named."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from kanoclip.backbone.tuning import Hooks, Tuning
 from kanoclip.types import Features, KanoclipError
 
 
-def linear(width: int, dim: int) -> nn.Linear:
+def xavier_linear(width: int, dim: int) -> nn.Linear:
     """Return a linear layer without bias, drawn Xavier uniform."""
     layer = nn.Linear(width, dim, bias=False)
     nn.init.xavier_uniform_(layer.weight)
@@ -31,7 +31,7 @@ class ResidualAdapters(nn.ModuleList, Hooks):
     """
 
     def __init__(self, blocks: int, width: int, weight: float) -> None:
-        super().__init__(linear(width, width) for _ in range(blocks))
+        super().__init__(xavier_linear(width, width) for _ in range(blocks))
         self.weight = weight
 
     def after(self, number: int, tokens: Tensor) -> Tensor:

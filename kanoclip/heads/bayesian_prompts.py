@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class BayesianPrompts(Prompts):
     """
 
     noise: Tensor
+    term_weights: ClassVar[dict[str, float]] = {"kl": 0.01, "ort": 1.0}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class FineGrainedPrompts(Prompts):
         compound abnormality prompts and data-dependent abnormality prior, and its code.
     """
 
+    term_weights: ClassVar[dict[str, float]] = {"orthogonality": 0.1}
     embedded: Tensor
     eot: Tensor
 

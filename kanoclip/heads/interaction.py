@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
-from kanoclip.backbone.residual import linear
+from kanoclip.backbone.residual import xavier_linear
 from kanoclip.heads.folded import FoldedPatchQueries, FoldedTextQueries
 from kanoclip.types import KanoclipError
 
@@ -85,7 +85,7 @@ class LevelProjection(Interaction):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create one layer per level."""
-        make = nn.Linear if self.bias else linear
+        make = nn.Linear if self.bias else xavier_linear
         self.layers = nn.ModuleList(make(backbone.patch_dim, backbone.dim) for _ in backbone.levels)
 
     def forward(self, patches: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

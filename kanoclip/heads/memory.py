@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,15 @@ class Memory(Head):
         Args:
             data: The data module that is scored; None if there is none.
             seed: Of the run.
+        """
+
+    def collect(self, batches: Iterable[Batch], encode: Callable[[Batch], Features], seed: int) -> None:
+        """Remember the auxiliary set when a fit starts, if it is one that does (``fitted``). Collective.
+
+        Args:
+            batches: Images with labels and masks, this rank's share.
+            encode: What makes features of them.
+            seed: By which is drawn.
         """
 
     def fill(self, encode: Encode, size: int, tile: Tile = False) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
-from kanoclip.backbone.residual import linear
+from kanoclip.backbone.residual import xavier_linear
 from kanoclip.backbone.tuning import Hooks
 from kanoclip.heads.adapter import Adapter
-from kanoclip.heads.prompts import Prompts, _precision, readable
+from kanoclip.heads.prompts import Prompts, autocast_type, readable, same_weights
 from kanoclip.types import Features
 
 NORMAL_PHRASES = ["{}", "a {}", "the {}"]
@@ -37,7 +37,7 @@ class PatchMean(Adapter):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Draw the matrix, Xavier uniform."""
-        self.projection = linear(backbone.patch_dim, backbone.dim)
+        self.projection = xavier_linear(backbone.patch_dim, backbone.dim)
 
     def forward(self, cls: Tensor, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return ``(B, D)``, at most of unit length."""
@@ -69,7 +69,7 @@ class ProjectedPrompts(Prompts):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Draw the projection, Xavier uniform."""
-        self.projection = linear(backbone.text_width, backbone.dim)
+        self.projection = xavier_linear(backbone.text_width, backbone.dim)
 
     def forward(
         self,
@@ -83,7 +83,7 @@ class ProjectedPrompts(Prompts):
         weights = [*self.parameters(), *inside]
         fresh = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
         known = {} if fresh or (hooks is not None and not inside) else self._states_of(weights)
-        asked = [(name, _precision(backbone.mean)) for name in category]
+        asked = [(name, autocast_type(backbone.mean)) for name in category]
         for name, precision in set(asked) - set(known):
             known[name, precision] = self._encode(name, backbone, hooks)
         return torch.stack([known[one] for one in asked])
@@ -91,7 +91,7 @@ class ProjectedPrompts(Prompts):
     def _states_of(self, weights: list[Tensor]) -> dict[tuple[str, torch.dtype | None], Tensor]:
         """Return the states that were kept for these weights: comparing with copies notices every change."""
         kept, known = self._kept
-        if len(kept) != len(weights) or not all(map(_equal, kept, weights)):
+        if not same_weights(kept, weights):
             known = {}
             self._kept = [weight.detach().clone() for weight in weights], known
         return known
@@ -108,7 +108,3 @@ class ProjectedPrompts(Prompts):
 
     def _project(self, read: Tensor) -> Tensor:
         return F.leaky_relu(F.linear(read, self.projection.weight.to(read.dtype)))
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.device == second.device and first.dtype == second.dtype and torch.equal(first, second)

@@ -126,7 +126,7 @@ class EnsemblePrompts(Prompts):
         if hooks is not None:  # they learn: nothing can be kept
             states = {name: self._encode(name, backbone, hooks) for name in set(names)}
             return torch.stack([states[name] for name in names])
-        known = self._known.setdefault((backbone.fingerprint, _precision(backbone.mean)), {})
+        known = self._known.setdefault((backbone.fingerprint, autocast_type(backbone.mean)), {})
         for name in set(names) - set(known):
             known[name] = self._encode(name, backbone, None)
         return torch.stack([known[name].to(backbone.mean.device) for name in names])
@@ -207,9 +207,9 @@ class LearnedPrompts(Prompts):
         hooks: Hooks | None = None,
     ) -> Tensor:
         """Return ``(B, 2, D)``: the same states for each image. Without gradients they are encoded once and kept."""
-        weights, precision, kept = list(self.parameters()), _precision(self.begin), self._kept
+        weights, precision, kept = list(self.parameters()), autocast_type(self.begin), self._kept
         fresh = kept is None or hooks is not None or torch.is_grad_enabled() or kept[1] != precision
-        if kept is None or fresh or not _equal(kept[0], weights):
+        if kept is None or fresh or not same_weights(kept[0], weights):
             prompts = torch.cat([self.begin, self.vectors, self.end], 1)  # (2, M, W)
             states = backbone.encode_embeddings(prompts, self.eot, self.deep, hooks)  # (2, D)
             # Comparing with a copy of the weights (a few kB) notices every change, whoever made it.
@@ -236,12 +236,14 @@ class ObjectAgnosticPrompts(LearnedPrompts):
         super().__init__(deep_tokens=deep_tokens, **options)
 
 
-def _precision(tensor: Tensor) -> torch.dtype | None:
+def autocast_type(tensor: Tensor) -> torch.dtype | None:
     """Return the type that autocast computes in on a tensor's device; None without autocast."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    pairs = zip(first, second, strict=True)
-    return all(a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+def same_weights(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Return whether as many tensors are equal, of the same type and on the same device."""
+    return len(first) == len(second) and all(
+        a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(first, second, strict=True)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class SynthesizedPrompts(Prompts):
         token embeddings differ in width, which in its code must not be, a linear layer comes between.
     """
 
+    term_weights: ClassVar[dict[str, float]] = {"kl": 1.0, "recon": 1.0}
     begin: Tensor
     end: Tensor
     eot: Tensor

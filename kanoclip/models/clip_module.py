@@ -15,11 +15,11 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.head import Head
 from kanoclip.backbone.tuning import NoTuning, Tuning
 from kanoclip.data.digests import FEATURES_VERSION, digest, module_digest
-from kanoclip.heads.labelled_memory import LabelledMemory
 from kanoclip.heads.memory import NoMemory, Vectors
 from kanoclip.heads.prompts import Prompts
 from kanoclip.models.checkpoint import run_seed
 from kanoclip.models.remembering import WithMemory
+from kanoclip.registry import did_you_mean
 from kanoclip.types import Batch, Features, KanoclipError, Scores
 
 
@@ -39,7 +39,8 @@ class CLIPModule(WithMemory):
     tuning: Tuning
     prompts: Prompts
     weights: Mapping[str, float] = MappingProxyType({})
-    """Of loss terms, by name; 1 for those that are not named."""
+    """Of loss terms, by name; those of heads have the heads' ``term_weights`` if they are not named, others 1."""
+    _asked: frozenset[str] = frozenset()  # names in ``terms`` that no training step has shown to be right yet
 
     def assemble(self, backbone: CLIPBackbone, attention: Attention, **parts: nn.Module) -> None:
         """Take over a backbone and parts, and let each head make its weights.
@@ -66,6 +67,16 @@ class CLIPModule(WithMemory):
         for part in self.children():
             if isinstance(part, Head):
                 vars(part)["_built"] = True
+
+    def weigh(self, own: Mapping[str, float], terms: Mapping[str, float] | None) -> None:
+        """Set the weights of loss terms.
+
+        Args:
+            own: Of the terms that the model itself makes, by name.
+            terms: Of any terms, by name; the first training step raises a ``KanoclipError`` if there is no such term.
+        """
+        self.weights = {**own, **(terms or {})}
+        self._asked = frozenset(terms or ()) - frozenset(own)
 
     def features(self, batch: Batch) -> Features:
         """Return what the image tower makes of a batch: what came with it from a cache, or computed now."""
@@ -112,9 +123,7 @@ class CLIPModule(WithMemory):
     def on_fit_start(self) -> None:
         """Fill a memory of the auxiliary set, where the model has one."""
         super().on_fit_start()
-        memory = getattr(self, "memory", None)
-        if isinstance(memory, LabelledMemory):
-            memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
+        self.memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
 
     def _auxiliary_batches(self) -> Iterator[Batch]:
         """Yield the batches of the fit once, in this rank's share, with a progress bar."""
@@ -149,8 +158,24 @@ class CLIPModule(WithMemory):
         return scores._replace(terms={**(scores.terms or {}), **terms}) if terms else scores
 
     def weighted(self, terms: Mapping[str, Tensor], scores: Scores) -> dict[str, Tensor]:
-        """Multiply loss terms, with those that the heads have made, by their weights."""
-        return {name: self.weights.get(name, 1.0) * term for name, term in {**terms, **(scores.terms or {})}.items()}
+        """Multiply loss terms, with those that the heads have made, by their weights.
+
+        Raises:
+            KanoclipError: In training, if a weight was given for a term that there is not.
+        """
+        made = {**terms, **(scores.terms or {})}
+        heads = [part for part in self.children() if isinstance(part, Head)]
+        of_heads = {name: weight for head in heads for name, weight in head.term_weights.items()}
+        if self.training and self._asked:
+            known = made.keys() | of_heads.keys() | self.weights.keys() - self._asked
+            for name in sorted(self._asked - known):
+                raise KanoclipError(
+                    f"No loss term is called {name!r}.{did_you_mean(name, known)} Terms: {', '.join(sorted(known))}. "
+                    f"Set --model.terms.NAME of one of them."
+                )
+            self._asked = frozenset()
+        weights = {**of_heads, **self.weights}
+        return {name: weights.get(name, 1.0) * term for name, term in made.items()}
 
     @classmethod
     def learns(cls, options: Mapping[str, Any]) -> bool | None:

@@ -54,7 +54,7 @@ class KAnoCLIP(CLIPModule):
         tuning: What is trained inside the frozen towers.
         memory: Reference images that patches are compared with beside the texts; the maps of both are averaged, and
             so are the score and the largest distance of a patch (ours, after WinCLIP). It plays no part in training.
-        terms: Weights of the loss terms that heads make by themselves, by name; 1 for those that are not named.
+        terms: Weights of loss terms, by name; for one that is not named, the head's own (``Head.term_weights``) or 1.
         stages: Which heads learn in which epochs at what rate, a list of mappings as ``Stage`` takes them; null: the
             model's own, or all heads in all epochs.
 
@@ -132,7 +132,7 @@ class KAnoCLIP(CLIPModule):
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
         self.dice = dice
-        self.weights = {"kd": alpha, "global": beta, "local": gamma, **(terms or {})}
+        self.weigh({"kd": alpha, "global": beta, "local": gamma}, terms)
         self._facts: Tensor | None = None  # (K, D)
         self._facts_of: Facts | None = None  # with image knowledge: (K, D) for each image
 

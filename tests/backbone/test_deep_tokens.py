@@ -133,7 +133,7 @@ def test_the_loss_terms_of_prompts_are_the_mean_over_images_with_texts_of_their_
 
 def test_tokens_are_rounded_if_asked_for(block, images) -> None:
     plain, features = built(block), block(images, QKV())
-    half = built(block, round_tokens="half")
+    half = built(block, round_tokens=True)
     for tower in ("image", "text"):
         exact, rounded = (getattr(one, tower)(features).tokens.float() for one in (plain, half))
         assert torch.equal(exact.half().float(), rounded)
@@ -191,7 +191,6 @@ def test_autocast_runs_the_tuned_towers_in_half_precision(tiny_clip, synthetic_b
         ({"depth": 1}, r"tuning.depth 1, expected at least 1 token in at least 2 blocks. Use --model.tuning.length 5"),
         ({"depth": 0, "towers": "image"}, r"in at least 1 blocks"),
         ({"towers": "vision"}, r"tuning.towers is 'vision', expected both, image or text. Use --model.tuning.towers"),
-        ({"round_tokens": "bf16"}, r"round_tokens is 'bf16', expected none or half. Use --model.tuning.round"),
     ],
 )
 def test_what_cannot_be_is_refused(options, told) -> None:

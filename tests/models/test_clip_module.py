@@ -2,12 +2,17 @@
 
 import copy
 
+import pytest
 import torch
 from torch.nn.functional import normalize
 
+from kanoclip.heads.bayesian_prompts import BayesianPrompts
+from kanoclip.heads.fine_grained import FineGrainedPrompts
 from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
+from kanoclip.models.rivals.bayes_pfl import BayesPFL
+from kanoclip.types import KanoclipError
 
 
 class SeesImage(LearnedPrompts):
@@ -73,3 +78,32 @@ def test_a_weight_by_name_counts_before_that_of_an_option_and_april_gan_weighs_t
     other = AprilGAN(tiny_clip, prompts=SeesImage(), terms={"size": 0.5}).train()
     scores = other(synthetic_batch)
     assert other.losses(synthetic_batch, scores)["size"] == 0.5 * scores.terms["size"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "published"), [(BayesianPrompts, {"kl": 0.01, "ort": 1}), (FineGrainedPrompts, {"orthogonality": 0.1})]
+)
+def test_terms_of_a_head_have_its_published_weights_unless_they_are_named(tiny_clip, synthetic_batch, kind, published):
+    torch.manual_seed(0)
+    model = KAnoCLIP(tiny_clip, prompts=kind()).train()
+    scores = model(synthetic_batch)
+    losses = model.losses(synthetic_batch, scores)
+    for name, weight in published.items():
+        torch.testing.assert_close(losses[name], weight * scores.terms[name])
+    model.weigh({}, dict.fromkeys(published, 3.0))
+    losses = model.losses(synthetic_batch, scores)
+    for name in published:
+        torch.testing.assert_close(losses[name], 3 * scores.terms[name])
+
+
+def test_a_weight_of_no_loss_term_is_an_error_in_the_first_training_step(tiny_clip, synthetic_batch):
+    model = KAnoCLIP(tiny_clip, prompts=FineGrainedPrompts(), terms={"ortogonality": 1.0}).train()
+    with pytest.raises(
+        KanoclipError,
+        match=r"called 'ortogonality'. Did you mean 'orthogonality'\? Terms: global, kd, local, orthogonality. Set",
+    ):
+        model.training_step(synthetic_batch)
+    # a term of another stage than the running one is known
+    model = BayesPFL(tiny_clip.reading("block"), terms={"kl": 1.0, "local": 2.0}).train()
+    assert model.stage == 1
+    assert set(model.losses(synthetic_batch, model(synthetic_batch))) == {"global"}

@@ -205,7 +205,7 @@ class AACLIP(CLIPModule):
             terms["orthogonal"] = self.orthogonal * mean(dot(states[:, NORMAL], states[:, ANOMALOUS])).square()
         else:
             terms["global"] = global_loss(logits, batch.label)
-        return terms | (scores.terms or {})
+        return self.weighted(terms, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -111,7 +111,7 @@ class AdaCLIP(CLIPModule):
         self.share = share
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
-        self.weights = {"global": beta, "local": gamma}
+        self.weigh({"global": beta, "local": gamma}, None)
         self.dice = dice
 
     def forward(self, batch: Batch) -> Scores:
@@ -201,7 +201,7 @@ class AdaCLIP(CLIPModule):
             "adapter.layer.weight": take("cls_token_layer.head.0.weight", D, D),
             "adapter.layer.bias": take("cls_token_layer.head.0.bias", D),
         }
-        tokens = {"length": t, "depth": depth, "round_tokens": "half"}
+        tokens = {"length": t, "depth": depth, "round_tokens": True}
         backbone = {"position": "bicubic_no_antialias", "levels_at": "block", "activation": "gelu"}
         options = {
             "backbone": {"class_path": "clip", "init_args": backbone},

@@ -126,7 +126,7 @@ class AFCLIP(CLIPModule):
         self.sigma = sigma * self.image_size / 518
         self.text_weight = text_weight
         self.overwritten_masks = overwritten_masks
-        self.weights = dict(terms or {})
+        self.weigh({"global": 1.0, "local": 1.0, "alignment": 1.0}, terms)
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges. ``level_maps`` has one map, on the grid of patches."""
@@ -214,6 +214,5 @@ class AFCLIP(CLIPModule):
         options = {
             "backbone": {"class_path": "clip", "init_args": {"position": "bilinear", "levels_at": "block"}},
             "prompts": {"class_path": "prefix", "init_args": {"context": len(prefix)}},
-            "overwritten_masks": True,
         }
         return options, state

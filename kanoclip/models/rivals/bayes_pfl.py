@@ -45,7 +45,7 @@ class BayesPFL(CLIPModule):
         top_k: Highest pixels of the map before its blur whose mean is half of the image score, of a 518 pixel image;
             scaled to other sizes.
         terms: Weights of the loss terms ``global``, ``local``, ``kl`` and ``ort``, by name; 0.01 for ``kl`` and 1 for
-            the others if they are not named.
+            the others if they are not named, as in its code.
         lr: Learning rate of a fit without stages.
         betas: The two decay rates of Adam.
         stages: Which heads learn in which epochs at what rate; null: the two of its code. All but the first fit the
@@ -122,7 +122,7 @@ class BayesPFL(CLIPModule):
         self.sigma = sigma * self.image_size / 518
         self.top_k = top_k
         self.top = TopKScore(top_k / 518**2)
-        self.weights = {"kl": 0.01, **(terms or {})}
+        self.weigh({"global": 1.0, "local": 1.0}, terms)
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""

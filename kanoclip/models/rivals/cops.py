@@ -19,7 +19,7 @@ from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.ranks import total
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
 
-WEIGHTS = {"global": 1.0, "local": 4.0, "normal": 1.0, "anomalous": 1.0, "kl": 1.0, "recon": 1.0}
+WEIGHTS = {"global": 1.0, "local": 4.0, "normal": 1.0, "anomalous": 1.0}
 
 
 class CoPS(CLIPModule):
@@ -91,7 +91,7 @@ class CoPS(CLIPModule):
         self.beta = beta
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
-        self.weights = WEIGHTS | (terms or {})
+        self.weigh(WEIGHTS, terms)
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges."""
@@ -125,8 +125,7 @@ class CoPS(CLIPModule):
         assert scores.logits is not None
         maps, mask = with_mask(scores.level_maps, batch)
         local = focal_loss(maps, mask, smooth=1e-5) + dice_loss(maps, mask, over="image", normal=True)
-        terms = {"global": global_loss(scores.logits, batch.label), "local": local, **(scores.terms or {})}
-        return {name: self.weights.get(name, 1.0) * term for name, term in terms.items()}
+        return self.weighted({"global": global_loss(scores.logits, batch.label), "local": local}, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

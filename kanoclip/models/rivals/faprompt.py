@@ -20,8 +20,6 @@ from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.ranks import total
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
 
-WEIGHTS = {"local": 1.0, "global": 1.0, "score": 1.0, "orthogonality": 0.1, "prior": 1.0}
-
 
 class FAPrompt(CLIPModule):
     """Compare patches with a normal and ten abnormal prompts twice, the second time shifted by patches of the image.
@@ -37,7 +35,8 @@ class FAPrompt(CLIPModule):
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; scaled to other sizes.
         score_loss: What the focal loss of the image score takes the score for: a "probability", which it is; or
             "logits", of which its code takes the sigmoid once more.
-        terms: Weights of the loss terms local, global, score, orthogonality and prior, instead of the paper's.
+        terms: Weights of the loss terms local, global, score, orthogonality and prior, by name; 0.1 for
+            orthogonality and 1 for the others if they are not named, as in the paper.
         lr: Learning rate of Adam.
         betas: Its two decay rates.
 
@@ -84,7 +83,7 @@ class FAPrompt(CLIPModule):
         self.temperature = temperature
         self.sigma = sigma * self.image_size / 518
         self.score_loss = score_loss
-        self.weights = WEIGHTS | (terms or {})
+        self.weigh({"local": 1.0, "global": 1.0, "score": 1.0, "prior": 1.0}, terms)
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores`` for shapes and ranges. ``level_maps`` has the two passes, "L = 2"."""

@@ -142,13 +142,12 @@ class MultiADS(AprilGAN):
 
     def losses(self, batch: Batch, scores: Scores) -> dict[str, Tensor]:
         """Return ``local``, Dice of any defect, and ``kinds``, focal over kinds: half the mean over levels of both."""
-        maps, terms = scores.level_maps, scores.terms or {}
+        maps = scores.level_maps
         assert maps is not None  # for the type checker: forward returns them
         each, of_levels = 1 / (2 * len(maps)), with_mask(maps, batch)
         dice = dice_loss(of_levels[0], self.dice_mask * of_levels[1], self.dice)
-        others = {name: self.weights.get(name, 1.0) * term for name, term in terms.items()}
-        others["kinds"] = each * others["kinds"]
-        return {"local": self.weights["local"] * each * dice, **others}
+        terms = self.weighted({"local": each * dice}, scores)
+        return {**terms, "kinds": each * terms["kinds"]}
 
     def on_fit_start(self) -> None:
         """Take the kinds of defect from the labels of the auxiliary set, and keep them in the checkpoint.

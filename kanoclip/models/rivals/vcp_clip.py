@@ -127,7 +127,7 @@ class VCPCLIP(CLIPModule):
         assert scores.level_maps is not None  # for the type checker: forward returns them
         maps, mask = with_mask(scores.level_maps, batch)
         local = focal_loss(maps, mask, smooth=1e-5) + dice_loss(maps, mask, over="image")
-        return {"local": local, **(scores.terms or {})}
+        return self.weighted({"local": local}, scores)
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -46,7 +46,7 @@ def clip(golden, make_clip, write_clip, tmp_path_factory) -> str:
 
 @pytest.fixture
 def make(clip, published):
-    def make(round_tokens="none", **options) -> AdaCLIP:
+    def make(round_tokens: bool = False, **options) -> AdaCLIP:
         given, weights = AdaCLIP.from_published(published)
         tokens = given["tuning"]["init_args"] | {"round_tokens": round_tokens}
         backbone = CLIPBackbone(
@@ -117,7 +117,7 @@ def test_maps_and_scores_are_those_of_its_own_code(make, golden, clusters_as_the
 @torch.no_grad()
 def test_published_weights_give_the_scores_of_its_own_code_which_rounds_tokens(make, golden, clusters_as_theirs):
     clusters_as_theirs("half.labels")
-    scores = make("half", sigma=0)(batch_of(golden, *range(10)))
+    scores = make(True, sigma=0)(batch_of(golden, *range(10)))
     assert far(scores.anomaly_map[:2], golden["half.maps"]) < 1e-5
     assert far(scores.image_score, golden["half.scores"]) < 1e-5
     assert far(scores.image_score, golden["scores"]) > 1e-5
