@@ -110,9 +110,10 @@ def read_spec(kind: str, given: Any, file: str) -> Spec:
     keys = {"class_path", "init_args", "label", *MORE[kind]}
     known = isinstance(spec, dict) and {"class_path"} <= set(spec) <= keys
     if not known or not isinstance(spec.get("init_args") or {}, dict):
+        *most, last = ("init_args", "label", *MORE[kind])
         raise PlanError(
-            f"{file}: a {kind} should be a name or have a class_path, and may have init_args, a label"
-            f"{''.join(f', {key}' for key in MORE[kind])}, got {given!r:.80}."
+            f"{file}: a {kind} should be a name or have a class_path, and may have {', '.join(most)} and {last}, "
+            f"got {given!r:.80}."
         )
     path = spec["class_path"]
     label = str(spec.get("label") or name_of(kind, path).rpartition(".")[2])

@@ -278,7 +278,10 @@ def test_one_seed_and_no_options_of_the_trainer_are_usual_and_a_seed_alone_is_on
         ({"protocols": {"data": []}}, "mine.yaml: protocols should be a list of mappings"),
         ({"data": ["surfacess"]}, "Unknown data 'surfacess' in mine.yaml. Did you mean 'surfaces'?"),
         ({"models": [{"init_args": {}}]}, "mine.yaml: a model should be a name or have a class_path"),
-        ({"models": [{"class_path": "clip", "lable": "x"}]}, "may have init_args and a label, got {"),
+        (
+            {"models": [{"class_path": "clip", "lable": "x"}]},
+            "may have init_args, label, checkpoint and expected, got {",
+        ),
         (
             {"models": [{"class_path": "kanoclip", "init_args": {"adapter": "cnov"}}]},
             "Unknown adapter 'cnov' in mine.yaml. Did you mean 'conv'?",
