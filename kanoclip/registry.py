@@ -146,6 +146,9 @@ NAMES: dict[str, dict[str, str]] = {
     },
 }
 
+IMPORTED = ("april_gan", "anomalyclip", "aa_clip", "faprompt", "adaclip", "bayes_pfl", "af_clip", "mrad_tf", "mrad_ft",
+            "vcp_clip", "cops", "multiads")  # fmt: skip
+"""Models with a ``from_published``: those whose authors' weights can be read."""
 LISTS = {"sets": "data"}
 """Options that are a list of components -> their kind."""
 WHICH_DATA = "For photos of your own: --data folder --data.root PATH. All names: kanoclip list data."

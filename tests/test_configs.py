@@ -91,7 +91,7 @@ def create(section: Namespace, **override: object) -> object:
 def tiny(tiny_name, tiny_clip):
     """The tiny CLIP whose levels are read where a model of a config reads them."""
     block = CLIPBackbone(tiny_name, image_size=32, levels_at="block")
-    return lambda model: block if model.startswith(("af_clip", "april_gan")) else tiny_clip
+    return lambda model: block if model.startswith(("af_clip", "april_gan", "multiads")) else tiny_clip
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)

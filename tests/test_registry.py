@@ -5,11 +5,13 @@ import sys
 import pytest
 
 from kanoclip.registry import (
+    IMPORTED,
     MOVED,
     NAMES,
     UnknownNameError,
     available,
     expand,
+    load_class,
     moved,
     name_of,
     register,
@@ -27,6 +29,11 @@ def test_every_name_leads_to_a_documented_class_whose_summary_is_read_without_im
     assert name_of(kind, NAMES[kind][name]) == name
     if kind in ("model", "data"):
         assert found.name == name
+
+
+def test_the_models_that_can_be_imported_are_those_that_read_published_weights() -> None:
+    can = (name for name, path in NAMES["model"].items() if hasattr(load_class(path), "from_published"))
+    assert tuple(can) == IMPORTED
 
 
 def test_short_names_are_expanded_wherever_their_kind_is_the_key() -> None:

@@ -42,6 +42,11 @@ class CLIPModule(WithMemory):
     """Of loss terms, by name; those of heads have the heads' ``term_weights`` if they are not named, others 1."""
     _asked: frozenset[str] = frozenset()  # names in ``terms`` that no training step has shown to be right yet
 
+    def own(self, kind: str, plain: type[nn.Module], **options: Any) -> Any:
+        """Make the model's own part of a kind: with options, or as it is if a subclass has another than ``plain``."""
+        chosen = getattr(self, f"own_{kind}")
+        return chosen(**options) if chosen is plain else chosen()
+
     def assemble(self, backbone: CLIPBackbone, attention: Attention, **parts: nn.Module) -> None:
         """Take over a backbone and parts, and let each head make its weights.
 

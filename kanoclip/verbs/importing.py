@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kanoclip.data.parsing import local_path
-from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
+from kanoclip.registry import IMPORTED, did_you_mean, load_class, name_of, resolve
 from kanoclip.types import KanoclipError, counted, printable
 from kanoclip.verbs.arguments import UsageError, explain, prepare
 from kanoclip.verbs.say import folded, quiet
@@ -37,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     path = resolve("model", chosen["--from"], " for --from")
     name, fitted_on = chosen["--from"], chosen["--fitted_on"]
     output = local_path(chosen.get("--output") or f"runs/import/{name}-{fitted_on}.ckpt", "--output")
+    unknown = UsageError(f"--from {name}: no weights of it are known. There are those of {', '.join(IMPORTED)}.")
+    if path.startswith("kanoclip.") and name_of("model", path) not in IMPORTED:
+        raise unknown  # before anything is imported
     quiet()
     import torch
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     kind = load_class(path)
     if not hasattr(kind, "from_published"):
-        raise UsageError(f"--from {name}: no weights of it are known. There are those of {', '.join(_known())}.")
+        raise unknown
     found = read_published(files)
     options, weights = kind.from_published(found)
     content = _checkpoint(path, options, weights, fitted_on, rest)
@@ -149,14 +152,9 @@ def _tell(output: Path, content: dict[str, Any], hashes: dict[str, str]) -> None
     print(f"Next: kanoclip test --ckpt_path {output} --data {other} --data.root FOLDER_THAT_CONTAINS_IT")
 
 
-def _known() -> list[str]:
-    """Return the methods whose published weights can be read."""
-    return [name for name, path in NAMES["model"].items() if hasattr(load_class(path), "from_published")]
-
-
 def _help() -> str:
     backbone = "an option of the model, such as --model.backbone.pretrained /path/to/clip.safetensors"
     options = {**OPTIONS, "--model.X": backbone}
     about = f"usage: kanoclip import --from METHOD FILE_OR_FOLDER --fitted_on DATA [options]\n\n{VERBS['import'].about}"
     lines = [folded(f"  {name:<12} ", text) for name, text in options.items()]
-    return "\n".join([about, *lines, f"\nMethods: {', '.join(_known())}\nExample: {EXAMPLE}"])
+    return "\n".join([about, *lines, f"\nMethods: {', '.join(IMPORTED)}\nExample: {EXAMPLE}"])

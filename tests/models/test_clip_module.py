@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.bayesian_prompts import BayesianPrompts
 from kanoclip.heads.fine_grained import FineGrainedPrompts
+from kanoclip.heads.interaction import LevelProjection
 from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts
 from kanoclip.models.kanoclip import KAnoCLIP
+from kanoclip.models.rivals.aa_clip import AACLIP
+from kanoclip.models.rivals.adaclip import AdaCLIP
 from kanoclip.models.rivals.april_gan import AprilGAN
 from kanoclip.models.rivals.bayes_pfl import BayesPFL
 from kanoclip.types import KanoclipError
@@ -107,3 +111,18 @@ def test_a_weight_of_no_loss_term_is_an_error_in_the_first_training_step(tiny_cl
     model = BayesPFL(tiny_clip.reading("block"), terms={"kl": 1.0, "local": 2.0}).train()
     assert model.stage == 1
     assert set(model.losses(synthetic_batch, model(synthetic_batch))) == {"global"}
+
+
+class Others(LevelProjection):
+    """An interaction that takes no options."""
+
+    def __init__(self) -> None:
+        super().__init__(bias=False)
+
+
+@pytest.mark.parametrize("kind", [AACLIP, AdaCLIP, AprilGAN])
+def test_a_subclass_may_choose_its_own_parts(tiny_name, kind):
+    block = CLIPBackbone(tiny_name, image_size=32, levels_at="norm" if kind is AACLIP else "block")
+    model = type("Mine", (kind,), {"own_prompts": LearnedPrompts, "own_interaction": Others})(block)
+    found = model.describe_components()
+    assert (found["prompts"], found["interaction"]) == ("LearnedPrompts", "Others")

@@ -36,6 +36,7 @@ class Synthetic(AnomalyDataModule):
     colour; DRAEM), seamless pieces of other photos (blend; NSA), and the drawn defects of ``surfaces`` (scratch, crack,
     hole, stain, contamination, discolouration, chip, wear, thread, dent, burn, bubble). Textures come from the photos
     themselves. The same photos and options give the same images. They stand for no real defect: test on real ones.
+    A kind that cannot be seen on a photo is drawn as colour there, but keeps its name: names come before any drawing.
 
     Photos are all pictures below ``root``, or, if it has folders named normal, good or ok, those in them. Images that
     are held out show the same photos as those of the fit.

@@ -148,7 +148,7 @@ class AACLIP(CLIPModule):
             (backbone or CLIPBackbone(activation="gelu")).reading("norm"),
             attention or QKV(),
             prompts=prompts or self.own_prompts(),
-            interaction=interaction or LevelProjection(bias=False),
+            interaction=interaction or self.own("interaction", LevelProjection, bias=False),
             adapter=adapter or self.own_adapter(),
             score=score or MeanScore(),
             tuning=tuning or self.own_tuning(),

@@ -103,7 +103,7 @@ class AdaCLIP(CLIPModule):
             backbone or CLIPBackbone(position="bicubic_no_antialias", levels_at="block", activation="gelu"),
             attention or self.own_attention(),
             tuning=tuning or self.own_tuning(),
-            prompts=prompts or EnsemblePrompts(wording="adaclip"),
+            prompts=prompts or self.own("prompts", EnsemblePrompts, wording="adaclip"),
             interaction=interaction or self.own_interaction(),
             adapter=adapter or self.own_adapter(),
         )

@@ -74,9 +74,10 @@ class AprilGAN(KAnoCLIP):
     ) -> None:
         if enlarge not in ("probability", "logits"):
             raise KanoclipError(f"enlarge is {enlarge!r}, expected probability or logits. Use --model.enlarge logits.")
-        prompts = prompts or EnsemblePrompts(wording="april_gan")
+        prompts = prompts or self.own("prompts", EnsemblePrompts, wording="april_gan")
         backbone = backbone or CLIPBackbone(activation="gelu")
-        interaction = interaction or (LinearInteraction() if backbone.levels_at == "joint" else LevelProjection())
+        if interaction is None and self.own_interaction is LinearInteraction and backbone.levels_at != "joint":
+            interaction = LevelProjection()
         options = {"prompts": prompts, "interaction": interaction, **options}
         super().__init__(backbone, temperature=temperature, sigma=sigma, dice=dice, **options)
         self.enlarge: Literal["probability", "logits"] = enlarge

@@ -84,7 +84,7 @@ class CoPS(CLIPModule):
         own = {"levels": [24], "levels_at": "norm", "position": "bilinear", "cls_norm": False, "unit_cls": False}
         self.assemble(
             backbone or CLIPBackbone(**own),  # type: ignore[arg-type]  # a mapping of several types
-            attention or self.own_attention(first=1),
+            attention or self.own("attention", VV, first=1),
             prompts=prompts or self.own_prompts(),
         )
         self.alpha = alpha

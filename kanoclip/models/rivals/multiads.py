@@ -58,7 +58,7 @@ class MultiADS(AprilGAN):
         dice_mask: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(backbone, prompts or DefectPrompts(), **options)
+        super().__init__(backbone, prompts or self.own_prompts(), **options)
         lists: Mapping[str, list[str] | None] = defects if isinstance(defects, dict) else {"": defects}
         self._named = {one: check_names(names, "defects") for one, names in lists.items() if names is not None}
         self.defects, self.dice_mask = defects, dice_mask
