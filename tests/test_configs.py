@@ -251,7 +251,7 @@ def test_the_full_config_is_the_model_without_any_options() -> None:
     shapes = []
     for given in (without, full):
         interaction = create(dict_to_namespace(given.pop("interaction")))
-        interaction.build(SimpleNamespace(levels=(6, 12, 18, 24), dim=768))  # ViT-L
+        interaction.build(SimpleNamespace(levels=(6, 12, 18, 24), dim=768, levels_at="joint"))  # ViT-L
         shapes.append({name: weight.shape for name, weight in interaction.named_parameters()})
     assert shapes[0] == shapes[1]
     assert sum(shape.numel() for shape in shapes[0].values()) < 5e6  # 61 MB a checkpoint, with Adam's moments
