@@ -223,7 +223,10 @@ S = "test --data surfaces "
             S + "--model.adapter conv --model.adapter.scales 1",
             "Did you mean --model.adapter.scale? Accepted: reduction",
         ),
-        (S + "--model.adapter.scale 1", "not which adapter. Put --model.adapter NAME before them: none, linear, projection, conv"),
+        (
+            S + "--model.adapter.scale 1",
+            "not which adapter. Put --model.adapter NAME before them: none, linear, projection, conv",
+        ),
         (S + "--data.categry x", "Unknown option --data.categry. Did you mean --data.category? Accepted: root, "),
         (S + "--modle clip", "Unknown option --modle. Did you mean --model? Accepted: data, model, trainer"),
         ("test --data surfaces --data.batchsize 3", "Did you mean --data.batch_size?"),
