@@ -189,7 +189,7 @@ SIZES = {  # fits if all sets are on disk, and rows
     "components": (39 * 3, 39),
     "mvtec_to_all": (2 * 3 * 3, 5),
     "quickstart": (1, 3),
-    "rivals": (3 * 3, 6),
+    "rivals": (10 * 3, 13),
     "smoke": (1, 2),
     "visa_to_all": (2 * 3 * 3, 5),
 }
@@ -204,10 +204,10 @@ def test_a_benchmark_config_is_accepted_and_plans_what_it_says(path: Path, tmp_p
 
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=name)
-def test_the_models_of_a_benchmark_config_can_be_built(path: Path, tmp_path: Path, tiny_clip) -> None:
+def test_the_models_of_a_benchmark_config_can_be_built(path: Path, tmp_path: Path, tiny) -> None:
     for job in read_plan(str(path), tmp_path).jobs:
         if job.seed == 111 and job.label != "local_stats" and "backbone" in job.model.get("init_args", {}):
-            create(parse_spec("model", job.model, path.name), backbone=tiny_clip)
+            create(parse_spec("model", job.model, path.name), backbone=tiny(name_of("model", job.model["class_path"])))
 
 
 @pytest.mark.parametrize(
