@@ -190,7 +190,9 @@ def test_no_path_of_a_checkpoint_is_taken_over_by_a_fit(kept, make_model, make_d
 
 
 @pytest.mark.parametrize("part", ["state_dict", "kanoclip"])
-@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda w: w.to("meta"), lambda w: 3], ids=["sparse", "meta", "number"])
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.to_sparse, lambda w: w.to("meta"), lambda w: 3], ids=["sparse", "meta", "number"]
+)
 def test_a_tensor_that_is_none_in_truth_is_told_in_one_line(kept, tiny_clip, part, change) -> None:
     path, content = kept
     name = "random_state" if part == "kanoclip" else next(iter(content[part]))
