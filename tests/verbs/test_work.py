@@ -47,7 +47,7 @@ def test_every_process_has_one_gpu_and_its_share_of_the_cores(fake, monkeypatch)
     work_in_processes(3, ["benchmark", "--config", "a.yaml"], gpus=["4", "6"])
     assert [env["CUDA_VISIBLE_DEVICES"] for _, env in fake.started] == ["4", "6", "4"]
     assert {env["OMP_NUM_THREADS"] for _, env in fake.started} == {"2"}
-    told = [sys.executable, "-m", "kanoclip", "benchmark", "--config", "a.yaml", "--processes=3"]  # for the hours to expect
+    told = [sys.executable, "-m", "kanoclip", "benchmark", "--config", "a.yaml", "--processes=3"]
     assert fake.started[0][0][:-1] == told
 
 
