@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts
+from kanoclip.heads.prompts import Prompts, check_room, deep_vectors
 from kanoclip.heads.scoring import dot
 from kanoclip.types import ANOMALOUS, NORMAL, Features, KanoclipError
 
@@ -87,13 +87,8 @@ class FineGrainedPrompts(Prompts):
         learned = self.context + self.abnormal_context
         words = ["object.", "damaged object."]
         embedded, eot = backbone.token_embeddings(words)  # (2, M, W), (2,)
-        longest = int(backbone.text.lengths(words).max()) + learned
+        check_room(backbone, words, learned)
         side = backbone.image_size // backbone.patch_size
-        if longest > backbone.context_length:
-            raise KanoclipError(
-                f"A prompt of {learned} learned vectors and the words {words} takes {longest} tokens, but "
-                f"{backbone.description} reads {backbone.context_length}. Use a smaller --model.prompts.context."
-            )
         if self.patches > side**2:
             raise KanoclipError(
                 f"prompts.patches is {self.patches}, but an image has {side} x {side} patches. "
@@ -111,8 +106,7 @@ class FineGrainedPrompts(Prompts):
         width = backbone.text_width
         self.shared = nn.Parameter(0.02 * torch.randn(self.context, width))
         self.own = nn.Parameter(0.02 * torch.randn(self.abnormal, self.abnormal_context, width))
-        depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
-        self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
+        self.deep = deep_vectors(backbone, self.deep_tokens, self.deep_depth)
         chosen = self.patches * backbone.dim
         hidden = max(1, chosen // REDUCTION)
         self.to_prior = nn.Sequential(nn.Linear(chosen, hidden), nn.ReLU(), nn.Linear(hidden, width))

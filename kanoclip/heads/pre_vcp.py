@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts
+from kanoclip.heads.prompts import Prompts, check_room
 from kanoclip.types import Features, KanoclipError
 
 
@@ -69,12 +69,7 @@ class PreVCP(Prompts):
         texts = [self.normal, self.anomalous]
         words, eot = backbone.token_embeddings(texts)  # (2, M, W), (2,)
         lengths, learned, width = backbone.text.lengths(texts), self.context + self.deep_tokens, backbone.text_width
-        if int(lengths.max()) + learned > backbone.context_length:
-            raise KanoclipError(
-                f"A prompt of {learned} learned tokens and the words {texts} takes {int(lengths.max()) + learned} "
-                f"tokens, but {backbone.description} reads {backbone.context_length}. Use a smaller "
-                f"--model.prompts.context."
-            )
+        check_room(backbone, texts, learned, f"learned tokens and the words {texts}")
         self.ends: list[int] = (lengths - 1).tolist()  # where the end token of each is
         self.register_buffer("words", words.clone(), persistent=False)
         self.register_buffer("eot", backbone.text.moved(eot, learned), persistent=False)

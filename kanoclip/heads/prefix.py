@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts
+from kanoclip.heads.prompts import Prompts, check_room
 from kanoclip.types import Features, KanoclipError
 
 
@@ -46,12 +46,7 @@ class PrefixPrompts(Prompts):
         """Draw the learned vectors from N(0, 0.01), and embed the texts behind them."""
         texts = [self.normal, self.anomalous]
         words, eot = backbone.token_embeddings(texts)  # (2, M, W), (2,)
-        longest = int(backbone.text.lengths(texts).max()) + self.context
-        if longest > backbone.context_length:
-            raise KanoclipError(
-                f"A prompt of {self.context} learned vectors and the texts {texts} takes {longest} tokens, but "
-                f"{backbone.description} reads {backbone.context_length}. Use a smaller --model.prompts.context."
-            )
+        check_room(backbone, texts, self.context, f"learned vectors and the texts {texts}")
         self.register_buffer("words", words[:, : backbone.context_length - self.context].clone(), persistent=False)
         self.register_buffer("eot", backbone.text.moved(eot, self.context), persistent=False)
         self.prefix = nn.Parameter(0.01 * torch.randn(self.context, backbone.text_width))

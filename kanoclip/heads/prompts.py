@@ -184,20 +184,14 @@ class LearnedPrompts(Prompts):
         """Draw the learned vectors from N(0, 0.02), and embed the words that follow them."""
         words = [self.normal, self.anomalous]
         embeddings, eot = backbone.token_embeddings(words)  # (2, M, W), (2,)
-        longest = int(backbone.text.lengths(words).max()) + self.context
-        if longest > backbone.context_length:
-            raise KanoclipError(
-                f"A prompt of {self.context} learned vectors and the words {words} takes {longest} tokens, but "
-                f"{backbone.description} reads {backbone.context_length}. Use a smaller --model.prompts.context."
-            )
+        check_room(backbone, words, self.context)
         keep = backbone.context_length - self.context
         self.register_buffer("begin", embeddings[:, :1].clone(), persistent=False)
         self.register_buffer("end", embeddings[:, 1:keep].clone(), persistent=False)
         self.register_buffer("eot", backbone.text.moved(eot, self.context), persistent=False)
         width = backbone.text_width
         self.vectors = nn.Parameter(0.02 * torch.randn(2, self.context, width))  # none shared by the states
-        depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
-        self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
+        self.deep = deep_vectors(backbone, self.deep_tokens, self.deep_depth)
 
     def forward(
         self,
@@ -234,6 +228,35 @@ class ObjectAgnosticPrompts(LearnedPrompts):
 
     def __init__(self, deep_tokens: int = 4, **options: Any) -> None:
         super().__init__(deep_tokens=deep_tokens, **options)
+
+
+def check_room(backbone: CLIPBackbone, words: list[str], learned: int, told: str = "") -> None:
+    """Raise KanoclipError if the text encoder does not read so many learned vectors and the longest of the words.
+
+    Args:
+        backbone: Whose text encoder reads them.
+        words: What stands beside the learned vectors.
+        learned: How many there are.
+        told: What the message says of them; "": learned vectors and the words.
+    """
+    longest = int(backbone.text.lengths(words).max()) + learned
+    if longest > backbone.context_length:
+        raise KanoclipError(
+            f"A prompt of {learned} {told or f'learned vectors and the words {words}'} takes {longest} tokens, but "
+            f"{backbone.description} reads {backbone.context_length}. Use a smaller --model.prompts.context."
+        )
+
+
+def deep_vectors(backbone: CLIPBackbone, tokens: int, depth: int) -> nn.Parameter | None:
+    """Draw learned tokens ``(depth, tokens, W)`` for the inside of the text encoder from N(0, 0.02); None for none.
+
+    Args:
+        backbone: Whose text encoder gets them.
+        tokens: In each block; 0: none.
+        depth: Text blocks from the second on; at most all of them.
+    """
+    depth = min(depth, len(backbone.text.blocks) - 1) if tokens else 0
+    return nn.Parameter(0.02 * torch.randn(depth, tokens, backbone.text_width)) if depth else None
 
 
 def autocast_type(tensor: Tensor) -> torch.dtype | None:

@@ -13,7 +13,7 @@ from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.towers import tower_of
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts
+from kanoclip.heads.prompts import Prompts, check_room, deep_vectors
 from kanoclip.heads.prototypes import GlobalVAE, Prototypes
 from kanoclip.types import ANOMALOUS, NORMAL, Features, KanoclipError
 
@@ -99,12 +99,7 @@ class SynthesizedPrompts(Prompts):
         """Draw the learned vectors from N(0, 0.02), create the layers, and draw the latents for tests."""
         embedded, eot = backbone.token_embeddings(["."])  # (1, M, W), (1,)
         learned, width, dim = self.context + self.count + OBJECT, backbone.text_width, backbone.dim
-        longest = int(backbone.text.lengths(["."]).max()) + learned
-        if longest > backbone.context_length:
-            raise KanoclipError(
-                f"A prompt of {learned} learned vectors takes {longest} tokens, but {backbone.description} reads "
-                f"{backbone.context_length}. Use a smaller --model.prompts.context."
-            )
+        check_room(backbone, ["."], learned, "learned vectors")
         self.register_buffer("begin", embedded[:, :1].clone(), persistent=False)
         self.register_buffer("end", embedded[:, 1 : backbone.context_length - learned].clone(), persistent=False)
         self.register_buffer("eot", backbone.text.moved(eot, learned), persistent=False)
@@ -112,8 +107,7 @@ class SynthesizedPrompts(Prompts):
         self.prototypes = Prototypes(dim, self.count, self.heads)
         self.latent = GlobalVAE(dim)
         self.widen = nn.Identity() if dim == width else nn.Linear(dim, width)
-        depth = min(self.deep_depth, len(backbone.text.blocks) - 1) if self.deep_tokens else 0
-        self.deep = nn.Parameter(0.02 * torch.randn(depth, self.deep_tokens, width)) if depth else None
+        self.deep = deep_vectors(backbone, self.deep_tokens, self.deep_depth)
         generator = torch.Generator().manual_seed(self.seed)
         self.register_buffer("latents", torch.randn(self.samples, dim, generator=generator), persistent=False)
 
