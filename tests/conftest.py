@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import socket
 
 import open_clip
@@ -12,6 +13,9 @@ from safetensors.torch import save_file
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.types import Batch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; small tensors gain nothing
+torch.set_num_threads(1)
 
 settings.register_profile("any machine", deadline=None, max_examples=50)
 settings.load_profile("any machine")
@@ -28,6 +32,14 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Makes what a test printed text that can pass from one process to another (pytest-xdist), odd file names too."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ class Command:
 
     def tell_all(self, told: int, once) -> tuple[int, str]:
         """Send a signal to all processes once something is there; returns the exit code and what was said."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not once() and self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         try:
