@@ -80,6 +80,7 @@ NAMES: dict[str, dict[str, str]] = {
         "af_clip": "kanoclip.models.rivals.af_clip.AFCLIP",
         "mrad_tf": "kanoclip.models.rivals.mrad.MRADTF",
         "mrad_ft": "kanoclip.models.rivals.mrad.MRADFT",
+        "mrad_clip": "kanoclip.models.rivals.mrad_clip.MRADCLIP",
         "vcp_clip": "kanoclip.models.rivals.vcp_clip.VCPCLIP",
         "cops": "kanoclip.models.rivals.cops.CoPS",
         "multiads": "kanoclip.models.rivals.multiads.MultiADS",
@@ -101,6 +102,7 @@ NAMES: dict[str, dict[str, str]] = {
         "pre_vcp": "kanoclip.heads.pre_vcp.PreVCP",
         "synthesized": "kanoclip.heads.synthesized_prompts.SynthesizedPrompts",
         "defects": "kanoclip.heads.defects.DefectPrompts",
+        "regional": "kanoclip.heads.regional_prompts.RegionalPrompts",
     },
     "interaction": {
         "none": "kanoclip.heads.interaction.NoInteraction",
@@ -147,7 +149,7 @@ NAMES: dict[str, dict[str, str]] = {
 }
 
 IMPORTED = ("april_gan", "anomalyclip", "aa_clip", "faprompt", "adaclip", "bayes_pfl", "af_clip", "mrad_tf", "mrad_ft",
-            "vcp_clip", "cops", "multiads")  # fmt: skip
+            "mrad_clip", "vcp_clip", "cops", "multiads")  # fmt: skip
 """Models with a ``from_published``: those whose authors' weights can be read."""
 LISTS = {"sets": "data"}
 """Options that are a list of components -> their kind."""

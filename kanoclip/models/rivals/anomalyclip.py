@@ -64,14 +64,7 @@ class AnomalyCLIP(KAnoCLIP):
             KanoclipError: Naming what is missing or has another shape.
         """
         name, content = only_file(files, "epoch_15.pth")
-        theirs = part_of(content, "prompt_learner", name)
-        normal = tensor_of(theirs, "ctx_pos", (1, 1, None, None), name)
-        context, width = normal.shape[2:]
-        anomalous = tensor_of(theirs, "ctx_neg", (1, 1, context, width), name)
-        tokens = len(tensor_of(theirs, "compound_prompts_text.0", (None, width), name))
-        depth = sum(f"{key}".startswith("compound_prompts_text.") for key in theirs)
-        deep = [tensor_of(theirs, f"compound_prompts_text.{i}", (tokens, width), name) for i in range(depth)]
-        prompts = {"context": context, "deep_tokens": tokens, "deep_depth": depth}
+        prompts, weights = read_prompts(part_of(content, "prompt_learner", name), name)
         options = {
             "backbone": {
                 "class_path": "clip",
@@ -79,5 +72,25 @@ class AnomalyCLIP(KAnoCLIP):
             },
             "prompts": {"class_path": "object_agnostic", "init_args": prompts},
         }
-        vectors = torch.cat([normal[0], anomalous[0]])  # (2, M, W)
-        return options, {"prompts.vectors": vectors, "prompts.deep": torch.stack(deep)}
+        return options, weights
+
+
+def read_prompts(theirs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read its learner of prompts: options of ``ObjectAgnosticPrompts``, and the weights.
+
+    Args:
+        theirs: Weights of the learner.
+        name: The file, for the message.
+
+    Raises:
+        KanoclipError: Naming what is missing or has another shape.
+    """
+    normal = tensor_of(theirs, "ctx_pos", (1, 1, None, None), name)
+    context, width = normal.shape[2:]
+    anomalous = tensor_of(theirs, "ctx_neg", (1, 1, context, width), name)
+    tokens = len(tensor_of(theirs, "compound_prompts_text.0", (None, width), name))
+    depth = sum(f"{key}".startswith("compound_prompts_text.") for key in theirs)
+    deep = [tensor_of(theirs, f"compound_prompts_text.{i}", (tokens, width), name) for i in range(depth)]
+    vectors = torch.cat([normal[0], anomalous[0]])  # (2, M, W)
+    options = {"context": context, "deep_tokens": tokens, "deep_depth": depth}
+    return options, {"prompts.vectors": vectors, "prompts.deep": torch.stack(deep)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -18,7 +18,7 @@ from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
 from kanoclip.heads.scoring import Score, TopKScore, check_blur, check_temperature, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import part_of, tensor_of
-from kanoclip.types import Batch, KanoclipError, Scores
+from kanoclip.types import Batch, Features, KanoclipError, Scores
 
 
 class MRADTF(CLIPModule):
@@ -47,7 +47,7 @@ class MRADTF(CLIPModule):
 
     name = "mrad_tf"
     of_score = ("alpha",)
-    heads = ("memory",)
+    heads: ClassVar[tuple[str, ...]] = ("memory",)
     own_memory: type[LabelledMemory] = LabelledMemory
     memory: LabelledMemory
     score: Score
@@ -65,6 +65,19 @@ class MRADTF(CLIPModule):
     ) -> None:
         super().__init__(lr, betas)
         self.save_hyperparameters(logger=False)
+        self.compose(backbone, attention, memory, score, alpha, sigma)
+
+    def compose(
+        self,
+        backbone: CLIPBackbone | None,
+        attention: Attention | None,
+        memory: LabelledMemory | None,
+        score: Score | None,
+        alpha: float,
+        sigma: float,
+        **parts: nn.Module,
+    ) -> None:
+        """Take over what all kinds of MRAD have, and further ``parts`` by kind, as ``assemble``."""
         if not 0 <= alpha <= 1:
             raise KanoclipError(f"alpha is {alpha}, expected a share in [0, 1]. Use --model.alpha 0.7.")
         check_blur(sigma)
@@ -72,6 +85,7 @@ class MRADTF(CLIPModule):
             backbone or CLIPBackbone(levels=[24], position="bilinear", cls_norm=False, levels_at="norm"),
             attention or VV(first=2),
             memory=memory or self.own_memory(),
+            **parts,
             score=score or TopKScore(),
         )
         self.alpha = alpha
@@ -82,12 +96,16 @@ class MRADTF(CLIPModule):
         """Score a batch; see ``Scores`` for shapes and ranges."""
         features = self.features(batch)
         p_image, p_patch = self.memory.read(features)  # (B,), (B, N)
-        grid = p_patch.unflatten(-1, features.grid)[:, None]
+        grid = self.local(features, p_patch).unflatten(-1, features.grid)[:, None]
         maps = F.interpolate(grid, size=(self.image_size,) * 2, mode="bilinear")[:, 0]  # (B, H, W)
         heat = maps if self.training else smooth(maps, self.sigma)
         score = self.alpha * p_image + (1 - self.alpha) * self.score(p_image, heat)  # (B,)
         logits = torch.stack([1 - p_image, p_image], -1) / self.loss_temperature  # a probability, as in its code
         return self.with_terms(Scores(heat, score, maps[None], logits))
+
+    def local(self, features: Features, p_patch: Tensor) -> Tensor:
+        """Return p(anomalous) of each patch ``(B, N)``: what the memory says of it, ``p_patch``."""
+        return p_patch
 
     @classmethod
     def learns(cls, options: Mapping[str, Any]) -> bool | None:
@@ -133,7 +151,7 @@ class MRADTF(CLIPModule):
         """
         weights: dict[str, Tensor] = {}
         for kind, prefix in (("image", "cache_model_"), ("patch", "cache_patch_model_")):
-            name = _file_of(files, prefix)
+            name = file_of(files, prefix)
             keys = tensor_of(files[name], "keys", (None, None), name)
             labels = tensor_of(files[name], "values", (len(keys), 2), name)[:, 1]
             weights |= {f"memory.{kind}_keys": keys, f"memory.{kind}_labels": labels.contiguous()}
@@ -155,6 +173,8 @@ class MRADFT(MRADTF):
     """
 
     name = "mrad_ft"
+    published: ClassVar[str] = "mrad_ft_"
+    """What the names of its authors' files of weights begin with."""
     own_memory = ProjectedMemory
 
     def __init__(
@@ -198,7 +218,7 @@ class MRADFT(MRADTF):
             KanoclipError: Naming what is missing or has another shape.
         """
         options, weights = super().from_published(files)
-        name = _file_of(files, "mrad_ft_")
+        name = file_of(files, cls.published)
         for kind, layers in (("image", ("mlp1", "mlp2")), ("patch", ("fc.0", "fc.1"))):
             theirs = part_of(files[name], f"{kind}_proj", name)
             width, dim = (weights[f"memory.{which}_keys"].shape[1] for which in (kind, "image"))
@@ -208,7 +228,7 @@ class MRADFT(MRADTF):
         return options, weights
 
 
-def _file_of(files: Mapping[str, Any], prefix: str) -> str:
+def file_of(files: Mapping[str, Any], prefix: str) -> str:
     """Return the name of the one file whose name begins so.
 
     Raises:

@@ -1,4 +1,4 @@
-"""MRAD-TF and MRAD-FT against their own code, and from fit to test by the command."""
+"""MRAD-TF, MRAD-FT and MRAD-CLIP against their own code, and from fit to test by the command."""
 
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from kanoclip.backbone.attention import VV
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.labelled_memory import LabelledMemory, neighbourhoods
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss
+from kanoclip.heads.regional_prompts import RegionalPrompts
 from kanoclip.models.checkpoint import read_checkpoint
 from kanoclip.models.rivals.mrad import MRADFT, MRADTF
+from kanoclip.models.rivals.mrad_clip import MRADCLIP
 from kanoclip.types import Batch, KanoclipError
 from kanoclip.verbs.table import main
 
@@ -31,21 +33,40 @@ def published() -> dict:
         for kind, stem in (("image", ""), ("patch", "patch_"))
     }
     learned = {key[10:]: value for key, value in GOLDEN.items() if key.startswith("published.")}
-    parts = {
+    parts: dict = {
         part: {key.removeprefix(f"{part}."): value for key, value in learned.items() if key.startswith(part)}
         for part in ("image_proj", "patch_proj")
     }
     return {**banks, "mrad_ft_final.pth": parts}
 
 
+def published_clip() -> dict:
+    """Those of MRAD-CLIP, with fewer rows of regions: the maker says why."""
+    files, kept = published(), GOLDEN["mc.rows"]
+    patch = {key: value[kept] for key, value in files["cache_patch_model_visa.pt"].items()}
+    parts = files.pop("mrad_ft_final.pth")
+    for key, value in GOLDEN.items():
+        if key.startswith("mc.published."):
+            part, _, name = key.removeprefix("mc.published.").partition(".")
+            parts.setdefault(part, {})[name] = value
+    return {**files, "cache_patch_model_visa.pt": patch, "mrad_clip_final.pth": parts}
+
+
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     vision = {"image_size": 148, "patch_size": 4, "width": 64, "layers": 24, "head_width": 64}
-    config, clip = build(32, vision, quick_gelu=True)  # its text tower plays no part
-    golden = {key[5:]: value.float() for key, value in GOLDEN.items() if key.startswith("clip.")}
-    for key in [key for key in golden if ".resblocks.0." in key]:  # 24 blocks share the weights of one
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3}
+    config, clip = build(32, vision, text, quick_gelu=True)
+    golden = {key[5:]: value.float() for key, value in GOLDEN.items() if key.startswith(("clip.", "text."))}
+    golden["token_embedding.weight"] = torch.zeros(49408, 32)
+    golden["token_embedding.weight"][GOLDEN["tokens"]] = GOLDEN["token_rows"].float()
+    for key in [
+        key for key in golden if key.startswith("visual.transformer.resblocks.0.")
+    ]:  # 24 blocks share the weights of one
         golden |= {key.replace(".0.", f".{i}.", 1): golden[key].clone() for i in range(24)}
-    name = write_folder(tmp_path_factory.mktemp("clip"), config, clip.state_dict() | golden, MEAN, STD)
+    folder = tmp_path_factory.mktemp("clip")
+    name = write_folder(folder, config, clip.state_dict() | golden, MEAN, STD)
+    (folder / "bpe.txt.gz").unlink()  # the vocabulary is OpenAI's
     return CLIPBackbone(name, image_size=148, **MRADTF.from_published(published())[0]["backbone"]["init_args"])
 
 
@@ -122,11 +143,78 @@ def test_losses_and_their_gradients_are_those_of_its_code(backbone, batch) -> No
                 assert relative(found, GOLDEN[f"gradient.{layer}.{key}"]) < 1e-4, (ours, key)
 
 
+def imported_clip(backbone) -> MRADCLIP:
+    options, weights = MRADCLIP.from_published(published_clip())
+    assert options["prompts"]["class_path"] == "regional"
+    prompts = RegionalPrompts(**options["prompts"]["init_args"])
+    model = MRADCLIP(backbone=backbone, attention=VV(first=2), prompts=prompts)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(name.startswith("backbone.") for name in missing)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_mrad_clip_shifts_its_prompts_by_regions_and_scores_as_its_code(backbone, batch) -> None:
+    model, near = imported_clip(backbone), {"rtol": 0, "atol": 1e-4}
+    features = model.features(batch)
+    patches = backbone.joint(neighbourhoods(features), norm=False)
+    anomalous = model.memory.read(features)[1] > 0.5
+    states = model.prompts.shifted(patches, anomalous, backbone)
+    torch.testing.assert_close(states, GOLDEN["mc.states"], **near)
+    scores = model(batch)
+    torch.testing.assert_close(scores.level_maps[0, :, ::4, ::4], GOLDEN["mc.rough"], **near)
+    torch.testing.assert_close(scores.anomaly_map[:, ::4, ::4], GOLDEN["mc.map"], **near)
+    torch.testing.assert_close(scores.image_score, GOLDEN["mc.score"], **near)
+    assert 0.1 < float(anomalous.float().mean()) < 0.9
+
+
+@torch.no_grad()
+def test_the_command_imports_the_files_of_mrad_clip(backbone, batch, tmp_path) -> None:
+    options = ["--model.attention", "vv", "--model.attention.first", "2"]
+    model = import_published(MRADCLIP, published_clip(), backbone, tmp_path, *options)
+    torch.testing.assert_close(model(batch).image_score, GOLDEN["mc.score"], rtol=0, atol=1e-4)
+
+
+def test_the_second_stage_of_mrad_clip_has_the_loss_and_the_gradients_of_its_code(backbone, batch) -> None:
+    model = imported_clip(backbone).train()
+    losses = model.losses(batch, model(batch))
+    assert list(losses) == ["local"]
+    torch.testing.assert_close(losses["local"], GOLDEN["mc.loss"], rtol=0, atol=1e-4)
+    losses["local"].backward()
+    theirs = {key[12:]: value for key, value in GOLDEN.items() if key.startswith("mc.gradient.")}
+    found = model.prompts.vectors.grad
+    for state, name in enumerate(("ctx_pos", "ctx_neg")):
+        assert relative(found[state], theirs[f"prompt_learner.{name}"][0, 0]) < 1e-4
+        for key in ("weight", "bias"):
+            layer = getattr(model.prompts.shift[state], key).grad
+            assert relative(layer, theirs[f"prompt_proj.mlp{state + 1}.{key}"]) < 1e-4
+    for i, deep in enumerate(model.prompts.deep.grad):
+        assert relative(deep, theirs[f"prompt_learner.compound_prompts_text.{i}"]) < 3e-4  # theirs in half precision
+    assert all(weight.grad is None for weight in model.memory.parameters())
+
+
+def test_the_first_stage_of_mrad_clip_is_mrad_ft(make_model, synthetic_batch) -> None:
+    model = make_model(MRADCLIP).train()
+    model.memory.collect([synthetic_batch], model.features, seed=0)
+    first, second = model.stages
+    assert (first.train, first.epochs, second.train, second.epochs) == (("memory",), 1, ("prompts",), 5)
+    model.running_stage = 0
+    scores = model(synthetic_batch)
+    ft = make_model(MRADFT).train()
+    ft.load_state_dict({name: one for name, one in model.state_dict().items() if not name.startswith("prompts.")})
+    expected = ft.losses(synthetic_batch, ft(synthetic_batch))
+    torch.testing.assert_close(model.losses(synthetic_batch, scores), expected, rtol=0, atol=0)
+    assert list(expected) == ["global", "local"]
+    model.running_stage = 1
+    assert list(model.losses(synthetic_batch, model(synthetic_batch))) == ["local"]
+
+
 def part(batch: Batch, first: int, last: int) -> Batch:
     return Batch(*(value[first:last] for value in batch[:-1]))
 
 
-@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("kind", [*KINDS.values(), MRADCLIP])
 @torch.no_grad()
 def test_a_batch_of_four_is_four_batches_of_one(kind, make_model, synthetic_batch) -> None:
     model = make_model(kind).eval()
@@ -143,15 +231,16 @@ def test_a_memory_that_was_never_filled_says_so(make_model, synthetic_batch) -> 
         make_model(MRADTF)(synthetic_batch)
 
 
-@pytest.mark.parametrize("name", ["mrad_tf", "mrad_ft"])
+@pytest.mark.parametrize("name", ["mrad_tf", "mrad_ft", "mrad_clip"])
 def test_a_fit_fills_the_memory_and_a_test_reads_it_from_the_checkpoint(name, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     whole = yaml.safe_load((ROOT / "configs" / "rivals" / f"{name}.yaml").read_text(encoding="utf-8"))
     whole["data"] = {"class_path": "surfaces_auxiliary", "init_args": {"images": 4, "num_workers": 0}}
     whole["data"]["init_args"]["category"] = "ring"
     whole["model"]["init_args"]["backbone"] = {"class_path": "embedded", "init_args": {"image_size": 128}}
-    if name == "mrad_tf":
-        whole["trainer"].pop("max_epochs")  # one pass, whatever the default says
+    whole["trainer"].pop("max_epochs")  # of mrad_tf one pass, whatever the default says
+    if name != "mrad_tf":
+        whole["trainer"]["max_epochs"] = {"mrad_ft": 1, "mrad_clip": 2}[name]
     Path("rival.yaml").write_text(yaml.safe_dump(whole))
     other = ["--data", "surfaces", "--data.images", "2", "--data.num_workers", "0", "--data.category", "pill"]
     assert main(["test", "--config", "rival.yaml", *other]) == 2
