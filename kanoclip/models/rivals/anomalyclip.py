@@ -69,7 +69,7 @@ class AnomalyCLIP(KAnoCLIP):
         context, width = normal.shape[2:]
         anomalous = tensor_of(theirs, "ctx_neg", (1, 1, context, width), name)
         tokens = len(tensor_of(theirs, "compound_prompts_text.0", (None, width), name))
-        depth = sum(f"{key}".startswith("compound_prompts_text.") for key in theirs)
+        depth = sum(key.startswith("compound_prompts_text.") for key in theirs)
         deep = [tensor_of(theirs, f"compound_prompts_text.{i}", (tokens, width), name) for i in range(depth)]
         prompts = {"context": context, "deep_tokens": tokens, "deep_depth": depth}
         options = {
