@@ -83,9 +83,16 @@ class PatchMemory(Memory):
         self._banks: dict[str, Vectors] = {}  # category -> (M, W) of each set, unit length
 
     def choose(self, data: Any, seed: int | None) -> None:
-        """Find and draw the reference images; raises as ``find_references``."""
+        """Find and draw the reference images.
+
+        Raises:
+            KanoclipError: As ``find_references``; or if there are none of a category that is scored.
+        """
         self._draw = next(one for one in (self._seed, seed, 111) if one is not None)
         self.chosen = find_references(self._reference, data, self._shots, self._draw, self._with_replacement)
+        for category in getattr(data, "categories", ()):
+            if ANY not in self.chosen.samples and category not in self.chosen.samples:
+                raise self._unknown(category)
         drawn = self._draw if self._subset == "random" else None
         self.references = digest(sorted(self.chosen.hashes.items()), self._subset, self._size, drawn)[:16]
 
@@ -131,11 +138,11 @@ class PatchMemory(Memory):
         return bank
 
     def _unknown(self, category: str) -> KanoclipError:
-        if not self._banks:
+        if self.chosen is None:
             return KanoclipError("The memory is empty: call model.remember() before the model scores images.")
         return KanoclipError(
-            f"There are no reference images of {category!r}, only of {', '.join(sorted(self._banks))}. Add a folder "
-            f"{category} of good photos to --model.memory.reference, or give photos without sub-folders for all."
+            f"There are no reference images of {category!r}, only of {', '.join(sorted(self.chosen.samples))}. Add a "
+            f"folder {category} of good photos to --model.memory.reference, or give photos without sub-folders for all."
         )
 
     def _keep(self, rows: Tensor) -> Tensor:

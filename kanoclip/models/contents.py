@@ -39,6 +39,19 @@ class CheckpointError(KanoclipError):
     """A checkpoint that is damaged, or does not belong to this model or data."""
 
 
+class UnfitError(CheckpointError):
+    """Weights that are not those of a model.
+
+    Args:
+        what: What is wrong, behind the name of a file.
+        remedy: How to fit anew, if not as before.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"The checkpoint {what}. Give --ckpt_path another one from runs/fit, or fit anew{remedy}.")
+        self.what = what
+
+
 def check_entry(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the entry ``kanoclip`` of a checkpoint.
 
@@ -145,21 +158,15 @@ def check_weights(given: Mapping[str, Any], model: nn.Module) -> None:
     """Refuse weights that are not those of a model by their names, shapes and kinds of numbers, or are not finite.
 
     Raises:
-        CheckpointError: Naming the first weight that differs.
+        UnfitError: Naming the first weight that differs.
     """
     own = model.state_dict()
     for name in (*own, *given):
         theirs, mine = (_kind(one[name]) if name in one else "nothing" for one in (given, own))
         if theirs != mine:
-            raise CheckpointError(
-                f"The checkpoint does not fit the model: {name[:SHOWN]} is {theirs} in it, expected {mine}. Give "
-                f"--ckpt_path another one from runs/fit, or fit anew."
-            )
+            raise UnfitError(f"does not fit the model: {name[:SHOWN]} is {theirs} in it, expected {mine}")
         if given[name].data_ptr() != own[name].data_ptr() and not given[name].isfinite().all():  # not a frozen one
-            raise CheckpointError(
-                f"The checkpoint holds NaN or infinite weights: {name}. Give --ckpt_path another one from runs/fit, or "
-                f"fit anew with a lower --model.lr."
-            )
+            raise UnfitError(f"holds NaN or infinite weights: {name}", " with a lower --model.lr")
 
 
 def _dense(value: Any) -> bool:

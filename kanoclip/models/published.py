@@ -13,10 +13,11 @@ from torch import Tensor
 
 from kanoclip.data.parsing import local_path
 from kanoclip.models.contents import SHOWN
-from kanoclip.types import KanoclipError, MissingError, counted
+from kanoclip.types import KanoclipError, MissingError, counted, printable
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 Shape = tuple[int | None, ...]
+AS_PUBLISHED = "Give the file as its authors publish it."
 
 
 def read_published(path: str | Path) -> dict[str, Any]:
@@ -75,16 +76,30 @@ def only_file(files: Mapping[str, Any], such_as: str) -> tuple[str, Any]:
     return next(iter(files.items()))
 
 
-def part_of(content: Any, key: str, where: str) -> dict[str, Any]:
-    """Return the mapping under a key of a file.
+def named(content: Any, where: str) -> dict[str, Any]:
+    """Return what a file holds, checked to be a mapping of names to weights.
 
     Raises:
-        KanoclipError: If there is none.
+        KanoclipError: If it is none, or one of its keys is no text.
+    """
+    if not isinstance(content, Mapping):
+        raise KanoclipError(f"{where} holds {type(content).__name__}, expected a mapping of names to weights.")
+    for key in content:
+        if not isinstance(key, str):
+            raise KanoclipError(f"{where} has the key {_shown(key)}, expected names of weights. {AS_PUBLISHED}")
+    return dict(content)
+
+
+def part_of(content: Any, key: str, where: str) -> dict[str, Any]:
+    """Return the mapping of names to weights under a key of a file.
+
+    Raises:
+        KanoclipError: If there is none, or one of its keys is no text.
     """
     found = content.get(key) if isinstance(content, Mapping) else None
     if not isinstance(found, Mapping):
         raise KanoclipError(f"{where} has no {key!r}, expected a mapping of weights. It has: {_names(content)}.")
-    return dict(found)
+    return named(found, f"{where}: {key!r}")
 
 
 def tensor_of(weights: Any, key: str, shape: Shape, where: str) -> Tensor:
@@ -97,25 +112,32 @@ def tensor_of(weights: Any, key: str, shape: Shape, where: str) -> Tensor:
         where: The file, for the message.
 
     Raises:
-        KanoclipError: If it is missing, no tensor of floating point numbers, or of another shape.
+        KanoclipError: If it is missing, no tensor of floating point numbers, of another shape or empty, or not finite.
     """
     found = weights.get(key) if isinstance(weights, Mapping) else None
     expected = f"({', '.join('any' if one is None else str(one) for one in shape)})"
     if found is None:
         raise KanoclipError(
-            f"{where} lacks the weight {key!r}, of shape {expected}. Give the file as its authors publish it. It has: "
-            f"{_names(weights)}."
+            f"{where} lacks the weight {key!r}, of shape {expected}. {AS_PUBLISHED} It has: {_names(weights)}."
         )
     if not isinstance(found, Tensor) or not found.is_floating_point() or not _whole(found):
         raise KanoclipError(f"{where}: {key!r} is no tensor of numbers, expected shape {expected}.")
-    if found.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, found.shape, strict=True)):
-        raise KanoclipError(f"{where}: {key!r} has shape {tuple(found.shape)}, expected {expected}.")
+    fits = len(shape) == found.ndim and all(want in (None, have) for want, have in zip(shape, found.shape, strict=True))
+    if not fits or not found.numel():
+        raise KanoclipError(f"{where}: {key!r} has shape {tuple(found.shape)}, expected {expected}. {AS_PUBLISHED}")
+    if not found.isfinite().all():
+        raise KanoclipError(f"{where}: {key!r} holds NaN or infinite numbers. {AS_PUBLISHED}")
     return found.detach().float().clone()
 
 
 def _names(content: Any) -> str:
     """Return the first keys of a mapping, or what else it is."""
-    return ", ".join(map(str, list(content)[:8]) if isinstance(content, Mapping) else [type(content).__name__])[:SHOWN]
+    return ", ".join(map(_shown, list(content)[:8]) if isinstance(content, Mapping) else [type(content).__name__])
+
+
+def _shown(key: Any) -> str:
+    """Return a key of a stranger's file for a message, in one line."""
+    return printable(f"{key}"[: SHOWN // 8])
 
 
 def _whole(value: Tensor) -> bool:

@@ -62,7 +62,7 @@ class Frozen(nn.Module):
         half: Whether to keep large weights as float16; what is computed stays float32.
 
     Raises:
-        KanoclipError: If its texts are encoded for each image anew.
+        KanoclipError: If its texts are encoded for each image anew, or are those of kinds of defect.
 
     Shapes:
         RGB ``(B, S, S, 3)`` uint8 -> anomaly maps ``(B, S, S)`` and image scores ``(B,)``, both float32.
@@ -70,6 +70,11 @@ class Frozen(nn.Module):
 
     def __init__(self, model: AnomalyModule, category: str, half: bool = False) -> None:
         super().__init__()
+        if getattr(model, "defect_names", ()):
+            raise KanoclipError(
+                f"{model.name} cannot be exported: it tells kinds of defect apart by their texts, and an exported "
+                f"model has those of two states. Use kanoclip predict."
+            )
         twin = _with_own_modules(model.eval())
         backbone, prompts = getattr(model, "backbone", None), getattr(model, "prompts", None)
         if isinstance(backbone, CLIPBackbone) and isinstance(prompts, Prompts):

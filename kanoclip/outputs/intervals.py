@@ -94,6 +94,13 @@ def read_draws(folder: Path) -> Draws:
     return {name: values for name, values in found.items() if values.shape == (DRAWS,)}
 
 
+def separated(intervals: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Say what an interval of no width means, where each image is ranked right; "" elsewhere."""
+    if list(intervals.get("mean", {}).get("image_auroc", ())) != [1, 1]:
+        return ""
+    return "Image AUROC: no image was misranked, so resampling shows no spread. Among new images some may be."
+
+
 class Difference(NamedTuple):
     """One row less another one.
 

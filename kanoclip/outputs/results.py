@@ -24,6 +24,7 @@ from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.examples import Example, example, panel
 from kanoclip.outputs.identity import about_run, identity, references_of, scoring
 from kanoclip.outputs.images import ImageTable, decided
+from kanoclip.outputs.intervals import separated
 from kanoclip.outputs.names import file_name, plain_name
 from kanoclip.outputs.overlay import colour_note, hot, scale_of
 from kanoclip.outputs.record import run_folder, say
@@ -138,6 +139,8 @@ class ResultsWriter(Callback):
             write_json(folder / "results.json", report)  # last: where it is, all numbers are
             tell(f"\n{headline(report)}")
             print_results(results, report["intervals"])
+            if said := separated(report["intervals"]):
+                tell(said)
             if report["decisions"]:
                 tell(decided(report["decisions"]))
             tell(f"{folder}/results.json, results.csv, images.csv{', overlays/' if shown else ''}")

@@ -71,7 +71,8 @@ def prepare(argv: Sequence[str]) -> CommandLine:
     Configs come first and a class comes before its own settings, in whatever order they were typed, so that what is
     typed always wins over what is in a file. The default model is a word on the command line, not a default of the
     parser: that would lend its settings to any other model. And a class chosen on the command line is cleared first,
-    as it would inherit the settings of the class in the config that happen to have the same names.
+    as it would inherit the settings of the class in the config that happen to have the same names: its levels and
+    image size do not fit another backbone. Where the levels are read is the method's, so that stays.
 
     Raises:
         UnknownNameError: For a name that is not registered; tells the file if it is in one.
@@ -95,10 +96,13 @@ def prepare(argv: Sequence[str]) -> CommandLine:
         raise UsageError(f"{verb} needs a data set: add --data NAME. {WHICH_DATA}")
     options: list[str] = []
     for pair in sorted(typed, key=lambda pair: _rank(pair[0])):
-        if configs and pair[0] in ("--model", "--data"):
+        other = _other_backbone(pair, configs) if "--model" not in dict(typed) else {}
+        if configs and (pair[0] in ("--model", "--data") or other):
             options.append(f"{pair[0]}=null")
         if pair[0] not in ("--ckpt_path", "--print_config"):
             options.append(_word(pair))
+        if pair[1] in NAMES["backbone"].values() and "levels_at" in other:
+            options.append(f"{pair[0]}.levels_at={other['levels_at']}")
     if any("ckpt_path" in config for config in configs.values()):
         options.append("--ckpt_path=null")
     models = [_class_path(one) for one in _given("model", configs, typed)]
@@ -110,6 +114,13 @@ def prepare(argv: Sequence[str]) -> CommandLine:
 def _given(key: str, configs: Mapping[str, Config], typed: Sequence[Pair]) -> list[Any]:
     """Return the values of a key in configs, then those that were typed: the last one counts."""
     return [*(one.get(key) for one in configs.values()), *(value for name, value in typed if name == f"--{key}")]
+
+
+def _other_backbone(pair: Pair, configs: Mapping[str, Config]) -> Config:
+    """Return the backbone of a config if one of another class was typed; else nothing."""
+    given = [_inside(one, "model.backbone") for one in configs.values() if _parts(pair[0]) == ["model", "backbone"]]
+    found = [one for one in given if isinstance(one, dict) and _class_path(one) not in (None, _class_path(pair[1]))]
+    return {**found[-1], **(found[-1].get("init_args") or {})} if found else {}
 
 
 def _class_path(model: Any) -> str | None:

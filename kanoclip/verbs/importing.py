@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         raise unknown
     found = read_published(files)
     options, weights = kind.from_published(found)
-    content = _checkpoint(path, options, weights, fitted_on, rest)
+    content = _checkpoint(path, options, weights, fitted_on, rest, files)
     place = local_path(files, "FILE_OR_FOLDER")
     hashes = {file: sha256(place / file if place.is_dir() else place) for file in found}
     content["kanoclip"]["imported"] = hashes
@@ -89,7 +89,7 @@ def _parse(words: Sequence[str]) -> tuple[dict[str, str], str, list[str]]:
 
 
 def _checkpoint(
-    path: str, options: dict[str, Any], weights: dict[str, Any], fitted_on: str, rest: Sequence[str]
+    path: str, options: dict[str, Any], weights: dict[str, Any], fitted_on: str, rest: Sequence[str], files: str
 ) -> dict[str, Any]:
     """Build the model with its backbone, whose fingerprint a checkpoint carries, and return what a fit would keep.
 
@@ -101,6 +101,7 @@ def _checkpoint(
 
     from kanoclip.backbone.loading import BackboneUnavailableError
     from kanoclip.models.checkpoint import about, plain
+    from kanoclip.models.contents import UnfitError
     from kanoclip.verbs.build import Parser
 
     fitted = {"class_path": path, "init_args": options}
@@ -124,7 +125,13 @@ def _checkpoint(
             f"backbone too. {cause}"
         ) from error
     own = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}
-    model.load_state_dict({**weights, **own})  # tells the first that does not fit
+    try:
+        model.load_state_dict({**weights, **own})
+    except UnfitError as error:
+        raise KanoclipError(
+            f"{printable(files)} {error.what}. Give the file as its authors publish it, and options of "
+            f"--model.backbone as they had them; here it is {model.backbone.description}."
+        ) from error
     model.auxiliary = fitted_on
     given = plain(config.model.init_args.as_dict())
     heads = {key: value for key, value in model.state_dict().items() if key not in own}

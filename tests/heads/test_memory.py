@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from kanoclip.data.sets.folder import Folder
 from kanoclip.heads import patch_memory
 from kanoclip.heads.memory import NoMemory
 from kanoclip.heads.patch_memory import PatchMemory, greedy, nearest
@@ -40,6 +41,13 @@ def filled(*args, seed=None, **options):
 
 def rows(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_a_category_without_references_is_refused_before_anything_is_encoded(good) -> None:
+    memory, data = PatchMemory(str(good)), Folder(str(good), category_name="screw")
+    with pytest.raises(KanoclipError, match=r"no reference images of 'screw', only of bottle, nut\. Add a folder"):
+        memory.choose(data, None)
+    PatchMemory(str(good / "nut")).choose(data, None)  # for all categories
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 24])

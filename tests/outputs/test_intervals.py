@@ -10,7 +10,7 @@ import pytest
 from kanoclip.metrics.bootstrap import DRAWS
 from kanoclip.outputs import ResultsWriter
 from kanoclip.outputs.comparison import Comparison
-from kanoclip.outputs.intervals import FILE, difference, over_fits, read_draws
+from kanoclip.outputs.intervals import FILE, difference, over_fits, read_draws, separated
 from kanoclip.outputs.rows import Tested
 from kanoclip.outputs.tables import table_text
 
@@ -134,6 +134,8 @@ def test_a_test_writes_its_intervals_and_draws(kit, capsys) -> None:
     assert {name: len(values) for name, values in draws.items()} == {"image_auroc": DRAWS, "pixel_auroc": DRAWS}
     said = capsys.readouterr().out
     assert [line.split()[:3] for line in said.splitlines() if "95 % from" in line] == [["95", "%", "from"]]
+    assert "Image AUROC: no image was misranked, so resampling shows no spread." in said
+    assert not separated({"mean": {"image_auroc": [0.9, 1.0]}})
     (kit.folder / FILE).write_bytes(b"cut")
     assert read_draws(kit.folder) == {}
     assert read_draws(kit.folder / "nowhere") == {}

@@ -96,6 +96,21 @@ def test_a_component_keeps_settings_of_the_config_that_it_also_has(config) -> No
     assert adapter.init_args.reduction == 2
 
 
+def test_another_backbone_has_its_own_levels_and_size_and_reads_where_the_method_does() -> None:
+    for rival, levels_at in (("adaclip", "block"), ("cops", "norm"), ("aa_clip", "joint")):
+        for given in ("embedded", "{class_path: embedded, init_args: {levels_at: norm}}"):
+            backbone = parse("fit", "--config", f"rivals/{rival}", "--model.backbone", given).model.init_args.backbone
+            assert (backbone.init_args.levels, backbone.init_args.image_size) == (None, 128)
+            assert backbone.init_args.levels_at == (levels_at if given == "embedded" else "norm")
+    typed = ["--model.backbone", "embedded", "--model.backbone.levels", "[5]"]
+    backbone = parse("fit", *typed, "--config", "rivals/cops", "--model.backbone.levels_at", "joint").model.init_args
+    assert (backbone.backbone.init_args.levels, backbone.backbone.init_args.levels_at) == ([5], "joint")
+    model = parse("fit", "--config", "rivals/cops", "--model", "kanoclip", "--model.backbone", "embedded").model
+    assert model.init_args.backbone.init_args.levels_at == "joint"  # another method
+    same = parse("fit", "--config", "rivals/cops", "--model.backbone", "clip").model.init_args.backbone.init_args
+    assert (same.levels, same.levels_at) == ([24], "norm")  # what is not changed stays
+
+
 def test_all_spellings_of_a_component_are_equal(tmp_path) -> None:
     sub = tmp_path / "adapter.yaml"
     sub.write_text("class_path: conv\ninit_args: {reduction: 8}\n")

@@ -113,7 +113,10 @@ def test_the_backbone_must_be_there_and_the_message_says_why(monkeypatch, capsys
 def test_weights_that_do_not_fit_the_backbone_are_refused_by_name(imported, capsys) -> None:
     assert main([*imported[0], "--model.backbone.levels", "[6, 12]"]) == 2
     said = capsys.readouterr().err
-    assert "does not fit the model: interaction.layers.2.weight is (16, 32) in it, expected nothing" in said
+    assert "pretrained.pth does not fit the model: interaction.layers.2.weight is (16, 32) in it, expected noth" in said
+    assert "Give the file as its authors publish it, and options of --model.backbone as they had them; here" in said
+    assert "--ckpt_path" not in said
+    assert said.count("\n") == 1
     assert not Path("heads.ckpt").exists()
 
 

@@ -142,7 +142,7 @@ KINDS: dict[str, Callable[[Rng, Array, Array], tuple[Array, Array]]] = {
 }
 
 
-def damage(rng: Rng, kind: str, photo: NDArray[np.uint8], other: NDArray[np.uint8]) -> tuple[Array, Array]:
+def damage(rng: Rng, kind: str, photo: NDArray[np.uint8], other: NDArray[np.uint8]) -> tuple[Array, Array, str]:
     """Draw an anomaly on the part; try again while it can hardly be seen, so that labels are right.
 
     After 10 tries, such as to set a piece of one even surface into another, it is one of another colour instead, of
@@ -155,12 +155,13 @@ def damage(rng: Rng, kind: str, photo: NDArray[np.uint8], other: NDArray[np.uint
         other: A photo to take texture from.
 
     Returns:
-        The photo with the anomaly, and its mask ``(H, W)``, 0/1: where it covers a pixel by half or more.
+        The photo with the anomaly; its mask ``(H, W)``, 0/1: where it covers a pixel by half or more; and its kind.
     """
     below, above = photo.astype(np.float32) / 255, other.astype(np.float32) / 255
     part, grey = part_of(below), bool((photo == photo[..., :1]).all())
     for tried in range(10 * TRIES):
-        damaged, cover = KINDS[kind if tried < TRIES else "colour"](rng, below, above)
+        kind = kind if tried < TRIES else "colour"
+        damaged, cover = KINDS[kind](rng, below, above)
         if grey:  # or colour alone would give an anomaly away
             damaged = np.repeat(damaged.mean(-1, keepdims=True), 3, 2)
         damaged, on_part = mix(below, damaged, part), cover * part
@@ -169,7 +170,7 @@ def damage(rng: Rng, kind: str, photo: NDArray[np.uint8], other: NDArray[np.uint
         large = mask.mean() >= SMALLEST and lies
         if large and np.abs(damaged - below)[mask].max(-1).mean() > SEEN:
             break
-    return _bytes(damaged), mask.astype(np.uint8)
+    return _bytes(damaged), mask.astype(np.uint8), kind
 
 
 def part_of(photo: Array) -> Array:

@@ -13,7 +13,7 @@ from kanoclip.data.base import AnomalyDataModule, Sample, check_option
 from kanoclip.data.digests import digest, file_hashes
 from kanoclip.data.drawn.anomalies import KINDS, damage
 from kanoclip.data.drawn.surfaces import MOST
-from kanoclip.data.faults import UnreadableImageError
+from kanoclip.data.faults import UnreadableImageError, remark
 from kanoclip.data.images import read_image
 from kanoclip.data.sets.folder import Folder
 from kanoclip.data.sets.pairing import ANOMALOUS_WORDS, NORMAL_WORDS
@@ -36,7 +36,8 @@ class Synthetic(AnomalyDataModule):
     colour; DRAEM), seamless pieces of other photos (blend; NSA), and the drawn defects of ``surfaces`` (scratch, crack,
     hole, stain, contamination, discolouration, chip, wear, thread, dent, burn, bubble). Textures come from the photos
     themselves. The same photos and options give the same images. They stand for no real defect: test on real ones.
-    A kind that cannot be seen on a photo is drawn as colour there, but keeps its name: names come before any drawing.
+    A kind that cannot be seen on a photo is drawn as colour there, with a warning; its name stays, as names come before
+    any drawing.
 
     Photos are all pictures below ``root``, or, if it has folders named normal, good or ok, those in them. Images that
     are held out show the same photos as those of the fit.
@@ -123,7 +124,10 @@ class Synthetic(AnomalyDataModule):
         if sample.label == NORMAL:
             return photo, np.zeros(photo.shape[:2], np.uint8)
         rng = np.random.default_rng((self.drawing_seed, plan.number))
-        return damage(rng, sample.defect, photo, self._reduced(plan.other))
+        damaged, mask, kind = damage(rng, sample.defect, photo, self._reduced(plan.other))
+        if kind != sample.defect:
+            remark(sample.image, f"{sample.defect} would hardly be seen on its photo, so it shows {kind} instead.")
+        return damaged, mask
 
     def _photos(self) -> list[str]:
         root, folder = self.place, Folder(self.root)

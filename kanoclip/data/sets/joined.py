@@ -16,7 +16,7 @@ from kanoclip.data.choosing import check_samples
 from kanoclip.types import KanoclipError
 
 USUAL_ROOT = "data"
-OF_THE_WHOLE = ("augment", "holdout", "tile", "cache")
+OF_THE_WHOLE = ("augment", "holdout", "tile", "cache", "image_size")
 
 
 class Joined(AnomalyDataModule):
@@ -34,7 +34,7 @@ class Joined(AnomalyDataModule):
         **kwargs: As in ``AnomalyDataModule``, without ``mask_threshold``.
 
     Raises:
-        KanoclipError: Fewer than two sets, or one with an option that is the whole's.
+        KanoclipError: Fewer than two sets, one with an option that is the whole's, or two that have the same image.
 
     Reference:
         Ours; Y. Cao et al., *AdaCLIP*, ECCV 2024, fits on two sets as they are.
@@ -79,8 +79,14 @@ class Joined(AnomalyDataModule):
         self.left_out[:] = [left for one in self.sets for left in one.left_out]
         shared = Counter(category for samples in listed for category in {sample.category for sample in samples})
         found: list[Sample] = []
+        has: dict[str, str] = {}  # image -> its set
         for label, one, samples in zip(self._labels(), self.sets, listed, strict=True):
             for sample in samples:
+                if (first := has.setdefault(sample.image, label)) != label:
+                    raise KanoclipError(
+                        f"{first} and {label} both have {sample.image}, and an image counts once. Leave one of the "
+                        f"sets out, or give them different categories."
+                    )
                 category = sample.category if shared[sample.category] == 1 else f"{sample.category} ({label})"
                 self._owners[category] = one, sample.category
                 found.append(replace(sample, category=category))

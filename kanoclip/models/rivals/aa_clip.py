@@ -20,7 +20,7 @@ from kanoclip.heads.projections import PatchMean, ProjectedPrompts
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.scoring import MeanScore, Score, check_blur, dot, level_maps
 from kanoclip.models.clip_module import CLIPModule
-from kanoclip.models.published import part_of, tensor_of
+from kanoclip.models.published import AS_PUBLISHED, part_of, tensor_of
 from kanoclip.models.stages import Stage
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, Features, KanoclipError, Scores
@@ -222,8 +222,8 @@ class AACLIP(CLIPModule):
         relu = "det_proj.fc.0.weight" in image
         fc = "fc.0" if relu else "fc"
         text_blocks = sum(key != f"{len(text) - 1}.fc.0.weight" for key in text)
-        image_blocks = sum(f"{key}".startswith("layer_adapters.") for key in image)
-        levels = sum(f"{key}".startswith("seg_proj.") for key in image)
+        image_blocks = sum(key.startswith("layer_adapters.") for key in image)
+        levels = sum(key.startswith("seg_proj.") for key in image)
         of_text = {f"tuning.textual.{n}.weight": f"{n}.fc.0.weight" for n in range(text_blocks)}
         of_text |= {"prompts.projection.weight": f"{text_blocks}.fc.0.weight"}
         of_image = {f"tuning.visual.{n}.weight": f"layer_adapters.{n}.fc.0.weight" for n in range(image_blocks)}
@@ -265,5 +265,9 @@ def _latest(files: Mapping[str, Any], part: str) -> tuple[str, dict[str, Any]]:
             f"None of {', '.join(files) or 'no file'} has {part!r}. AA-CLIP's code writes text_adapter.pth and "
             f"image_adapter_N.pth into one folder: give that folder."
         )
-    name = max(found, key=lambda one: int(found[one].get("epoch", 0)))
+    epochs = {name: one.get("epoch", 0) for name, one in found.items()}
+    for name, epoch in epochs.items():
+        if not isinstance(epoch, int):
+            raise KanoclipError(f"{name}: 'epoch' is no whole number, but {type(epoch).__name__}. {AS_PUBLISHED}")
+    name = max(found, key=lambda one: epochs[one])
     return name, part_of(found[name], part, name)

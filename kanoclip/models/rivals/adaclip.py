@@ -20,7 +20,7 @@ from kanoclip.heads.losses import focal_loss, local_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
 from kanoclip.heads.scoring import check_blur, check_temperature, dot, smooth
 from kanoclip.models.clip_module import CLIPModule
-from kanoclip.models.published import only_file, tensor_of
+from kanoclip.models.published import named, only_file, tensor_of
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
 
 
@@ -184,8 +184,9 @@ class AdaCLIP(CLIPModule):
 
         t, W = take("visual_prompter.static_prompts.0", None, None).shape
         D = len(take("cls_token_layer.head.0.bias", None))
-        depth = sum(f"{key}".startswith("clip_model.visual_prompter.static_prompts.") for key in content)
-        levels = sum(f"{key}".startswith("clip_model.patch_token_layer.head.") for key in content) // 2
+        names = named(content, file)
+        depth = sum(key.startswith("clip_model.visual_prompter.static_prompts.") for key in names)
+        levels = sum(key.startswith("clip_model.patch_token_layer.head.") for key in names) // 2
         weights = {
             "tuning.image_tokens": several("visual_prompter.static_prompts", depth, t, W),
             "tuning.image_dynamic.weight": dynamic("visual", "weight", W, D),

@@ -89,7 +89,7 @@ def read_prompts(theirs: Mapping[str, Any], name: str) -> tuple[dict[str, Any], 
     context, width = normal.shape[2:]
     anomalous = tensor_of(theirs, "ctx_neg", (1, 1, context, width), name)
     tokens = len(tensor_of(theirs, "compound_prompts_text.0", (None, width), name))
-    depth = sum(f"{key}".startswith("compound_prompts_text.") for key in theirs)
+    depth = sum(key.startswith("compound_prompts_text.") for key in theirs)
     deep = [tensor_of(theirs, f"compound_prompts_text.{i}", (tokens, width), name) for i in range(depth)]
     vectors = torch.cat([normal[0], anomalous[0]])  # (2, M, W)
     options = {"context": context, "deep_tokens": tokens, "deep_depth": depth}

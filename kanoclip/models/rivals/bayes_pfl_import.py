@@ -38,7 +38,7 @@ def from_published(files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     state = take("prompt_state_normal", bank, None, width).shape[1]
     flows, dim = take("PFL_context.amor_b.weight", None, None).shape
     hidden = take("context_encoder.weight_mean.module.0.weight", None, dim).shape[0]
-    levels = sum(re.fullmatch(r"RCA\.linear_proj\.\d+\.weight", f"{key}") is not None for key in weights)
+    levels = sum(re.fullmatch(r"RCA\.linear_proj\.\d+\.weight", key) is not None for key in weights)
     tower = take("RCA.linear_proj.0.weight", dim, None).shape[1]
     both = ("normal", "abnormal")
 

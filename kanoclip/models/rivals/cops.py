@@ -174,9 +174,10 @@ class CoPS(CLIPModule):
             "round_tokens": True,
         }
         if depth:
-            deep = [tensor_of(weights, f"compound_prompts_text.{i}", (None, dim), name) for i in range(depth)]
+            tokens = len(tensor_of(weights, "compound_prompts_text.0", (None, dim), name))
+            deep = [tensor_of(weights, f"compound_prompts_text.{i}", (tokens, dim), name) for i in range(depth)]
             ours["prompts.deep"] = torch.stack(deep)
-            options |= {"deep_tokens": len(deep[0]), "deep_depth": depth}
+            options |= {"deep_tokens": tokens, "deep_depth": depth}
         backbone = {"levels": [24], "levels_at": "norm", "position": "bilinear", "cls_norm": False, "unit_cls": False}
         return {
             "backbone": {"class_path": "clip", "init_args": backbone},

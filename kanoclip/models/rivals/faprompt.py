@@ -139,9 +139,9 @@ class FAPrompt(CLIPModule):
         shared = take("ctx_pos", 1, 1, None, None)[0, 0]  # (E, W)
         context, width = shared.shape
         own = take("ctx_neg", 1, None, None, width)[0]  # (K, A, W)
-        depth = sum(f"{key}".startswith("compound_prompts_text.") for key in learner)
-        names = [f"compound_prompts_text.{i}" for i in range(depth)]
-        deep = [take(key, None, width) for key in names]
+        depth = sum(key.startswith("compound_prompts_text.") for key in learner)
+        tokens = len(take("compound_prompts_text.0", None, width)) if depth else 0
+        deep = [take(f"compound_prompts_text.{i}", tokens, width) for i in range(depth)]
         down = take("patch_meta_net.linear1.weight", None, None)  # (k * D / 16, k * D)
         hidden, chosen = down.shape
         state = {
@@ -160,7 +160,7 @@ class FAPrompt(CLIPModule):
             "abnormal_context": own.shape[1],
             "patches": chosen // width,  # its patches are as wide as its texts
             "prior_patches": "first",
-            "deep_tokens": len(deep[0]) if deep else 0,
+            "deep_tokens": tokens,
             "deep_depth": depth,
             "round_tokens": True,
         }

@@ -144,7 +144,7 @@ def test_anomalies_lie_on_a_part_and_anywhere_on_a_surface() -> None:
     assert part[50:80, 40:90].all()
     assert part[:30].sum() == part[:, :20].sum() == 0
     for kind in KINDS:
-        changed, mask = damage(np.random.default_rng(4), kind, ground, photo(3))
+        changed, mask, _ = damage(np.random.default_rng(4), kind, ground, photo(3))
         assert mask.any()
         assert not mask[part == 0].any()
         np.testing.assert_array_equal(changed[part == 0], ground[part == 0])
@@ -159,10 +159,19 @@ def test_an_anomaly_on_a_thin_part_is_never_missing(kind) -> None:
         assert damage(np.random.default_rng((0, seed)), kind, photo, photo)[1].any()
 
 
+def test_what_cannot_be_seen_on_a_photo_is_told_by_the_kind_that_was_drawn(tmp_path, caplog) -> None:
+    even = np.full((160, 160, 3), 120, np.uint8)
+    cv2.imwrite(str(tmp_path / "even.png"), even)
+    assert damage(np.random.default_rng(0), "blend", even, even)[2] == "colour"  # a piece of it in itself
+    data = Synthetic(str(tmp_path), 4, kinds=["blend"], image_size=32, num_workers=0)
+    list(data.test_dataloader())
+    assert "blend would hardly be seen on its photo, so it shows colour instead." in caplog.text
+
+
 def test_grey_photos_stay_grey() -> None:
     grey = np.repeat(photo(1).mean(-1, keepdims=True).astype(np.uint8), 3, 2)
     for kind in KINDS:
-        changed, mask = damage(np.random.default_rng(1), kind, grey, grey)
+        changed, mask, _ = damage(np.random.default_rng(1), kind, grey, grey)
         assert mask.any()
         assert (changed == changed[..., :1]).all()
 
@@ -198,7 +207,7 @@ def test_wrong_options_are_refused(options, message) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_drawings_of_a_version_stay_the_same(kind) -> None:
     assert Synthetic.drawing_version == "1"
-    image, mask = damage(np.random.default_rng(7), kind, photo(1), photo(2, "wood"))
+    image, mask, _ = damage(np.random.default_rng(7), kind, photo(1), photo(2, "wood"))
     pixels, mean = DRAWN[kind]
     assert int(mask.sum()) == pytest.approx(pixels, abs=3)
     assert float(image.mean()) == pytest.approx(mean, abs=0.05)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from lightning import Trainer
 
@@ -22,7 +23,7 @@ from kanoclip.data.transforms import Transform
 from kanoclip.models.checkpoint import zero_shot
 from kanoclip.models.kanoclip import KAnoCLIP
 from kanoclip.registry import UnknownNameError
-from kanoclip.types import ANOMALOUS
+from kanoclip.types import ANOMALOUS, KanoclipError
 from kanoclip.verbs.arguments import prepare
 from kanoclip.verbs.plan import read_plan
 from kanoclip.verbs.specs import PlanError
@@ -126,7 +127,9 @@ def test_a_set_takes_the_root_of_the_whole_unless_it_has_its_own(tmp_path) -> No
     assert [one.root for one in data.sets] == [str(tmp_path), "elsewhere"]
 
 
-@pytest.mark.parametrize("option", [{"holdout": 0.2}, {"augment": True}, {"tile": True}, {"cache": True}])
+@pytest.mark.parametrize(
+    "option", [{"holdout": 0.2}, {"augment": True}, {"tile": True}, {"cache": True}, {"image_size": 98}]
+)
 def test_an_option_of_the_whole_is_refused_of_a_set(option) -> None:
     (name,) = option
     with pytest.raises(ValueError, match=rf"{name} of btad is .*--data\.{name} instead"):
@@ -225,3 +228,34 @@ def test_pieces_of_the_same_images_are_known_inside_joined_sets() -> None:
     assert same_images("joined mvtec + ksdd (balanced)", "ksdd_adaclip")
     assert same_images("ksdd2", "joined ksdd2 + mvtec")
     assert not same_images("joined mvtec + ksdd", "visa")
+
+
+def test_the_same_images_twice_are_refused_and_other_categories_of_a_set_are_not() -> None:
+    twice = Joined(
+        [SurfacesAuxiliary(images=2, category="nut"), SurfacesAuxiliary(images=2, category=["nut", "wood"])],
+        image_size=32,
+    )
+    with pytest.raises(
+        KanoclipError, match=r"surfaces_auxiliary 1 and surfaces_auxiliary 2 both have \S+, and an image"
+    ):
+        twice.setup("fit")
+    apart = Joined([SurfacesAuxiliary(images=2, category="nut"), SurfacesAuxiliary(images=2, category="wood")])
+    assert apart.categories == ["nut", "wood"]
+
+
+def test_sets_without_masks_and_of_other_sizes_are_read_together_and_limited(photos, write, tmp_path) -> None:
+    for number in range(4):
+        for state in ("normal", "abnormal"):
+            write(f"bare/{state}/{number}.png", np.full((30 + number, 50, 3), 20 * number + len(state), np.uint8))
+    sets = [Folder(photos("one")), Folder(str(tmp_path / "bare"))]
+    data = Joined(sets, limit=3, image_size=24, num_workers=0, batch_size=8)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert Counter(batch.category) == {"object (folder 1)": 3, "object (folder 2)": 3}
+    bare = torch.tensor([name == "object (folder 2)" for name in batch.category])
+    assert (batch.has_mask == (~bare | (batch.label == 0))).all()
+    assert len({tuple(size) for size in batch.size.tolist()}) > 1
+    held = Joined(sets, holdout=0.5)
+    fitted, apart = ({one.image for one in held.part(stage)} for stage in ("fit", "validate"))
+    assert fitted.isdisjoint(apart)
+    assert {one.category for one in held.part("validate")} == set(held.categories)
