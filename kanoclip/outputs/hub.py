@@ -50,9 +50,6 @@ HUB, FILE = "hub:", "file:"
 REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([A-Za-z0-9][\w./-]*))?", re.ASCII)
 UNREACHABLE: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 """What its client raises without a network or a permission; the latter are of the HTTP client that it comes with."""
-    OSError,
-    *HfHubHTTPError.__bases__,
-)  # the latter are of the HTTP client that its version comes with
 
 
 class Shared(NamedTuple):

@@ -14,8 +14,6 @@ import yaml
 from kanoclip import __version__
 from kanoclip.data.files import sha256, write_text
 from kanoclip.data.parsing import local_path, read_json
-from kanoclip.models.contents import leaves
-from kanoclip.outputs.hub import CARD, CONFIG, HEADS, THRESHOLD, fetch, is_shared, pack, place_of, upload
 from kanoclip.outputs.names import markdown
 from kanoclip.outputs.tables import METRICS, results_rows
 from kanoclip.types import KanoclipError, MissingError
@@ -34,6 +32,9 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen = _parse(argv[1:])
     quiet()
+    from kanoclip.models.contents import leaves
+    from kanoclip.outputs.hub import CARD, CONFIG, THRESHOLD, pack, place_of, upload
+
     checkpoint, place = local_path(chosen.checkpoint, "FILE"), place_of(chosen.to)
     if place.revision:
         raise UsageError(f"{chosen.to}: a push makes a new commit, so leave out @{place.revision}.")
@@ -43,14 +44,14 @@ def main(argv: Sequence[str]) -> int:
         config = pack(checkpoint, folder, chosen.threshold)
         source = "file:FOLDER" if place.folder else place.name
         write_text(folder / CARD, card(config, results, chosen.license, source, (folder / THRESHOLD).is_file()))
-        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        files = sorted(folder.iterdir())
+        size = sum(file.stat().st_size for file in files) / 1e6
         where = f"{place.folder}" if place.folder else upload(folder, place, chosen.private)
     for key, value in leaves(config["model"], "model", ""):
         if isinstance(value, str) and (os.path.isabs(value) or value.startswith("local-dir:")):
             key = key.replace(".init_args", "")
             note(f"{CONFIG} names {value} of this machine: others have to name their own, --{key} PATH.")
-    files = ", ".join(name for name in (HEADS, CONFIG, THRESHOLD, CARD) if name != THRESHOLD or chosen.threshold)
-    print(f"{where}: {config['kanoclip']['model']}, {size:.1f} MB: {files}")
+    print(f"{where}: {config['kanoclip']['model']}, {size:.1f} MB: {', '.join(file.name for file in files)}")
     if not chosen.license:
         print(f"no licence is named, so others may not use it: --license ID, or write it into its {CARD}")
     print(f"Next: kanoclip test --ckpt_path {place.name} --data NAME --data.root FOLDER_THAT_CONTAINS_IT")
@@ -64,6 +65,8 @@ def given_checkpoint(given: str, verb: str) -> Path:
     Raises:
         KanoclipError: As ``fetch`` does; or if a fit is to go on with a shared one, which has no optimiser's state.
     """
+    from kanoclip.outputs.hub import fetch, is_shared
+
     if not is_shared(given):
         return local_path(given, "--ckpt_path")
     if verb == "fit":
@@ -106,7 +109,7 @@ def card(
         "licence": licence or "none is given: ask who shared it before you use it",
     }
     lines = [f"| {name} | {markdown(value)} |" for name, value in facts.items()]
-    decides = f" `{THRESHOLD}` says where good ends; `Inspector.from_hub` takes it.\n" if threshold else "\n"
+    decides = " `threshold.json` says where good ends; `Inspector.from_hub` takes it.\n" if threshold else "\n"
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {markdown(entry['model'])}, fitted on {markdown(fitted)}\n\n"
