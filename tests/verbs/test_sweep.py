@@ -36,7 +36,7 @@ def write(*models, **changes) -> str:
         "seeds": [1, 2],
         "trainer": {"max_epochs": 1},
     }
-    Path("mine.yaml").write_text(yaml.safe_dump(content | changes))
+    Path("mine.yaml").write_text(yaml.safe_dump(content | changes, sort_keys=False))
     return "mine.yaml"
 
 
