@@ -94,6 +94,23 @@ class Inspector:
         self.category = self._known(category)
         self._limit(self.category)  # a mistake is told now
 
+    @classmethod
+    def from_hub(cls, name: str, **options: Any) -> Inspector:
+        """Load a fit that was shared by ``kanoclip push``, with its threshold if it has one.
+
+        Args:
+            name: ``OWNER/NAME`` on the Hugging Face Hub, ``OWNER/NAME@REVISION``, or ``file:FOLDER``.
+            options: As an ``Inspector`` takes them; a ``threshold`` among them counts instead.
+
+        Raises:
+            KanoclipError: If the name is none, the fit is damaged, or the hub cannot be reached; says what to do.
+            MissingError: If there is no such repository, revision or folder.
+        """
+        from kanoclip.outputs.hub import fetch, is_shared
+
+        shared = fetch(name if is_shared(name) else f"hub:{name}")
+        return cls(shared.checkpoint, **{"threshold": shared.threshold, **options})
+
     @overload
     def __call__(self, images: str | Path | Image, category: str = "") -> Finding: ...
     @overload

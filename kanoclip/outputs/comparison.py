@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rich.padding import Padding
@@ -56,6 +57,7 @@ class Comparison:
         family: Family of published numbers to put beside ours; None for none.
         notes: Sentences to print below.
         reference: The model that all others are compared with; "" for the best one, in each metric.
+        chosen: Model and what it is fitted on -> options that were chosen of a grid; "" for none.
 
     Attributes:
         sections: Rows of each data set, then of the average over each domain with two or more sets.
@@ -64,14 +66,19 @@ class Comparison:
     """
 
     def __init__(
-        self, tested: Sequence[Tested], family: str | None = None, notes: Iterable[str] = (), reference: str = ""
+        self,
+        tested: Sequence[Tested],
+        family: str | None = None,
+        notes: Iterable[str] = (),
+        reference: str = "",
+        chosen: Mapping[tuple[str, str], str] = MappingProxyType({}),
     ) -> None:
         rows = measured(tested)
         beside, sources = published_rows(tested, family) if family else ([], [])
         self.sections = [
             [row for row in (*rows, *beside) if row.data == data] for data in dict.fromkeys(one.data for one in tested)
         ] + averages(rows)
-        self.reference = reference
+        self.reference, self.chosen = reference, chosen
         self.compared = [_compared(section, reference) for section in self.sections]
         self.notes = [
             f"Means over categories; {_direction()}; ± is the standard deviation over seeds; {UNDEFINED} is not "
@@ -160,7 +167,7 @@ class Comparison:
         each = [f"{metric}{end}" for end in ("_std", "_sets", "_low", "_high") for metric in METRICS]
         rows: list[list[Any]] = [
             ["data", "domain", "model", "auxiliary", *METRICS, *each, "ms_per_image", "images", "seeds", "source",
-             "trained_parameters", "fit_bytes", "test_bytes"]
+             "trained_parameters", "fit_bytes", "test_bytes", "chosen"]
         ]  # fmt: skip
         for row in (row for section in self.sections for row in section):
             values = [row.values[metric] for metric in METRICS]
@@ -173,7 +180,20 @@ class Comparison:
             costs += [row.memory[stage][0] if stage in row.memory else "" for stage in ("fit", "test")]
             about, source = [row.data, row.domain, row.model, row.auxiliary], row.source or "measured here"
             lows, highs = zip(*ends, strict=True)
-            rows.append([*about, *means, *spreads, *sets, *lows, *highs, *counts, source, *costs])
+            rows.append(
+                [
+                    *about,
+                    *means,
+                    *spreads,
+                    *sets,
+                    *lows,
+                    *highs,
+                    *counts,
+                    source,
+                    *costs,
+                    self.chosen.get((row.model, row.auxiliary), ""),
+                ]
+            )
         return csv_text(rows)
 
     def differences_csv(self) -> str:

@@ -176,24 +176,28 @@ def write_report(folder: Path, overlap: Pairs, most: int = IMAGES, scale: str = 
     )
 
 
-def write_comparison(folder: Path, comparison: Comparison, tests: Mapping[str, str | None]) -> None:
+def write_comparison(
+    folder: Path, comparison: Comparison, tests: Mapping[str, str | None], tried: Table | None = None
+) -> None:
     """Write report.html of a benchmark.
 
     Args:
         folder: Where its tables are.
         comparison: Its table.
         tests: Name -> folder of each test, below the benchmark's; those without a report get no link.
+        tried: What options were chosen from, and how it did.
 
     Raises:
         CannotWriteError: If it cannot be written.
     """
     tables: list[Table] = [(HEADINGS, [cells(section) for section in comparison.sections], 3)]
     headings, sections = comparison.differences
-    tables += [(headings, sections, 4)] * bool(sections)
+    tables += [(headings, sections, 4)] * bool(sections) + ([tried] if tried else [])
+    titles = ["Metrics", *["Differences"] * bool(sections), "Choice of options"]
     there = {name: where for name, where in tests.items() if where and (folder / where / PAGE).is_file()}
     links = [(name, f"{_address(where)}/{PAGE}") for name, where in there.items()]
     title = f"kanoclip benchmark: {folder.absolute().name}"
-    _write(folder, title=title, head=comparison.notes, tables=tables, links=links)
+    _write(folder, title=title, head=comparison.notes, tables=tables, titles=titles, links=links)
 
 
 def _write(folder: Path, **content: Any) -> None:
@@ -201,7 +205,16 @@ def _write(folder: Path, **content: Any) -> None:
 
     pages = Environment(loader=PackageLoader("kanoclip", "outputs"), autoescape=True, undefined=StrictUndefined,
                         trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    usual = {"facts": {}, "figure": "", "images": [], "selection": "", "scale": "", "unreadable": [], "links": []}
+    usual = {
+        "facts": {},
+        "figure": "",
+        "images": [],
+        "selection": "",
+        "scale": "",
+        "unreadable": [],
+        "links": [],
+        "titles": ["Metrics"],
+    }
     files = [name for name in FILES if (folder / name).is_file()]
     write_text(folder / PAGE, pages.get_template("report.html.j2").render(usual | content, files=files))
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,9 @@ def main(argv: Sequence[str]) -> int:
     quiet()
     if options.worker:
         end_with_parent()
-    plan = read_plan(options.config, output, options.root, options.published)
-    jobs = [job for job in plan.jobs if job.possible]
+    read = partial(read_plan, options.config, output, options.root, options.published)
+    plan = read()
+    jobs, waits = plan.work, any(job.chosen is None for job in plan.jobs)
     if not options.worker:
         for one in plan.missing:
             note(f"left out {one.label}: {one.problem}")
@@ -73,8 +75,11 @@ def main(argv: Sequence[str]) -> int:
         if processes > 1 and not options.worker:
             work_in_processes(processes, argv, gpus)
         else:
-            work(jobs, options.worker or time.time(), not options.worker, processes)
-        return 0 if options.worker else _report(plan, output)
+            since = options.worker or time.time()
+            work(jobs, since, not options.worker, processes)
+            if waits:  # the rows whose options are chosen now
+                work(read().work, since, not options.worker, processes)
+        return 0 if options.worker else _report(read() if waits else plan, output)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C and SIGTERM by leaving
         terminated = isinstance(end, SIGTERMException)
         if not terminated and not any(isinstance(one, KeyboardInterrupt) for one in (end, end.__context__)):
@@ -141,10 +146,18 @@ def _show(plan: Plan, output: Path) -> None:
         fits |= {job.fit_folder for job in to_fit}
         tests |= to_test
         seeds = ", ".join(str(job.seed) for job in jobs if job.learns is not False)
-        left = f"{len(to_test)} to do" if to_test else "done" if jobs[0].possible else "not possible"
+        left = f"{len(to_test)} to do" if to_test else "done" if jobs[0].possible else _not_yet(jobs[0])
         on_disk = f"{len(available)} of {len(data)} on disk{': ' * bool(available)}{', '.join(available)}"
         lines.append((auxiliary * first, label, seeds, _fits(jobs, to_fit), left, on_disk * first))
     print_table(word_table(headings, lines), word_table(headings, lines, ("seeds", "tested on")))
+    for one in (one for one in plan.sweeps if one.folds):
+        to_do = [job for job in one.jobs if not job.finished]
+        to_fit = [job for job in to_do if not job.fitted and job.fit_folder not in fits]
+        fits |= {job.fit_folder for job in to_fit}
+        tests |= {job.report_path(job.data[0]) for job in to_do}
+        needs = f"{counted(len(to_fit), 'fit')} and {counted(len(to_do), 'test')} to choose from"
+        tried = f"{counted(len(one.candidates), 'candidate')} on {counted(len(one.folds), 'fold')} of {one.fitted_on}"
+        print(folded(one.note or f"{one.label}: {needs} {tried}, before its own."))
     used = {one.label: not one.problem for job in plan.jobs for one in job.data}
     here = [label for label, there in used.items() if there]
     print(folded(f"To test on: {len(here)} of {len(used)} on disk{': ' * bool(here)}{', '.join(here)}."))
@@ -159,9 +172,13 @@ def _fits(jobs: Sequence[Job], to_do: Sequence[Job]) -> str:
         return "learns nothing"
     if not to_do:
         done = all(job.fitted for job in jobs)
-        return "done" if done else "those of another row" if jobs[0].possible else "not possible"
+        return "done" if done else "those of another row" if jobs[0].possible else _not_yet(jobs[0])
     begun = sum(job.unfinished is not None for job in to_do)
     return f"{len(to_do)} to do" + f", {begun} begun" * bool(begun) + " if it learns" * (jobs[0].learns is None)
+
+
+def _not_yet(job: Job) -> str:
+    return "after the choice" if job.chosen is None and not job.auxiliary.problem else "not possible"
 
 
 def _report(plan: Plan, output: Path) -> int:
@@ -173,18 +190,22 @@ def _report(plan: Plan, output: Path) -> int:
     from kanoclip.outputs.rows import Tested
     from kanoclip.outputs.tables import print_table, table_text
     from kanoclip.outputs.verdicts import judge, verdict_csv, verdict_table
+    from kanoclip.verbs import sweep
     from kanoclip.verbs.jobs import read_report
 
     tested: dict[tuple[Path, str, str], Tested] = {}  # a protocol may name what another one does, too
+    chosen: dict[tuple[str, str], str] = {}
     failures = [one.problem for one in plan.damaged]
     for job in plan.jobs:
         for data in job.available:
             name, path = data.name if data.whole else "", job.report_path(data)
-            if job.done(data) and (report := read_report(path)):
-                fitted_on = job.fitted_on if report["auxiliary"] or job.given else "nothing"
+            if job.chosen is not None and job.done(data) and (report := read_report(path)):
+                fitted_on = job.fitted_on if report["auxiliary"] or job.given or job.chosen else "nothing"
                 key = path, job.label, data.label
                 draws = read_draws(output / report.get("folder", ""))
                 tested[key] = Tested(data.label, name, data.domain, job.label, fitted_on, report, draws)
+                chosen[job.label, fitted_on] = job.chosen
+    for job in (*plan.jobs, *(job for one in plan.sweeps for job in one.jobs)):
         if job.error.is_file() and not job.finished:  # it may be of a set that is not asked for any more
             said = job.error.read_text(encoding="utf-8").split("\n\n")[0].replace("\n", " ")
             failures.append(f"{job.name} failed. {said.rstrip('.')}. The whole story: {job.error}")
@@ -194,12 +215,16 @@ def _report(plan: Plan, output: Path) -> int:
         order = list(dict.fromkeys(one.label for job in plan.jobs for one in job.data))
         found = sorted(tested.values(), key=lambda one: order.index(one.data))
         told = [f"Not done: {failure.partition(' The whole')[0]}" for failure in failures]
-        comparison = Comparison(found, plan.family, [*_notes(plan, found), *told], plan.reference)
+        comparison = Comparison(found, plan.family, [*_notes(plan, found), *told], plan.reference, chosen)
         text = table_text(comparison.table()) + "\n" + "\n".join(comparison.notes) + "\n"
         if differences := comparison.differences_table():
             text += "\n" + table_text(differences) + "\n"
         print_table(comparison.table(), comparison.table(1, intervals=False), comparison.narrow_table())
         print("\n".join(map(folded, comparison.notes)))
+        if tried := sweep.rows(plan.sweeps):
+            print_table(sweep.table(plan.sweeps))
+            text += "\n" + table_text(sweep.table(plan.sweeps)) + "\n"
+            write_text(output / "chosen.csv", sweep.to_csv(plan.sweeps))
         verdicts = judge(plan.expected, [row for section in comparison.sections for row in section])
         if verdicts:
             print_table(verdict_table(verdicts), verdict_table(verdicts, ("source", "tolerance")))
@@ -208,7 +233,7 @@ def _report(plan: Plan, output: Path) -> int:
         files = "table.md, table.tex, results.csv, differences.csv, results.json"
         print(f"{output}/table.txt (all columns, ± over seeds, intervals), {files}")
         write_text(output / "table.txt", text)
-        write_text(output / "table.md", comparison.markdown())
+        write_text(output / "table.md", comparison.markdown() + ("\n" + sweep.to_markdown(plan.sweeps)) * bool(tried))
         write_text(output / "table.tex", comparison.latex())
         write_text(output / "results.csv", comparison.csv())
         write_text(output / "differences.csv", comparison.differences_csv())
@@ -216,9 +241,11 @@ def _report(plan: Plan, output: Path) -> int:
             {"data": one.data, "model": one.model, "auxiliary": one.auxiliary, "report": one.report} for one in found
         ]
         judged = [one.expected._asdict() | {"measured": one.measured, "verdict": one.says} for one in verdicts]
-        write_json(output / "results.json", {"tests": tests, "verdicts": judged})
+        tries = {"chosen": [one.to_json() for one in plan.sweeps]} if plan.sweeps else {}
+        write_json(output / "results.json", {"tests": tests, "verdicts": judged, **tries})
         try:
-            write_comparison(output, comparison, {_name(one): one.report.get("folder") for one in found})
+            links = {_name(one): one.report.get("folder") for one in found}
+            write_comparison(output, comparison, links, (sweep.HEADINGS, [tried], 4) if tried else None)
             print(f"{output}/report.html")
         except OSError as error:  # all numbers are written
             failures.append(str(error))
@@ -235,9 +262,11 @@ def _name(test: Tested) -> str:
 def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:
     """Say what a reader of the table must know of its rows."""
     from kanoclip.outputs.published import published
+    from kanoclip.verbs import sweep
 
     versions = ", ".join(sorted({one.report["versions"]["kanoclip"] for one in found}))
     notes = [f"Zero-shot: fitted on other images than tested on. Measured with kanoclip {versions}."]
+    notes += sweep.notes(plan.sweeps)
     for zero_shot, said in (
         (False, "NOT zero-shot, as tested images were fitted"),
         (None, "Zero-shot or not is unknown, as the contents of images were not compared"),

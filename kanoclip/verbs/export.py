@@ -114,10 +114,11 @@ def _model(rest: Sequence[str]) -> tuple[Any, Path | None]:
     from kanoclip.models.contents import check_trust
     from kanoclip.models.remembering import WithMemory
     from kanoclip.verbs.build import Parser, model_name, named
+    from kanoclip.verbs.push import given_checkpoint
 
     command = prepare(["export", "--data=folder", *rest])  # it asks for data, which an export needs none of
     fitted: dict[str, Any] = {}
-    checkpoint = local_path(command.checkpoint, "--ckpt_path") if command.checkpoint else None
+    checkpoint = given_checkpoint(command.checkpoint, "export") if command.checkpoint else None
     if checkpoint:
         entry, fitted = read_checkpoint(checkpoint)
         check_trust(fitted, named(command), f"{checkpoint}")

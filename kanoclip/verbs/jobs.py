@@ -110,6 +110,8 @@ class Job:
         output: Folder for the runs.
         given: A checkpoint to test, such as ``kanoclip import`` makes, instead of a fit; None: it is fitted.
         timed: Of the one whose first steps tell how long all will take: by what.
+        chosen: Options that were chosen of the row's grid, as a reader sees them; "": it has none; None: they are not
+            chosen yet, and the first ones of the grid stand in.
     """
 
     label: str
@@ -124,6 +126,7 @@ class Job:
     output: Path
     given: Path | None = None
     timed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    chosen: str | None = ""
 
     @property
     def folder(self) -> Path:
@@ -184,7 +187,7 @@ class Job:
     @property
     def possible(self) -> bool:
         """Whether something can be done with what is on disk."""
-        if self.given and not self.checkpoint:
+        if self.chosen is None or (self.given and not self.checkpoint):
             return False
         return bool(self.available) and not (self.learns and self.auxiliary.problem and not self.fitted)
 

@@ -19,6 +19,7 @@ from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.build import build, learns
 from kanoclip.verbs.jobs import DATA_SEED, READING, Data, Job, without
 from kanoclip.verbs.specs import PlanError, Protocol, Spec, check_trainer, parse_spec, read_protocols, text
+from kanoclip.verbs.sweep import Sweep, read_sweep
 
 
 class Plan(NamedTuple):
@@ -29,12 +30,19 @@ class Plan(NamedTuple):
         family: Of the published numbers to show; None for none.
         reference: Label of the model that all others are compared with; "" for the best one.
         expected: What rows should give.
+        sweeps: The grids of rows.
     """
 
     jobs: list[Job]
     family: str | None
     reference: str = ""
     expected: Sequence[Expected] = ()
+    sweeps: Sequence[Sweep] = ()
+
+    @property
+    def work(self) -> list[Job]:
+        """What can be done now: choices first, then the rows that wait for none."""
+        return [job for job in (*(job for one in self.sweeps for job in one.jobs), *self.jobs) if job.possible]
 
     @property
     def missing(self) -> list[Data]:
@@ -56,13 +64,14 @@ class Plan(NamedTuple):
         """Auxiliary set that cannot be used -> models that are not fitted because of it."""
         found: dict[str, list[str]] = {}
         for job in self.jobs:
-            if job.learns and job.auxiliary.problem and not job.fitted:
+            if job.auxiliary.problem and (job.chosen is None or (job.learns and not job.fitted)):
                 found.setdefault(job.auxiliary.label, []).append(job.label)
         return {label: list(dict.fromkeys(models)) for label, models in found.items()}
 
     @property
     def _data(self) -> list[Data]:
-        used = [one for job in self.jobs for one in (*job.data, *([] if job.learns is False else [job.auxiliary]))]
+        without = [job.learns is False and job.chosen == "" for job in self.jobs]
+        used = [one for job, no in zip(self.jobs, without, strict=True) for one in (*job.data, *[job.auxiliary][no:])]
         return list({text(one.spec): one for one in used}.values())
 
 
@@ -98,6 +107,7 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
     data = {key: _data(spec, root, file) for key, spec in sets.items()}
     found: dict[tuple[Path, str], tuple[int, Job]] = {}
     expected: dict[Expected, None] = {}
+    sweeps: dict[tuple[str, str], Sweep] = {}
     for protocol in protocols:
         auxiliary = data[text(protocol.auxiliary)]
         tested = tuple(data[key] for key in dict.fromkeys(map(text, protocol.data)))
@@ -105,7 +115,15 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
         for spec in protocol.models:
             known = [one.label for one in tested]
             expected |= dict.fromkeys(read_expected(spec["label"], spec.get("expected", {}), file, known))
-            row = _row(spec, learning[text(spec)], protocol, auxiliary, output, named=len(protocols) > 1)
+            does, fitted_on = learning[text(spec)], _fitted_on(protocol)
+            chosen: str | None = ""
+            if "grid" in spec:
+                sweep = read_sweep(spec, protocol, auxiliary, fitted_on, output, file)
+                sweeps[spec["label"], fitted_on] = sweep
+                best = sweep.chosen
+                spec, does = (best or sweep.candidates[0])[1:3]
+                chosen = best.told if best else None
+            row = _row(spec, does, protocol, auxiliary, output, named=len(protocols) > 1, chosen=chosen)
             for turn, job in enumerate(row):
                 other = found.get((job.folder, job.label), (turn, job))[1]  # the same in several protocols
                 more = tuple(one for one in tested if one not in other.data)
@@ -116,11 +134,21 @@ def read_plan(file: str, output: Path, root: str | None = None, family: str | No
     if reference and reference not in (labels := [job.label for job in jobs]):
         raise PlanError(f"{file}: reference is {reference!r}, expected a row's label.{did_you_mean(reference, labels)}")
     usual = usual_family(data[text(one.auxiliary)].name for one in protocols for _ in one.data)
-    return Plan(jobs, None if family == "none" else family or usual, reference, list(expected))
+    return Plan(jobs, None if family == "none" else family or usual, reference, list(expected), list(sweeps.values()))
+
+
+def _fitted_on(protocol: Protocol) -> str:
+    return ", ".join(filter(None, (protocol.auxiliary["label"], protocol.label)))
 
 
 def _row(
-    spec: Spec, does: bool | None, protocol: Protocol, auxiliary: Data, output: Path, named: bool
+    spec: Spec,
+    does: bool | None,
+    protocol: Protocol,
+    auxiliary: Data,
+    output: Path,
+    named: bool,
+    chosen: str | None,
 ) -> Iterator[Job]:
     """Yield the jobs of a model, one for each seed if it may learn; without the data sets to test on.
 
@@ -131,15 +159,17 @@ def _row(
         auxiliary: On what.
         output: Folder for the runs.
         named: Whether what it is fitted on belongs to the job's name.
+        chosen: As in ``Job``.
     """
     free = does is False
     model = {key: spec[key] for key in ("class_path", "init_args")}
     given = local_path(str(spec["checkpoint"]), "checkpoint") if "checkpoint" in spec else None
-    fitted_on = "nothing" if free and not given else ", ".join(filter(None, (auxiliary.label, protocol.label)))
+    fitted_on = "nothing" if free and not given and chosen == "" else _fitted_on(protocol)
     seeds = list(dict.fromkeys(protocol.seeds))[: 1 if free else None]
     for seed in seeds:
         name = spec["label"] + f" on {fitted_on}" * (named and not free) + f", seed {seed}" * (len(seeds) > 1)
-        yield Job(spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, output, given)
+        about = spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, output, given
+        yield Job(*about, chosen=chosen)
 
 
 def _check_rows(jobs: Sequence[Job], file: str) -> None:

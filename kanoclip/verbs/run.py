@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from torch.optim import Optimizer
 
 from kanoclip.data.base import AnomalyDataModule
-from kanoclip.data.parsing import local_path
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
 from kanoclip.outputs import WholeCheckpoints
@@ -45,6 +44,7 @@ from kanoclip.verbs.build import (
 )
 from kanoclip.verbs.ending import reason
 from kanoclip.verbs.options import add_options, read_options
+from kanoclip.verbs.push import given_checkpoint
 from kanoclip.verbs.say import complain, note, quiet, stopped, unless_quick
 from kanoclip.verbs.watching import wait_for_first, watch
 
@@ -130,7 +130,7 @@ class KanoclipCLI(LightningCLI):
         """Parse what was typed over the model of the checkpoint that was typed, if there is one."""
         self.fitted: dict[str, Any] = {}
         if self.command.checkpoint not in (None, "last"):
-            self._take(local_path(str(self.command.checkpoint), "--ckpt_path"))
+            self._take(given_checkpoint(str(self.command.checkpoint), self.command.verb))
         self._parse()
         if self.checkpoint or (self.command.verb == "fit" and self.command.checkpoint is None):
             self._print_config()  # nothing has to be looked for

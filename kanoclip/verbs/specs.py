@@ -1,7 +1,7 @@
 """Read a benchmark's config: its keys, names and labels without torch, its options by the parser of the command line.
 
 A spec is one model or data set as ``{label, class_path, init_args}``; a model may have a ``checkpoint``, instead of a
-fit, and ``expected`` results.
+fit, ``expected`` results, and a ``grid`` to choose options from, see ``kanoclip.verbs.sweep``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ USUAL: dict[str, Any] = {"seeds": [111], "trainer": {}}
 ONCE = ("protocols", "root", "published", "reference")
 
 Spec = dict[str, Any]
-MORE = {"model": ("checkpoint", "expected"), "data": ()}
+MORE = {"model": ("checkpoint", "expected", "grid", "chosen_by"), "data": ()}
 """What a spec may have beside its class, options and label."""
 
 
@@ -117,7 +117,9 @@ def read_spec(kind: str, given: Any, file: str) -> Spec:
         )
     path = spec["class_path"]
     label = str(spec.get("label") or name_of(kind, path).rpartition(".")[2])
-    more = {key: spec[key] for key in MORE[kind] if spec.get(key)}
+    more = {key: spec[key] for key in MORE[kind] if spec.get(key) or (key in spec and key == "grid")}
+    if "chosen_by" in more and "grid" not in more:
+        raise PlanError(f"{file}, {label}: chosen_by says how a grid chooses, and there is no grid. Leave it out.")
     return {"label": label, "class_path": path, "init_args": spec.get("init_args") or {}} | more
 
 

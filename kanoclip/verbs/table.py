@@ -43,6 +43,7 @@ VERBS = {
     "demo": Verb("a page on this machine: drop in photos, see score, decision and overlay", "demo"),
     "benchmark": Verb("models x data sets x seeds -> one table", "benchmark"),
     "export": Verb("a model of one category as a file that runs without torch: ONNX, OpenVINO", "export"),
+    "push": Verb("share a fit on the Hugging Face Hub or in a folder, as data alone", "push"),
     "import": Verb("weights that the authors of a rival publish as a checkpoint", "importing"),
     "data": Verb(
         "list, check, show and download data sets",

@@ -280,7 +280,7 @@ def test_one_seed_and_no_options_of_the_trainer_are_usual_and_a_seed_alone_is_on
         ({"models": [{"init_args": {}}]}, "mine.yaml: a model should be a name or have a class_path"),
         (
             {"models": [{"class_path": "clip", "lable": "x"}]},
-            "may have init_args, label, checkpoint and expected, got {",
+            "may have init_args, label, checkpoint, expected, grid and chosen_by, got {",
         ),
         (
             {"models": [{"class_path": "kanoclip", "init_args": {"adapter": "cnov"}}]},
