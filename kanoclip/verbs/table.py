@@ -104,7 +104,7 @@ HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
 
 usage: kanoclip VERB [options]
 
-{chr(10).join(f"  {name:<10} {verb.about}" for name, verb in VERBS.items())}
+{chr(10).join(f"  {name:<11} {verb.about}" for name, verb in VERBS.items())}
 
   kanoclip fit --config quickstart
   kanoclip test --data surfaces
