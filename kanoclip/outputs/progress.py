@@ -141,6 +141,8 @@ class Bar(Timed, ProgressBar):
         if trainer.state.fn != "fit":
             self.pace.step(len(batch.label) * trainer.world_size)
             self._update(None, str(self.pace))
+            if self.pace.done >= self.pace.batches:
+                self._stop()  # results are printed below it
 
     on_validation_batch_end = on_predict_batch_end = on_test_batch_end
 
