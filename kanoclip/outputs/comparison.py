@@ -134,9 +134,9 @@ class Comparison:
         return table if sections else None
 
     def narrow_table(self) -> Table:
-        """Lay out the means alone, each data set above its models; fits 80 columns."""
+        """Lay out means and numbers of seeds alone, each data set above its models; fits 80 columns."""
         table = plain_table(1)
-        for at, heading in enumerate(["", *HEADINGS[3 : 3 + len(METRICS)]]):
+        for at, heading in enumerate(["", *METRIC_HEADINGS, "seeds"]):
             table.add_column(heading.replace(" ", "\n"), justify="right" if at else "left", no_wrap=bool(at))
         for section in self.sections:
             table.add_row(section[0].data)
@@ -147,7 +147,7 @@ class Comparison:
                     METRICS[name].show(mean_of(row.values[name])) + BEST * (marked.get(name) is row) + part
                     for name, part in zip(METRICS, (one.replace(" ", "\n") for one in partly(row)), strict=True)
                 ]
-                table.add_row(Padding(row.model + fitted, (0, 0, 0, 2)), *shown)
+                table.add_row(Padding(row.model + fitted, (0, 0, 0, 2)), *shown, str(row.seeds or ""))
             table.add_section()
         return table
 

@@ -28,7 +28,7 @@ from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.checkpoint import CheckpointError, read_checkpoint, run_seed, zero_shot
 from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.names import file_name
-from kanoclip.outputs.progress import how_far
+from kanoclip.outputs.progress import Timed, how_far
 from kanoclip.ranks import gather
 from kanoclip.registry import NAMES
 
@@ -222,14 +222,13 @@ class RunRecord(Callback):
         write_json(folder / "run.json", record)
 
 
-class FitNote(Callback):
+class FitNote(Timed):
     """Says where the checkpoint of a fit is, finished or interrupted, and how far it is where no progress bar does."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how far it is."""
         if trainer.is_global_zero and trainer.progress_bar_callback is None:
-            loss = trainer.callback_metrics.get("train/loss")  # none where a fit only fills a memory
-            say(f"{how_far(trainer)} done" + ("" if loss is None else f", loss {float(loss):.3g}"))
+            say(", ".join(filter(None, [f"{how_far(trainer)} done", self.state(trainer)])))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Name the checkpoint."""

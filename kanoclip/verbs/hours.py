@@ -12,6 +12,7 @@ from kanoclip.types import counted
 from kanoclip.verbs.jobs import Job
 from kanoclip.verbs.say import note
 
+BAR = 20  # characters
 UNTIMED, TIMED = 3, 10
 """Steps at the start that are slower than others, and steps that are timed."""
 
@@ -87,6 +88,33 @@ def expected(to_do: ToDo, seconds: float, processes: int) -> str:
     share = f" in {processes} processes" if processes > 1 else ""
     each = f"{1000 * seconds:.3g} ms an image, as in the first steps"
     return f"expected: {long} for {' and '.join(what)}{share}, at {each}."
+
+
+class Overall:
+    """How far a benchmark is, on all its processes: a bar, what is done, and when the rest will be.
+
+    The end is told from the images that this call has seen done, each fit's as often as it is seen. What is done is
+    read from disk, so each of several processes says the same.
+
+    Args:
+        jobs: All of them.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs, self.whole, self._begin = jobs, left(jobs), time.time()
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        now, whole = left(self.jobs), self.whole
+        runs, images = whole.fits + whole.tests, whole.fit_images + whole.test_images
+        done, seen = runs - now.fits - now.tests, images - now.fit_images - now.test_images
+        filled = round(BAR * seen / images) if images else BAR
+        text = f"{'━' * filled}{'─' * (BAR - filled)} {done} of {counted(runs, 'run')} done"
+        if seen <= 0 or done == runs:
+            return text
+        end = time.time() + (time.time() - self._begin) * (images - seen) / seen
+        day = "%H:%M" if time.localtime(end)[:3] == time.localtime()[:3] else "%a %d %b, %H:%M"
+        return f"{text}, the rest until about {time.strftime(day, time.localtime(end))}"
 
 
 def left(jobs: Sequence[Job]) -> ToDo:

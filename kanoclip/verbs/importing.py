@@ -12,6 +12,7 @@ from kanoclip.data.parsing import local_path
 from kanoclip.registry import IMPORTED, did_you_mean, load_class, name_of, resolve
 from kanoclip.types import KanoclipError, counted, printable
 from kanoclip.verbs.arguments import UsageError, explain, prepare
+from kanoclip.verbs.help import WIDTH
 from kanoclip.verbs.say import folded, quiet
 from kanoclip.verbs.table import VERBS
 from kanoclip.verbs.words import pairs_of
@@ -163,5 +164,5 @@ def _help() -> str:
     backbone = "an option of the model, such as --model.backbone.pretrained /path/to/clip.safetensors"
     options = {**OPTIONS, "--model.X": backbone}
     about = f"usage: kanoclip import --from METHOD FILE_OR_FOLDER --fitted_on DATA [options]\n\n{VERBS['import'].about}"
-    lines = [folded(f"  {name:<12} ", text) for name, text in options.items()]
-    return "\n".join([about, *lines, f"\nMethods: {', '.join(IMPORTED)}\nExample: {EXAMPLE}"])
+    lines = [folded(f"  {name:<12} ", text, WIDTH) for name, text in options.items()]
+    return "\n".join([about, *lines, "", folded("Methods: ", ", ".join(IMPORTED), WIDTH), f"Example: {EXAMPLE}"])

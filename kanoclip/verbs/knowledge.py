@@ -20,6 +20,8 @@ from kanoclip.knowledge.client import ChatClient, hide
 from kanoclip.outputs.tables import print_table, word_table
 from kanoclip.registry import NAMES, did_you_mean, load_class, resolve
 from kanoclip.types import KanoclipError, counted, printable
+from kanoclip.verbs.help import WIDTH
+from kanoclip.verbs.say import folded
 
 if TYPE_CHECKING:
     from kanoclip.data.base import AnomalyDataModule
@@ -204,7 +206,8 @@ def _track(items: Iterable[Any], title: str, total: int | None = None) -> Iterab
 def _show(options: Sequence[str]) -> int:
     names = ", ".join(shipped())
     if HELP & set(options):
-        print(f"kanoclip knowledge show NAME: a base, a data set, or a file (.yaml, .jsonl). Bases: {names}.")
+        what = f"kanoclip knowledge show NAME: a base, a data set, or a file (.yaml, .jsonl). Bases: {names}."
+        print(folded(what, most=WIDTH))
         return 0
     if len(options) != 1:
         raise KanoclipError(f"Which one? Type: kanoclip knowledge show NAME, a data set, a file or one of {names}.")

@@ -36,25 +36,23 @@ OPTIONS = {
     "output": Option(
         str | None,
         None,
-        "Folder to write into, instead of a new one below --trainer.default_root_dir. A predict into the folder of "
-        "one that was stopped goes on with it.",
+        "folder to write into, instead of a new one below --trainer.default_root_dir; a predict into the folder of "
+        "one that was stopped goes on with it",
     ),
     "threshold": Option(
         float | str | None,
         None,
-        "File that kanoclip calibrate has written, or a score from 0 to 1: images above it are defective.",
+        "file that kanoclip calibrate has written, or a score from 0 to 1: images above it are defective",
     ),
-    "overlays": Option(bool, True, "Write overlays."),
-    "maps": Option(bool, True, "Write maps.", ("predict",)),
-    "report": Option(bool, True, "Write report.html; not with --watch or --shard."),
-    "watch": Option(
-        bool, False, "Go on for ever: score each new file of the folder once. With --output.", ("predict",)
-    ),
+    "overlays": Option(bool, True, "write overlays"),
+    "maps": Option(bool, True, "write maps", ("predict",)),
+    "report": Option(bool, True, "write report.html; not with --watch or --shard"),
+    "watch": Option(bool, False, "go on for ever: score each new file of the folder once; with --output", ("predict",)),
     "shard": Option(
         str | None,
         None,
-        "I/N: score every N-th image from the I-th, so that N commands share the work; the last one joins the csv. "
-        "With --output.",
+        "score every N-th image from the I-th, so that N commands share the work; the last one joins the csv; with "
+        "--output",
         ("predict",),
     ),
 }

@@ -24,7 +24,7 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
 from kanoclip.outputs import WholeCheckpoints
-from kanoclip.outputs.progress import Bar
+from kanoclip.outputs.progress import Bar, is_watched
 from kanoclip.outputs.record import drop_if_empty, folder_name, newest_fit
 from kanoclip.ranks import rank_of
 from kanoclip.registry import name_of
@@ -239,7 +239,8 @@ class KanoclipCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, ImportError) as error:  # about its options
             raise KanoclipError(f"--trainer: {' '.join(str(error).split())}") from error
         if type(bar := built.progress_bar_callback) is RichProgressBar:  # not one that was asked for
-            built.callbacks[built.callbacks.index(bar)] = Bar()  # type: ignore[attr-defined]
+            at = built.callbacks.index(bar)  # type: ignore[attr-defined]
+            built.callbacks[at : at + 1] = [Bar()] if is_watched() else []  # type: ignore[attr-defined]
         if type(built.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that was asked for
             built.strategy.checkpoint_io = WholeCheckpoints()
         return built

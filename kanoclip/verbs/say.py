@@ -54,9 +54,12 @@ def _say(text: str) -> None:
     print(folded(text) if sys.stderr.isatty() else text, file=sys.stderr)
 
 
-def folded(start: str, text: str = "") -> str:
-    """Fold a text to the terminal's width, below what stands in front of it; a pipe or a file gets whole lines."""
-    width = shutil.get_terminal_size((10_000, 24)).columns - 1
+def folded(start: str, text: str = "", most: int = 10_000) -> str:
+    """Fold a text to the terminal's width, below what stands in front of it.
+
+    A pipe or a file gets whole lines, or such of ``most`` characters.
+    """
+    width = min(shutil.get_terminal_size((10_000, 24)).columns - 1, most)
     *above, first = start.split("\n")
     indent = " " * len(first) if text else ""
     fold = textwrap.TextWrapper(max(width, 40), subsequent_indent=indent)

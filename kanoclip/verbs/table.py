@@ -16,6 +16,7 @@ from kanoclip import __version__
 from kanoclip.data.processes import PARENT, end_when_told, end_with
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
 from kanoclip.verbs import configs
+from kanoclip.verbs.help import HELP_OPTIONS, RUNS, WIDTH, everything, short_help
 from kanoclip.verbs.say import complain, folded, mistake, stopped
 from kanoclip.verbs.words import paths_as_folder
 
@@ -26,29 +27,67 @@ class Verb(NamedTuple):
     Attributes:
         about: What it does, in one line.
         module: Module of this folder whose ``main(argv) -> exit code`` runs it.
+        example: A command that works as typed.
         actions: What may follow the verb, and what that does.
     """
 
     about: str
     module: str
+    example: str = ""
     actions: dict[str, str] = {}  # noqa: RUF012  # never changed
 
 
 VERBS = {
-    "fit": Verb("train the heads on an auxiliary data set", "run"),
-    "validate": Verb("metrics on the held-out part of a data set", "run"),
-    "test": Verb("metrics on a data set, zero-shot", "run"),
-    "predict": Verb("score images: maps, overlays, predictions.csv", "run"),
-    "calibrate": Verb("score good parts and choose the threshold of a decision: threshold.json", "calibrate"),
-    "demo": Verb("a page on this machine: drop in photos, see score, decision and overlay", "demo"),
-    "benchmark": Verb("models x data sets x seeds -> one table", "benchmark"),
-    "export": Verb("a model of one category as a file that runs without torch: ONNX, OpenVINO", "export"),
-    "push": Verb("share a fit on the Hugging Face Hub or in a folder, as data alone", "push"),
+    "fit": Verb(
+        "train the heads on an auxiliary data set",
+        "run",
+        "kanoclip fit --config quickstart --data.images 4 --trainer.max_epochs 2",
+    ),
+    "validate": Verb(
+        "metrics on the held-out part of a data set",
+        "run",
+        "kanoclip validate --data surfaces --data.images 4 --data.holdout 0.5",
+    ),
+    "test": Verb(
+        "metrics on a data set, zero-shot",
+        "run",
+        "kanoclip test --data surfaces --data.images 4",
+    ),
+    "predict": Verb(
+        "score images: maps, overlays, predictions.csv",
+        "run",
+        "kanoclip predict --data surfaces --data.images 4",
+    ),
+    "calibrate": Verb(
+        "score good parts and choose the threshold of a decision: threshold.json",
+        "calibrate",
+        "kanoclip calibrate --data surfaces --max_fpr 0.05",
+    ),
+    "demo": Verb(
+        "a page on this machine: drop in photos, see score, decision and overlay",
+        "demo",
+        "kanoclip demo --port 7861",
+    ),
+    "benchmark": Verb(
+        "models x data sets x seeds -> one table",
+        "benchmark",
+        "kanoclip benchmark --config quickstart",
+    ),
+    "export": Verb(
+        "a model of one category as a file that runs without torch: ONNX, OpenVINO",
+        "export",
+        "kanoclip export --model clip --model.backbone embedded --output clip.onnx",
+    ),
+    "push": Verb(
+        "share a fit on the Hugging Face Hub or in a folder, as data alone",
+        "push",
+        "kanoclip push last.ckpt file:shared/my_heads",
+    ),
     "import": Verb("weights that the authors of a rival publish as a checkpoint", "importing"),
     "data": Verb(
         "list, check, show and download data sets",
         "data",
-        {
+        actions={
             "list": "every data set: size, licence, whether it is here",
             "check": "open every file of a data set and count: kanoclip data check mvtec --root data",
             "show": "a contact sheet of images with outlined masks: kanoclip data show mvtec --output sheet.png",
@@ -58,18 +97,19 @@ VERBS = {
     "knowledge": Verb(
         "ask language and vision models for a knowledge base, and show one",
         "knowledge",
-        {
+        actions={
             "build": "ask models: kanoclip knowledge build --data mvtec --model gpt-4o-mini --vqa_model gpt-4o-mini",
             "show": "what a base says: kanoclip knowledge show mvtec",
         },
     ),
     "list": Verb("every kind of component and its names; the configs that ship", "table"),
+    "completion": Verb("what completes this command at the tab key: bash, zsh, fish", "completion"),
 }
 HELP = f"""kanoclip {__version__}: zero-shot visual anomaly detection
 
 usage: kanoclip VERB [options]
 
-{chr(10).join(f"  {name:<10} {verb.about}" for name, verb in VERBS.items())}
+{chr(10).join(f"  {name:<11} {verb.about}" for name, verb in VERBS.items())}
 
   kanoclip fit --config quickstart
   kanoclip test --data surfaces
@@ -126,21 +166,29 @@ def _run(argv: Any) -> int:
     if argv[0] in ("-V", "--version"):
         print(f"kanoclip {__version__}")
         return 0
-    name, options = argv[0], argv[1:]
+    name = argv[0]
     if name.startswith("-"):
         return complain(f"Before {name} comes what to do: kanoclip VERB {name} ... Verbs: {', '.join(VERBS)}.")
     if name not in VERBS:
         return complain(f"Unknown verb {name!r}.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.")
     verb = VERBS[name]
+    whole, argv = everything(argv)
+    options = argv[1:]
+    if HELP_OPTIONS & set(options) and not whole and name in RUNS:
+        print(short_help(name, verb.about, verb.example))
+        return 0
     if name == "list":
-        if options and options[0] in ("-h", "--help"):
-            print(folded(f"usage: kanoclip list [KIND ...]\n\n{verb.about}: {', '.join([*NAMES, 'configs'])}"))
+        if options and options[0] in HELP_OPTIONS:
+            said = f"usage: kanoclip list [KIND ...]\n\n{verb.about}: {', '.join([*NAMES, 'configs'])}"
+            print(folded(said, most=WIDTH))
             return 0
         return list_components(options)
-    if verb.actions and (not options or options[0] in ("-h", "--help")):
+    if verb.actions and (not options or options[0] in HELP_OPTIONS):
         print(f"usage: kanoclip {name} ACTION [NAME] [options]\n")
-        print("\n".join(folded(f"  {action:<10} ", text) for action, text in verb.actions.items()))
+        print("\n".join(folded(f"  {action:<10} ", text, WIDTH) for action, text in verb.actions.items()))
         return 0
+    if HELP_OPTIONS & set(options) and verb.example and not whole:
+        print(f"example: {verb.example}\n")
     if verb.actions and options[0] not in verb.actions:
         hint = did_you_mean(options[0], verb.actions)
         return complain(f"Unknown action {options[0]!r}.{hint} Actions: {', '.join(verb.actions)}.")

@@ -77,7 +77,7 @@ def expand_argv(arguments: Iterable[str]) -> list[str]:
             pending = None
             continue
         option, equals, value = argument.partition("=")
-        kind = _kind_of(option)
+        kind = kind_of(option)
         if kind and equals:
             expanded.append(f"{option}={resolve(kind, value, f' for {option}')}")
             continue
@@ -87,7 +87,7 @@ def expand_argv(arguments: Iterable[str]) -> list[str]:
     return expanded
 
 
-def _kind_of(option: str) -> str | None:
+def kind_of(option: str) -> str | None:
     """Return the kind that an option chooses, for --data, --model.adapter, --data.class_path and --data.help."""
     if not option.startswith("--"):
         return None

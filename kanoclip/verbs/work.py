@@ -27,7 +27,7 @@ from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of, read_record
 from kanoclip.outputs.tables import METRICS
 from kanoclip.verbs.arguments import prepare
-from kanoclip.verbs.hours import FirstSteps, left
+from kanoclip.verbs.hours import FirstSteps, Overall, left
 from kanoclip.verbs.jobs import DATA_SEED, Data, Job
 from kanoclip.verbs.run import KanoclipCLI, NoFitError
 from kanoclip.verbs.say import mistake, note
@@ -47,9 +47,9 @@ def work(jobs: Sequence[Job], since: float, tell: bool = True, processes: int = 
         processes: How many share the work.
     """
     pending = list(jobs)
-    timed = _timed(jobs, processes)
+    timed, overall = _timed(jobs, processes), Overall(jobs)
     while pending:
-        busy = [job for job in pending if not _attempt(job, since, timed)]
+        busy = [job for job in pending if not _attempt(job, since, timed, overall)]
         if len(busy) == len(pending):
             if tell:
                 note(f"waiting for another process, which is at {busy[0].name}")
@@ -69,7 +69,7 @@ def _timed(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
     return {"folder": first.fit_folder, "verb": "fit" if numbers["fits"] else "test", "callback": callback}
 
 
-def _attempt(job: Job, since: float, timed: dict[str, Any]) -> bool:
+def _attempt(job: Job, since: float, timed: dict[str, Any], overall: Overall) -> bool:
     """Do a job, unless it is done or has failed already; returns False if another process is at it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     job.fit_folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +78,7 @@ def _attempt(job: Job, since: float, timed: dict[str, Any]) -> bool:
             # A date in the future is some clock's mistake, and would hold for every call until then.
             failed = job.error.is_file() and since <= job.error.stat().st_mtime <= time.time()
             if not failed and not job.finished:
+                print(f"\n{overall}\n== {job.name}", flush=True)
                 _run(job if timed.get("folder") != job.fit_folder else replace(job, timed=timed))
     except Timeout:
         return False
@@ -86,7 +87,6 @@ def _attempt(job: Job, since: float, timed: dict[str, Any]) -> bool:
 
 def _run(job: Job) -> None:
     """Fit if the model learns and is not fitted, then test on what is not tested."""
-    print(f"\n== {job.name}", flush=True)
     job.error.unlink(missing_ok=True)
     failures: dict[str, list[str]] = {}
     details = []

@@ -185,3 +185,18 @@ def test_a_metric_of_which_less_is_better_is_told(monkeypatch) -> None:
 def test_a_label_of_any_signs_is_shown_as_it_is_in_latex() -> None:
     text = Comparison([outcome(data="[x] *", model="a & b_c <|>")]).latex()
     assert "\n{}[x] * & a \\& b\\_c \\textless{}\\textbar{}\\textgreater{} & " in text
+
+
+def test_on_a_terminal_of_80_columns_the_table_has_means_and_seeds_and_fits() -> None:
+    scores = dict.fromkeys(METRICS, 0.9876)
+    found = [outcome(data, seed=seed, **scores) for data in ("visa", "bmad_oct2017") for seed in (1, 2, 3)]
+    found += [outcome("visa", model="clip_vv_knpl_bicmci", seed=1, **scores)]
+    lines = table_text(Comparison(found).narrow_table(), width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[-1] for line in lines if line.strip().startswith(("kanoclip", "clip_vv"))] == [
+        "3",
+        "1",
+        "3",
+        "3",
+        "1",
+    ]

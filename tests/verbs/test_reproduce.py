@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kanoclip.data.about import About
 from kanoclip.data.drawn.surfaces import Surfaces
 from kanoclip.verbs import preflight, work
 from kanoclip.verbs.configs import FOLDER
-from kanoclip.verbs.hours import FirstSteps, ToDo, expected
+from kanoclip.verbs.hours import FirstSteps, Overall, ToDo, expected
 from kanoclip.verbs.plan import read_plan
 from kanoclip.verbs.table import main
 
@@ -270,3 +271,16 @@ def test_hours_are_those_of_all_images_shared_by_the_processes() -> None:
     )
     assert "12 minutes for 4 tests," in expected(ToDo(0, 0, 4, 1800), 0.4, 1)
     assert FirstSteps(*to_do).to_do == to_do
+
+
+def test_a_benchmark_says_how_far_it_is_and_when_it_will_end(monkeypatch) -> None:
+    to_do, now = ToDo(fits=1, fit_images=600, tests=2, test_images=400), 1_000_000.0
+    monkeypatch.setattr("kanoclip.verbs.hours.left", lambda jobs: to_do)
+    monkeypatch.setattr("kanoclip.verbs.hours.time.time", lambda: now)
+    overall = Overall([])
+    assert str(overall) == "─" * 20 + " 0 of 3 runs done"
+    to_do, now = ToDo(0, 0, 2, 400), now + 60
+    until = time.strftime("%H:%M", time.localtime(now + 40))
+    assert str(overall) == "━" * 12 + "─" * 8 + f" 1 of 3 runs done, the rest until about {until}"
+    to_do = ToDo(0, 0, 0, 0)
+    assert str(overall) == "━" * 20 + " 3 of 3 runs done"

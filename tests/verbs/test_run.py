@@ -442,7 +442,7 @@ def test_the_embedded_backbone_says_what_it_is_for_except_on_drawings(folder, ca
 
 
 def test_the_help_of_a_verb_names_data_sets_and_models(capsys) -> None:  # T5
-    assert main(["test", "--help"]) == 0
+    assert main(["test", "--help", "all"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"Data sets (--data): {', '.join(NAMES['data'])}." in said
     assert f"Models (--model): {', '.join(NAMES['model'])}; kanoclip without --model" in said

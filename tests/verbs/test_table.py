@@ -42,6 +42,8 @@ def test_help_is_a_table_of_verbs_and_three_examples(capsys) -> None:
         ("data check mvtecc", 2),
         ("knowledge build --model talker --data mvtecc", 2),
         ("list --help", 0),
+        ("fit --help", 0),
+        ("calibrate -h", 0),
         ("fit --data surfaces --model.adapter cnov", 2),
     ],
 )
