@@ -19,7 +19,7 @@ def is_logged(trainer: Any) -> bool:
 
 @torch.no_grad()
 def level_losses(batch: Batch, scores: Scores, dice: str = "batch") -> dict[str, Tensor]:
-    """Return ``train/local/level_1`` and so on, unweighted: KAnoCLIP's local loss of each level's map alone.
+    """Return ``train/local_level_1`` and so on, unweighted: KAnoCLIP's local loss of each level's map alone.
 
     Their sum is the local loss of a model that has this one; for others they are one yardstick. Collective.
 
@@ -31,4 +31,4 @@ def level_losses(batch: Batch, scores: Scores, dice: str = "batch") -> dict[str,
     if scores.level_maps is None or len(scores.level_maps) < 2:
         return {}
     maps, mask = with_mask(scores.level_maps.detach(), batch)
-    return {f"train/local/level_{i}": local_loss(one[None], mask, dice) for i, one in enumerate(maps, 1)}
+    return {f"train/local_level_{i}": local_loss(one[None], mask, dice) for i, one in enumerate(maps, 1)}

@@ -44,8 +44,8 @@ class RunLog(Callback):
     def __init__(self) -> None:
         self.unwritten: list[tuple[str, str]] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the options, to compare runs by."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the options, to compare runs by; the model knows by now what it is fitted on."""
         if trainer.is_global_zero:
             send_options(trainer.loggers, options_of(trainer, pl_module))
 
