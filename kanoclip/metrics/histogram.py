@@ -25,6 +25,9 @@ HEAD = 12  # numbers at the start of a packed histogram: shift, first bin, and t
 DENSE = 2**23  # bins from the lowest to the highest score, up to which an array over all of them is faster
 SCORES_AT_ONCE = 2**16  # scores counted at a time, so that their keys stay in the processor's cache
 
+EDGES = np.linspace(0, 1, 127, dtype=np.float32)
+"""Scores from which those above are counted to draw curves: as many as TensorBoard takes."""
+
 Ints = NDArray[np.int64]
 
 
@@ -152,6 +155,12 @@ class Histogram:
         order = np.argsort(bins, kind="stable")  # of two sorted halves, which it merges
         bins = bins[order]
         return _joined(shift, bins, np.concatenate([self.counts, other.counts], 1)[:, order], _excess(bins))
+
+    def above(self, edges: NDArray[np.float32] = EDGES) -> Ints:
+        """Count the normal and the anomalous scores from each edge up: ``(2, n)``; an edge is as fine as a bin."""
+        from_here = np.cumsum(np.pad(self.counts[:2], ((0, 0), (0, 1)))[:, ::-1], 1)[:, ::-1]
+        everything, anomalous = from_here[:, np.searchsorted(self.bins, keys(edges) >> self.shift)]
+        return np.stack([everything - anomalous, anomalous])
 
     def pack(self) -> Tensor:
         """Return all of it as bytes ``(n,)`` for ranks to exchange, in the narrowest types that hold its numbers."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from kanoclip.metrics.histogram import Histogram, bounds
+from kanoclip.metrics.histogram import EDGES, Histogram, Ints, bounds
 from kanoclip.types import KanoclipError
 
 REGION_WEIGHT = 2**38  # of all pixels of a region together; an integer: sums do not depend on their order
@@ -76,12 +76,17 @@ class ImageMetrics(RankingMetric):
 
     Scores are kept, at 8 bytes per image, and sorted at the end: exact. Undefined values (one class only) are NaN.
 
+    Attributes:
+        scored: After ``compute``: ``(2, n)``, scores and labels over all ranks.
+
     Shapes:
         image_score ``(B,)``, any real numbers, and label ``(B,)`` in {0, 1}.
 
     Raises:
         KanoclipError: If a score is NaN or infinite.
     """
+
+    scored: NDArray[np.float32] = np.zeros((2, 0), np.float32)
 
     def update(self, image_score: Tensor, label: Tensor) -> None:
         """Add a batch."""
@@ -92,7 +97,7 @@ class ImageMetrics(RankingMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return ``auroc``, ``ap`` and ``f1_max`` in [0, 1]."""
-        scores, label = self._joined().numpy()
+        scores, label = self.scored = self._joined().numpy()
         values, place = np.unique(scores, return_inverse=True)
         counts = (np.bincount(place[chosen], minlength=len(values)) for chosen in (label >= 0, label > 0))
         return _tensors(ranking(*self._curves(*counts)))
@@ -118,6 +123,9 @@ class PixelMetrics(RankingMetric):
     Attributes:
         overlap: After ``compute``: some false positive rates up to ``max_fpr`` and the mean overlap of regions at each,
             over all ranks, to draw the curve; empty where AUPRO is undefined.
+        passed: After ``compute``: numbers of normal and of anomalous pixels over all ranks that score at least as much
+            as some scores, from the highest down, to draw curves.
+        above: After ``compute``: ``(2, 127)``, likewise of those that score at least 0 ... 1 in even steps.
 
     Shapes:
         anomaly_map ``(B, H, W)``, any real numbers, and mask ``(B, H, W)``, non-zero = anomalous.
@@ -136,6 +144,8 @@ class PixelMetrics(RankingMetric):
             raise KanoclipError(f"max_fpr is {max_fpr}, expected a rate in (0, 1], such as 0.3.")
         self.max_fpr = max_fpr
         self.overlap: tuple[Curve, Curve] = (np.zeros(0), np.zeros(0))
+        self.passed: tuple[Curve, Curve] = (np.zeros(1), np.zeros(1))
+        self.above: Ints = np.zeros((2, len(EDGES)), np.int64)
 
     def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
         """Add a batch."""
@@ -157,6 +167,8 @@ class PixelMetrics(RankingMetric):
         rate, overlap = overlap_curve(normal, weights, self.max_fpr)
         at = thinned(rate, overlap)
         self.overlap = rate[at], overlap[at]
+        at = thinned(normal, anomalous)
+        self.passed, self.above = (normal[at], anomalous[at]), mine.above()
         return _tensors({**ranking(normal, anomalous), "aupro": per_region_overlap(normal, weights, self.max_fpr)})
 
     def _joined(self) -> Tensor:

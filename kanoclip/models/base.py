@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kanoclip.backbone.clip import uncopied
 from kanoclip.models.checkpoint import run_seed
-from kanoclip.models.epoch import EpochMetrics
+from kanoclip.models.epoch import Counted, EpochMetrics
 from kanoclip.models.inference import batch_of
+from kanoclip.models.levels import is_logged, level_losses
 from kanoclip.models.saving import SavedModule
 from kanoclip.models.stages import FitInStages, Stage, read_stages, staged_adam
 from kanoclip.models.tiling import tiled
@@ -38,6 +39,7 @@ class AnomalyModule(SavedModule):
         results: After a validation or test epoch: category -> name of the metric -> value, with ``mean`` over the
             categories where a metric is defined. None = undefined (one class only, no mask).
         overlap: Likewise: category -> false positive rates and the mean overlap of regions at each.
+        counted: Likewise: category -> what its other curves are drawn from.
         auxiliary: The data set it was fitted on; None before.
         fitted_images: Digests of the images it was fitted on, see ``AnomalyDataModule.image_digests``; None: not known.
         fit_seed: Seed of its fit; None: not known, or not seeded.
@@ -69,6 +71,7 @@ class AnomalyModule(SavedModule):
         self.running_stage: int | None = None
         self.results: dict[str, dict[str, float | None]] = {}
         self.overlap: dict[str, tuple[list[float], list[float]]] = {}
+        self.counted: dict[str, Counted] = {}
         self.auxiliary: str | None = None
         self.fitted_images: list[int] | None = None
         self.fit_seed: int | None = None
@@ -186,7 +189,8 @@ class AnomalyModule(SavedModule):
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite; the last checkpoint is from before.
         """
-        losses = self.losses(batch, self(batch))
+        scores = self(batch)
+        losses = self.losses(batch, scores)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             values = ", ".join(f"{name} {float(loss.detach()):g}" for name, loss in losses.items())
@@ -197,6 +201,8 @@ class AnomalyModule(SavedModule):
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.image))
         for name, loss in losses.items():
             self.log(f"train/{name}", loss.detach(), batch_size=len(batch.image))
+        if is_logged(self._trainer):
+            self.log_dict(level_losses(batch, scores, getattr(self, "dice", "batch")), rank_zero_only=True)
         return total
 
     def on_validation_epoch_start(self) -> None:
@@ -239,7 +245,8 @@ class AnomalyModule(SavedModule):
 
     def _finish_metrics(self, stage: str) -> None:
         assert self._metrics is not None  # for the type checker: an epoch has started
-        self.results, self.overlap, self._metrics = self._metrics.compute(), self._metrics.overlap, None
+        self.results, self.overlap, self.counted = self._metrics.compute(), self._metrics.overlap, self._metrics.counted
+        self._metrics = None
         mean = self.results.get("mean", {})
         defined = {f"{stage}/{name}": value for name, value in mean.items() if value is not None}
         self.log_dict(defined, rank_zero_only=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kanoclip.metrics import ImageMetrics, PixelMetrics
 from kanoclip.ranks import gather
@@ -16,6 +19,23 @@ RESERVED = ("mean", "mean_over")
 """Names in results that are no categories."""
 
 Results = dict[str, dict[str, float | None]]
+
+
+class Counted(NamedTuple):
+    """What the curves of one category are drawn from, over all ranks.
+
+    Attributes:
+        scores: ``(n,)`` image scores.
+        labels: ``(n,)``, 0 = normal, 1 = anomalous.
+        passed: Numbers of normal and of anomalous pixels that score at least as much as some scores, from the highest
+            down; without masks one 0 each.
+        above: ``(2, 127)``, normal and anomalous pixels that score at least 0 ... 1 in even steps.
+    """
+
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int_]
+    passed: tuple[NDArray[np.float64], NDArray[np.float64]]
+    above: NDArray[np.int64]
 
 
 class EpochMetrics:
@@ -28,11 +48,13 @@ class EpochMetrics:
     Attributes:
         overlap: After ``compute``: category -> false positive rates and the mean overlap of regions at each, see
             ``PixelMetrics``; of those categories where it is defined.
+        counted: After ``compute``: category -> what its curves are drawn from.
     """
 
     def __init__(self, device: torch.device, categories: Iterable[str] = ()) -> None:
         self.device = device
         self.overlap: dict[str, tuple[list[float], list[float]]] = {}
+        self.counted: dict[str, Counted] = {}
         self._pool = ThreadPoolExecutor(1)
         self._counting: Future[None] | None = None
         self._metrics: dict[str, tuple[ImageMetrics, PixelMetrics]] = {}
@@ -56,6 +78,7 @@ class EpochMetrics:
             found = {f"image_{name}": float(value) for name, value in image.compute().items()}
             found |= {f"pixel_{name}": float(value) for name, value in pixel.compute().items()}
             name = f"{category} (category)" if category in RESERVED else category
+            self.counted[name] = Counted(image.scored[0], image.scored[1].astype(int), pixel.passed, pixel.above)
             if len(pixel.overlap[0]):
                 self.overlap[name] = pixel.overlap[0].tolist(), pixel.overlap[1].tolist()
             results[name] = {

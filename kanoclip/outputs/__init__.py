@@ -9,6 +9,7 @@ __all__ = [
     "PredictionWriter",
     "ReportWriter",
     "ResultsWriter",
+    "RunLog",
     "RunRecord",
     "WholeCheckpoints",
 ]
@@ -19,6 +20,7 @@ _WHERE = {
     "PredictionWriter": "predictions",
     "ReportWriter": "report",
     "ResultsWriter": "results",
+    "RunLog": "log",
     "RunRecord": "record",
     "WholeCheckpoints": "record",
 }

@@ -1,4 +1,4 @@
-"""Example maps in TensorBoard, to see during training what the losses do to a picture."""
+"""Example maps in a log, to see during training what the losses do to a picture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from kanoclip.outputs.examples import Example, example, panel
+from kanoclip.outputs.loggers import PICTORIAL, send_image
 from kanoclip.ranks import gather
 from kanoclip.types import ANOMALOUS, Batch, Scores
 
@@ -27,14 +28,13 @@ class ExampleMaps(Callback):
 
     def __init__(self, images: int = 4) -> None:
         self.images = images
-        self._logs = False
+        self._logs = False  # the same in all processes
         self._batch: Batch | None = None
         self._held_out: Found = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out whether the first process, which alone logs, has a logger of images."""
-        writer = getattr(trainer.logger, "experiment", None)
-        self._logs = gather(hasattr(writer, "add_image"))[0]
+        """Find out whether there is a logger of images."""
+        self._logs = any(isinstance(logger, PICTORIAL) for logger in trainer.loggers)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew."""
@@ -100,7 +100,6 @@ class ExampleMaps(Callback):
                 found[key] = place, shown
         if not trainer.is_global_zero:
             return
-        writer: Any = getattr(trainer.logger, "experiment", None)
         for number, key in enumerate(sorted(found)[: self.images]):
-            shown = found[key][1]
-            writer.add_image(f"examples/{stage}/{number}", panel(shown), trainer.current_epoch, dataformats="HWC")
+            name = f"examples/{stage}/{number}"
+            send_image(trainer.loggers, name, panel(found[key][1]), trainer.current_epoch)

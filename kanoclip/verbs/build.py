@@ -16,7 +16,7 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.data.parsing import local_path, read_yaml
 from kanoclip.models.base import AnomalyModule, learns_nothing
 from kanoclip.models.contents import leaves
-from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ReportWriter, ResultsWriter, RunRecord
+from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ReportWriter, ResultsWriter, RunLog, RunRecord
 from kanoclip.outputs.record import claim_version
 from kanoclip.outputs.resuming import Shard
 from kanoclip.registry import LISTS, NAMES, WHICH_DATA, available, load_class, name_of
@@ -25,6 +25,9 @@ from kanoclip.verbs.arguments import CommandLine, UsageError
 from kanoclip.verbs.ending import EndWhenTold
 from kanoclip.verbs.options import Chosen
 from kanoclip.verbs.table import VERBS
+
+EVENTS = ("fit", "validate")
+"""Verbs that write TensorBoard's events as they go; a test is logged at its end, see ``outputs.log``."""
 
 
 class Parser(LightningArgumentParser):
@@ -106,9 +109,9 @@ def place_of(
     """
     logger, claimed = trainer.logger, root / verb / model / data
     if output:
-        events = TensorBoardLogger(output, "", version="") if verb != "predict" else False
+        events = TensorBoardLogger(output, "", version="") if verb in EVENTS else False
         return {"default_root_dir": str(output), "logger": events if logger in (None, True) else logger}, None
-    if logger in (None, True) and verb != "predict" and not trainer.fast_dev_run:
+    if logger in (None, True) and verb in EVENTS and not trainer.fast_dev_run:
         claimed = claim_version(claimed)
         return {"logger": TensorBoardLogger(root / verb / model, data, version=int(claimed.name[8:]))}, claimed
     if trainer.fast_dev_run or getattr(logger[0] if isinstance(logger, list) else logger, "log_dir", None) is None:
@@ -137,6 +140,7 @@ def usual_callbacks(options: Chosen, trainer: Namespace) -> list[Callback]:
             sort=not options.watch,
         ),
         *([ReportWriter(options.thresholds)] if options.report else []),
+        RunLog(),  # of a test after its pictures
         FitNote(),
         EndWhenTold(),
     ]

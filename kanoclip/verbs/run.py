@@ -24,6 +24,7 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
 from kanoclip.outputs import WholeCheckpoints
+from kanoclip.outputs.loggers import send_text
 from kanoclip.outputs.progress import Bar, is_watched
 from kanoclip.outputs.record import drop_if_empty, folder_name, newest_fit
 from kanoclip.ranks import rank_of
@@ -56,12 +57,16 @@ class NoFitError(MissingError):
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Writes config.yaml beside the checkpoint of a fit; other verbs write their config into their results."""
+    """Writes config.yaml beside the checkpoint of a fit, and logs it; others write their config into their results."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write at the start of a fit only."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log it as a text; Lightning calls this in the first process."""
+        send_text(trainer.loggers, "config", self.parser.dump(self.config, skip_none=False), 0)
 
 
 class KanoclipCLI(LightningCLI):

@@ -81,7 +81,7 @@ VERBS = {
     "push": Verb(
         "share a fit on the Hugging Face Hub or in a folder, as data alone",
         "push",
-        "kanoclip push last.ckpt file:shared/my_heads",
+        "kanoclip push last.ckpt hub:OWNER/NAME --license apache-2.0",
     ),
     "import": Verb("weights that the authors of a rival publish as a checkpoint", "importing"),
     "data": Verb(
