@@ -75,4 +75,6 @@ def test_the_wheel_has_every_package() -> None:
     listed = re.search(r"^packages = (\[.*\])$", (PACKAGE.parent / "pyproject.toml").read_text(), re.M)
     packages = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in FILES}
     assert listed
-    assert set(ast.literal_eval(listed[1])) == packages | {"kanoclip.configs"}
+    folders = [PACKAGE.parent / "configs", *(path for path in (PACKAGE.parent / "configs").rglob("*") if path.is_dir())]
+    configs = {".".join(("kanoclip", *path.relative_to(PACKAGE.parent).parts)) for path in folders}
+    assert set(ast.literal_eval(listed[1])) == packages | configs

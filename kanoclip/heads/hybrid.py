@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,6 +80,8 @@ def cluster(points: Tensor, clusters: int) -> Tensor:
     """
     if torch.compiler.is_compiling():
         raise KanoclipError("k-means cannot be exported. Fit with --model.clusters 0, or use kanoclip predict.")
+    from scipy.cluster.vq import kmeans2  # here: no other model needs it
+
     values = points.float().nan_to_num(0, 0, 0).cpu().numpy()  # SciPy crashes on NaN; what is summed still has it
     with warnings.catch_warnings():  # of points that are all alike
         warnings.simplefilter("ignore")

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
 from kanoclip.types import KanoclipError
 
@@ -70,8 +69,8 @@ class Share(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """Where the true rate lies with 95 % confidence: Clopper and Pearson's interval [3], exact for any number."""
         k, n = self
-        low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
-        high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
+        low = beta_quantile(k, n - k + 1, 0.025) if k > 0 else 0.0
+        high = beta_quantile(k + 1, n - k, 0.975) if k < n else 1.0
         return low, high
 
 
@@ -99,7 +98,14 @@ class Promise(NamedTuple):
 
         The rate at a threshold is distributed as Beta(n + 1 - k, k) over those choices [2]; ties make it smaller.
         """
-        return float(betaincinv(self.images + 1 - self.rank, self.rank, 0.95))
+        return beta_quantile(self.images + 1 - self.rank, self.rank, 0.95)
+
+
+def beta_quantile(a: float, b: float, probability: float) -> float:
+    """Return the value below which Beta(a, b) lies with ``probability``."""
+    from scipy.special import betaincinv  # here, so that an exported model is run without scipy
+
+    return float(betaincinv(a, b, probability))
 
 
 def check_rate(max_fpr: float) -> None:
