@@ -10,7 +10,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from kanoclip.verbs.specs import EXPECTED  # noqa: E402
 from kanoclip.verbs.table import VERBS, main  # noqa: E402
 
 PUBLIC = ("inspector", "types", "registry", "data/base", "data/sets/*", "data/drawn/surfaces", "data/drawn/synthetic",
-          "backbone/clip", "backbone/blocks", "backbone/embedded", "backbone/attention", "backbone/tuning", "backbone/residual",
-          "backbone/deep_tokens", "heads/*", "metrics/*", "models/*", "models/rivals/*", "outputs/exported")  # fmt: skip
+          "backbone/clip", "backbone/blocks", "backbone/embedded", "backbone/attention", "backbone/tuning",
+          "backbone/residual", "backbone/deep_tokens", "heads/*", "metrics/*", "models/*", "models/rivals/*",
+          "outputs/exported")  # fmt: skip
 """Modules whose classes and functions the reference shows."""
 ROOMS = {"data": "Data", "backbone": "Backbone", "heads": "Heads", "metrics": "Metrics", "models": "Models",
          "outputs": "Outputs"}  # fmt: skip
@@ -41,7 +42,7 @@ REPORTS = ROOT / "benchmarks" / "reports"
 CARD = ROOT / "kanoclip" / "backbone" / "embedded" / "README.md"
 
 
-# ------------------------------------------------------------------------------------------------ called by MkDocs
+# ---------------------------------------------------------------------------------------------------- called by MkDocs
 
 
 def on_config(config: Any) -> Any:
@@ -88,7 +89,7 @@ def math(source: str, *_: Any, **__: Any) -> str:
     return f'<div class="math">{convert(source.strip(), display="block")}</div>'
 
 
-# ------------------------------------------------------------------------------------------------------ what is made
+# -------------------------------------------------------------------------------------------------------- what is made
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -103,8 +104,8 @@ def pages() -> Iterator[tuple[str, str]]:
     for kind in NAMES:
         yield f"reference/{kind}.md", kind_page(kind)
     for module in modules():
-        page = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
-        yield f"reference/{module}.md", page
+        shown = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+        yield f"reference/{module}.md", f"# {module}\n\n::: {module}\n{shown}"
 
 
 def modules() -> list[str]:
@@ -186,7 +187,7 @@ def option_table(rows: list[tuple[str, str, str, str]], prefix: str = "") -> str
     return table(("key", "type", "default", "what it does"), shown)
 
 
-# ------------------------------------------------------------------------------------------------------- data sets
+# ----------------------------------------------------------------------------------------------------------- data sets
 
 
 def of_domain(domain: str) -> list[str]:
@@ -206,9 +207,11 @@ def published(cls: type) -> bool:
 
 def data_index() -> str:
     """Write the page of all data sets."""
-    text = ["# All data sets\n\nEach is read from the folder that its publisher's archive unpacks to; nothing is "
-            "converted. Put that folder at `<root>/<name>` and type `--data NAME --data.root <root>`. `~`: we have not "
-            "confirmed the counts. `*`: the public pages of KAnoCLIP name it among the sets that it tests on.\n"]  # fmt: skip
+    text = [
+        "# All data sets\n\nEach is read from the folder that its publisher's archive unpacks to; nothing is "
+        "converted. Put that folder at `<root>/<name>` and type `--data NAME --data.root <root>`. `~`: we have not confirmed the "
+        "counts. `*`: the public pages of KAnoCLIP name it among the sets that it tests on.\n"
+    ]
     for domain, title in DOMAINS.items():
         text.append(f"\n## {title}\n")
         rows = []
@@ -235,7 +238,9 @@ def data_page(name: str) -> str:
         own = option_table(own_options(cls))
         return f"# {name}\n\n{cell(text)}\n\n## Options\n\n{own}\n{shared_options(cls)}"
     about = cls.about
-    lead, *prose = [part for part in text.split("\n\n") if "Reference: " not in part and "Other arguments as" not in part]
+    lead, *prose = [
+        part for part in text.split("\n\n") if "Reference: " not in part and "Other arguments as" not in part
+    ]
     counts = "{} normal, {} anomalous".format(*about.counts) if about.counts else "unknown"
     sure = "" if about.confirmed else " (not confirmed by us)"
     get = f"`kanoclip data download {name}`, or [its publisher]({about.homepage})" if about.archives else about.homepage
@@ -251,14 +256,13 @@ def data_page(name: str) -> str:
     parts.append("## Layout\n\n" + cell("\n\n".join(prose)))
     if name in LAYOUTS:
         parts.append(
-            "A small tree in this layout, as the tests write and read it:\n\n"
-            f"```text\n{tree(LAYOUTS[name].files)}\n```"
+            f"A small tree in this layout, as the tests write and read it:\n\n```text\n{tree(LAYOUTS[name].files)}\n```"
         )
     parts.append(f"Found below `--data.root` under any of these names: {names_of(cls)}.")
     traps = [about.note] if about.note else []
     if about.pieces_of:
-        traps.append(f"Its images are pieces of those of `{about.pieces_of}`: a test on one after a fit on the other is "
-                     "not zero-shot.")  # fmt: skip
+        same = "a test on one after a fit on the other is not zero-shot"
+        traps.append(f"Its images are pieces of those of `{about.pieces_of}`: {same}.")
     if not cls.unambiguous:
         traps.append("Its layout fits other data sets too, so its folder must have one of the names above.")
     if about.counts and not about.counts[0]:
@@ -310,7 +314,7 @@ def tree(files: dict[str, str]) -> str:
     return "\n".join(lines(root, "", ""))
 
 
-# ------------------------------------------------------------------------------------------------------- reference
+# ----------------------------------------------------------------------------------------------------------- reference
 
 
 def option_pages() -> dict[str, str]:
@@ -336,8 +340,8 @@ def run_page() -> str:
     ]
     plan = [(key, "", "", first(text)) for key, text in EXPECTED.items()]
     return (
-        "# Options of every run\n\nOn the command line `--key value`; in a config of `fit`, `test` and `predict` the same "
-        "key, nested by its dots.\n\n"
+        "# Options of every run\n\nOn the command line `--key value`; in a config of `fit`, `test` and "
+        "`predict` the same key, nested by its dots.\n\n"
         + option_table(shared)
         + "\n## Of test and predict\n\n"
         + option_table(run)
@@ -351,8 +355,8 @@ def run_page() -> str:
 
 def kind_page(kind: str) -> str:
     """Write the page of a kind: each name with its options."""
-    parts = [f"# Options of {kind}\n\n`--{kind if kind in ('data', 'model') else f'model.{kind}'} NAME`; an option of it "
-             f"is `--{kind if kind in ('data', 'model') else f'model.{kind}'}.KEY`.\n"]  # fmt: skip
+    option = f"--{kind}" if kind in ("data", "model") else f"--model.{kind}"
+    parts = [f"# Options of {kind}\n\n`{option} NAME`; an option of it is `{option}.KEY`.\n"]
     common: list[tuple[str, str, str, str]] = []
     if kind == "data":
         common = options(AnomalyDataModule)
@@ -395,9 +399,6 @@ def command_page() -> str:
 def said(words: list[str]) -> str:
     """Run a command and return what it prints."""
     out = io.StringIO()
-    with redirect_stdout(out):
-        try:
-            main(words)
-        except SystemExit:  # how argparse ends after its help
-            pass
+    with redirect_stdout(out), suppress(SystemExit):  # how argparse ends after its help
+        main(words)
     return out.getvalue().strip()
