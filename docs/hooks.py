@@ -209,8 +209,8 @@ def data_index() -> str:
     """Write the page of all data sets."""
     text = [
         "# All data sets\n\nEach is read from the folder that its publisher's archive unpacks to; nothing is "
-        "converted. Put that folder at `<root>/<name>` and type `--data NAME --data.root <root>`. `~`: we have not confirmed the "
-        "counts. `*`: the public pages of KAnoCLIP name it among the sets that it tests on.\n"
+        "converted. Put that folder at `<root>/<name>` and type `--data NAME --data.root <root>`. `~`: we have not "
+        "confirmed the counts. `*`: the public pages of KAnoCLIP name it among the sets that it tests on.\n"
     ]
     for domain, title in DOMAINS.items():
         text.append(f"\n## {title}\n")
