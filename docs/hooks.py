@@ -172,7 +172,8 @@ def first(text: str) -> str:
 
 def cell(text: str) -> str:
     """Keep a text inside its cell of a table."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    parts = text.replace("|", "\\|").split("`")  # between backticks < is written as it is
+    return "`".join(part if i % 2 else part.replace("<", "&lt;") for i, part in enumerate(parts))
 
 
 def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -398,7 +399,9 @@ def command_page() -> str:
 
 def said(words: list[str]) -> str:
     """Run a command and return what it prints."""
-    out = io.StringIO()
+    out, argv = io.StringIO(), sys.argv
+    sys.argv = ["kanoclip", *words]  # whose first word stands in the usage
     with redirect_stdout(out), suppress(SystemExit):  # how argparse ends after its help
         main(words)
+    sys.argv = argv
     return out.getvalue().strip()

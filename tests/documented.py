@@ -54,7 +54,7 @@ def smaller(line: str) -> list[str]:
         more += ["--data.images", "2", "--data.category", "gear" if verb == "test" else "ring"]
     if "synthetic" in said:
         more += ["--data.images", "4"]
-    if verb == "fit":
+    if verb == "fit" and "--trainer.max_epochs" not in words:
         more += ["--trainer.max_epochs", "1"]
     real = "--model " in said or (verb == "fit" and "--config" not in said)  # its own backbone is ViT-L
     if real and "--model.backbone " not in said:
