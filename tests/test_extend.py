@@ -118,7 +118,7 @@ def test_a_model_of_ones_own_has_its_parts(walk) -> None:
     assert main(words) == 0
     (checkpoint,) = walk.glob("runs/fit/gated_clip/surfaces_auxiliary/*/checkpoints/last.ckpt")
     about = torch.load(checkpoint, weights_only=True)["kanoclip"]
-    assert about["components"]["adapter"] == "my_adapter.Gate"
+    assert about["components"]["adapter"] == "Gate"
 
 
 def test_a_rival_of_ones_own_is_a_row_and_learns_by_its_losses(walk) -> None:
