@@ -21,7 +21,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from layouts import LAYOUTS, MASK  # noqa: E402  # small trees that the tests of the data sets read
+from layouts import BLANK, INDEX, LAYOUTS, MASK  # noqa: E402  # small trees that the tests of the data sets read
 
 from kanoclip.data.base import AnomalyDataModule  # noqa: E402
 from kanoclip.data.sets.tree import Tree  # noqa: E402
@@ -303,7 +303,7 @@ def tree(files: dict[str, str]) -> str:
         at = root
         for part in path.removeprefix("./").split("/"):
             at = at.setdefault(part, {})
-    masks = {path.rsplit("/", 1)[-1] + path for path, kind in files.items() if kind == MASK}
+    masks = {path.rsplit("/", 1)[-1] + path for path, kind in files.items() if kind in (MASK, INDEX, BLANK)}
 
     def lines(at: dict[str, Any], indent: str, above: str) -> Iterator[str]:
         for name, below in at.items():
