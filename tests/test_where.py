@@ -1,4 +1,4 @@
-"""The table "Where do I add ...?" of the README, followed literally in a copy of the package."""
+"""The table "Where do I add ...?" of docs/extend.md, followed literally in a copy of the package."""
 
 import os
 import re
@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TABLE = (
-    (ROOT / "README.md")
+    (ROOT / "docs" / "extend.md")
     .read_text(encoding="utf-8")
-    .partition("### Where do I add ...?")[2]
+    .partition("## Where do I add ...?")[2]
     .partition("\n\nAn image")[0]
 )
 
