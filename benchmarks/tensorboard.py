@@ -14,9 +14,11 @@ import socket
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from selenium import webdriver
 
 PORT = 6931
@@ -30,7 +32,7 @@ TABS = {
     "pr_curves": ("_image/", "_pixel/"),
     "hparams": ("adapter", "ConvAdapter"),
     "images": ("examples/training/0",),
-    "timeseries": ("train/local_level_1",),
+    "timeseries": ("gradient_norm", "/surfaces_auxiliary/version_0"),
 }
 """What each tab has to show; the picture is of the last one."""
 
@@ -48,7 +50,8 @@ def main(runs: str, picture: str) -> None:
         wait(PORT)
         for tab, words in TABS.items():
             print(f"{tab}: {', '.join(look(driver, tab, words))}")
-        driver.save_screenshot(picture)
+        shown = Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+        shown.quantize(128).save(picture, optimize=True)
         print(f"{picture}: {Path(picture).stat().st_size / 1000:.0f} kB")
     finally:
         driver.quit()
