@@ -84,6 +84,7 @@ NAMES: dict[str, dict[str, str]] = {
         "vcp_clip": "kanoclip.models.rivals.vcp_clip.VCPCLIP",
         "cops": "kanoclip.models.rivals.cops.CoPS",
         "multiads": "kanoclip.models.rivals.multiads.MultiADS",
+        "filo": "kanoclip.models.rivals.filo.FiLo",
         "local_stats": "kanoclip.models.baselines.LocalStats",
     },
     "backbone": {
@@ -102,6 +103,7 @@ NAMES: dict[str, dict[str, str]] = {
         "pre_vcp": "kanoclip.heads.pre_vcp.PreVCP",
         "synthesized": "kanoclip.heads.synthesized_prompts.SynthesizedPrompts",
         "defects": "kanoclip.heads.defects.DefectPrompts",
+        "fg_des": "kanoclip.heads.fg_des.FGDes",
         "regional": "kanoclip.heads.regional_prompts.RegionalPrompts",
     },
     "interaction": {
@@ -112,6 +114,7 @@ NAMES: dict[str, dict[str, str]] = {
         "text_to_patch": "kanoclip.heads.interaction.TextToPatch",
         "patch_to_text": "kanoclip.heads.interaction.PatchToText",
         "rca": "kanoclip.heads.rca.RCA",
+        "mmci": "kanoclip.heads.mmci.MMCI",
         "post_vcp": "kanoclip.heads.post_vcp.PostVCP",
     },
     "adapter": {
@@ -120,6 +123,7 @@ NAMES: dict[str, dict[str, str]] = {
         "projection": "kanoclip.heads.hybrid.ClassProjection",
         "conv": "kanoclip.heads.adapter.ConvAdapter",
         "patch_mean": "kanoclip.heads.projections.PatchMean",
+        "silu": "kanoclip.heads.silu_adapter.SiLUAdapter",
         "level_fusion": "kanoclip.heads.level_fusion.LevelFusion",
     },
     "score": {
@@ -149,7 +153,7 @@ NAMES: dict[str, dict[str, str]] = {
 }
 
 IMPORTED = ("april_gan", "anomalyclip", "aa_clip", "faprompt", "adaclip", "bayes_pfl", "af_clip", "mrad_tf", "mrad_ft",
-            "mrad_clip", "vcp_clip", "cops", "multiads")  # fmt: skip
+            "mrad_clip", "vcp_clip", "cops", "multiads", "filo")  # fmt: skip
 """Models with a ``from_published``: those whose authors' weights can be read."""
 LISTS = {"sets": "data"}
 """Options that are a list of components -> their kind."""
