@@ -35,7 +35,7 @@ TEST = [
 
 
 def read(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
 
 
 def options_of(log: EventAccumulator) -> dict:
