@@ -112,8 +112,9 @@ class Overall:
         text = f"{'━' * filled}{'─' * (BAR - filled)} {done} of {counted(runs, 'run')} done"
         if seen <= 0 or done == runs:
             return text
-        end = time.time() + (time.time() - self._begin) * (images - seen) / seen
-        day = "%H:%M" if time.localtime(end)[:3] == time.localtime()[:3] else "%a %d %b, %H:%M"
+        today = time.time()
+        end = today + (today - self._begin) * (images - seen) / seen
+        day = "%H:%M" if time.localtime(end)[:3] == time.localtime(today)[:3] else "%a %d %b, %H:%M"
         return f"{text}, the rest until about {time.strftime(day, time.localtime(end))}"
 
 
