@@ -84,6 +84,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(r"\]\(\.\./(kanoclip/[\w/]+)\.py", lambda m: f"]({up}reference/{m[1].replace('/', '.')}.md", markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep an option in running text in one line: a browser would break it behind its dashes."""
+    option = re.compile(r"(?<![^>\s(\[])--[\w.-]+")
+    return re.sub(r"<code>[^<]*</code>", lambda code: option.sub(r"<span>\g<0></span>", code[0]), html)
+
+
 def math(source: str, *_: Any, **__: Any) -> str:
     """Write a formula in MathML, which browsers show without a script."""
     return f'<div class="math">{convert(source.strip(), display="block")}</div>'
@@ -254,7 +260,7 @@ def data_page(name: str) -> str:
         ("where to get it", get if "`" in get else f"<{get}>"),
     ]
     parts = [f"# {name}\n\n{cell(lead)}\n", "| | |\n|---|---|\n" + "".join(f"| {a} | {b} |\n" for a, b in facts)]
-    parts.append("## Layout\n\n" + cell("\n\n".join(prose)))
+    parts.append("## Layout\n\n" + cell("\n\n".join(prose).removeprefix("Layout: ")))
     if name in LAYOUTS:
         parts.append(
             f"A small tree in this layout, as the tests write and read it:\n\n```text\n{tree(LAYOUTS[name].files)}\n```"
@@ -328,8 +334,10 @@ def run_page() -> str:
     """Write the page of the options that belong to no component."""
     from lightning.pytorch import Trainer
 
-    run = [(key, type_name(one.kind), default(one.default), first(one.about) + f" For {' and '.join(one.verbs)}.")
-           for key, one in OPTIONS.items()]  # fmt: skip
+    run = [
+        (key, type_name(one.kind), default(one.default), f"For {' and '.join(one.verbs)}: {first(one.about)}.")
+        for key, one in OPTIONS.items()
+    ]
     shared = [
         ("config", "path or name", "null", "A YAML of any of these keys; names that ship: `kanoclip list configs`."),
         ("ckpt_path", "path or last", "null", "Checkpoint to test, predict with or go on from; null: the newest fit."),
