@@ -84,7 +84,7 @@ def expected(to_do: ToDo, seconds: float, processes: int) -> str:
     """
     hours = (to_do.fit_images + to_do.test_images) * seconds / processes / 3600
     what = [counted(to_do.fits, "fit")] * bool(to_do.fits) + [counted(to_do.tests, "test")] * bool(to_do.tests)
-    long = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
+    long = f"{hours:.1f} hours" if hours >= 1 else counted(max(1, round(60 * hours)), "minute")
     share = f" in {processes} processes" if processes > 1 else ""
     each = f"{1000 * seconds:.3g} ms an image, as in the first steps"
     return f"expected: {long} for {' and '.join(what)}{share}, at {each}."

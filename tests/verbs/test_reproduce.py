@@ -260,7 +260,7 @@ def test_the_hours_are_told_once_from_the_first_steps(monkeypatch, capsys) -> No
     assert run(models=models, auxiliary=auxiliary, seeds=[1, 2], trainer={"max_epochs": 2}) == 0
     said = capsys.readouterr().err
     assert said.count("expected: ") == 1
-    assert "expected: 1 minutes for 2 fits and 3 tests, at " in said
+    assert "expected: 1 minute for 2 fits and 3 tests, at " in said
     assert run(models=[*models, CLIP | {"label": "again"}], auxiliary=auxiliary, seeds=[1, 2]) == 0
 
 
