@@ -112,7 +112,7 @@ def card(
     decides = " `threshold.json` says where good ends; `Inspector.from_hub` takes it.\n" if threshold else "\n"
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {markdown(entry['model'])}, fitted on {markdown(fitted)}\n\n"
+        f"# {markdown(entry['model'])}, fitted on {markdown(str(entry['auxiliary']))}\n\n"
         f"Heads for visual anomaly detection with [kanoclip](https://pypi.org/project/kanoclip).{decides}\n"
         f"```bash\nkanoclip test --ckpt_path {source} --data mvtec --data.root FOLDER_THAT_CONTAINS_IT\n```\n\n"
         f'```python\nfrom kanoclip import Inspector\n\nInspector.from_hub("{source}")("photo.jpg")\n```\n\n'
