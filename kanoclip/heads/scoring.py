@@ -114,9 +114,9 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def check_blur(sigma: float) -> None:
-    """Raise KanoclipError unless ``sigma`` is 0 or more."""
-    if not 0 <= sigma < math.inf:
-        raise KanoclipError(f"sigma is {sigma}, expected pixels, 0 or more. Use --model.sigma 4, or 0 for no blur.")
+    """Raise KanoclipError unless ``sigma`` is from 0 to the 518 pixels of an image: a wider blur would never end."""
+    if not 0 <= sigma <= 518:
+        raise KanoclipError(f"sigma is {sigma}, expected 0 to 518 pixels. Use --model.sigma 4, or 0 for no blur.")
 
 
 def check_temperature(temperature: float) -> None:

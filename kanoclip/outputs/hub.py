@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -116,7 +117,7 @@ def fetch(source: str) -> Shared:
     place = place_of(source)
     folder = place.folder or _download(place)
     for name in (HEADS, CONFIG):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):  # of a name that is too long too
             raise MissingError(f"{source} is no fit of kanoclip: it has no {name}. Make one with kanoclip push.")
     for name, most in LARGEST.items():
         if (folder / name).is_file() and (size := (folder / name).stat().st_size) > most:
@@ -166,7 +167,7 @@ def pack(checkpoint: Path, folder: Path, threshold: str | None = None) -> dict[s
             f"--threshold {threshold} is not of {checkpoint}. Give the file that kanoclip calibrate --ckpt_path "
             f"{checkpoint} writes."
         )
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    if os.path.isdir(folder) and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise KanoclipError(f"file:{folder} has other files. Choose a folder that is new, empty or of a push.")
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
@@ -195,11 +196,14 @@ def upload(folder: Path, place: Place, private: bool) -> str:
     """Make a repository of the hub hold the files of a folder; returns its address.
 
     Raises:
-        KanoclipError: If that is not allowed, or the hub cannot be reached; says what to do.
+        KanoclipError: If that is not allowed, it has files of others, or the hub cannot be reached; says what to do.
     """
     try:
         api = HfApi()
         made = api.create_repo(place.repository, private=private, exist_ok=True)
+        there = set(api.list_repo_files(place.repository)) - {".gitattributes"}  # which the hub writes into a new one
+        if there and CONFIG not in there:
+            raise KanoclipError(f"{place.name} has other files. Choose a repository that is new, empty or of a push.")
         api.upload_folder(
             repo_id=place.repository,
             folder_path=folder,

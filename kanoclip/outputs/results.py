@@ -32,7 +32,7 @@ from kanoclip.outputs.sheet import choose
 from kanoclip.outputs.tables import print_results, results_csv, tell
 from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.ranks import gather
-from kanoclip.types import Batch, Scores, counted
+from kanoclip.types import Batch, Scores, counted, printable
 
 ZERO_SHOT = {
     True: "zero-shot",
@@ -234,7 +234,8 @@ def tell_unwritten(mine: list[tuple[str, str]], rest: str) -> list[tuple[str, st
 
 def headline(report: dict[str, Any]) -> str:
     """Say in three lines which model, on which data, by which protocol."""
-    fitted, checkpoint = report["auxiliary"], report["checkpoint"]
+    checkpoint = report["checkpoint"]
+    fitted = report["auxiliary"] and printable(report["auxiliary"])  # a stranger's checkpoint says it
     if report.get("references"):
         tested = report.get("references_tested")
         few = f"{report['references']}{f', {tested} of all are tested too' if tested else ''}"

@@ -143,7 +143,7 @@ def read_sweep(spec: Spec, protocol: Protocol, auxiliary: Data, fitted_on: str, 
     """
     label, metric = spec["label"], spec.get("chosen_by", USUAL)
     where = f"{file}, {label}"
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise PlanError(
             f"{where}: chosen_by {metric!r} is no metric.{did_you_mean(str(metric), METRICS)} Known: "
             f"{', '.join(METRICS)}."

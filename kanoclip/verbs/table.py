@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             any(verb.module in ("run", "calibrate", "benchmark") for name, verb in VERBS.items() if name in argv[:1])
         )
     except Exception as error:
-        if (said := mistake(error, "--output")) is None:  # fit, validate, test and predict answer for themselves
+        place = "file:FOLDER" if argv[:1] == ["push"] else "--output"
+        if (said := mistake(error, place)) is None:  # fit, validate, test and predict answer for themselves
             raise  # a fault of ours keeps its traceback
         return complain(said)
     except KeyboardInterrupt:  # also while torch is imported, which takes seconds

@@ -99,7 +99,8 @@ def _run(job: Job) -> None:
             if report is None:
                 step = f"fit on {job.auxiliary.label}"
                 _fit(job)
-                step, report = data.label, _test(job, data)
+                step = data.label
+                report = _test(job, data)
             if report is None:
                 raise NoFitError(
                     "The fit has no checkpoint, or its files changed meanwhile. The same command fits anew."

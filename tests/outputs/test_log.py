@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from tensorboard.util.tensor_util import make_ndarray
 
-from kanoclip.outputs.log import fit_of
+from kanoclip.outputs.log import fit_of, steps_of
 from kanoclip.verbs.table import main
 
 DRAWN = ["--data.category", "wood", "--data.images", "4", "--data.num_workers", "0"]
@@ -137,6 +137,12 @@ def test_a_checkpoint_that_was_moved_or_is_of_others_is_logged_with_the_test(fit
     assert {path.parent for path in tmp_path.rglob("*tfevents*")} == {tmp_path / "here"}
     assert options_of(log)["fitted_on"] == "surfaces_auxiliary"
     assert log.Scalars("test_surfaces/image_auroc")
+
+
+@pytest.mark.parametrize(("told", "steps"), [(3, 3), ("x", 0), (None, 0), ([1], 0), (-1, 0), (10**30, 0)])
+def test_a_checkpoint_without_a_count_of_steps_is_logged_at_step_0(tmp_path, told, steps) -> None:
+    torch.save({"global_step": told}, tmp_path / "any.ckpt")
+    assert steps_of(str(tmp_path / "any.ckpt")) == steps
 
 
 def test_events_that_cannot_be_written_leave_the_numbers(runs, tmp_path, monkeypatch, capsys) -> None:

@@ -196,6 +196,15 @@ def test_a_data_set_that_fails_does_not_keep_a_model_from_the_others(capsys) -> 
     assert [row["data"] for row in rows()] == ["folder", "surfaces"]
 
 
+def test_a_set_that_fails_right_after_the_fit_is_named_and_the_next_one_is_tested(tiny_model, capsys) -> None:
+    Path("photos/normal").mkdir(parents=True)
+    Path("photos/normal/a.png").write_bytes(b"no picture")
+    broken = {"class_path": "folder", "init_args": {"root": "photos", "num_workers": 0}}
+    assert run(models=[tiny_model], seeds=[1], data=[broken, {"class_path": "surfaces", "init_args": SMALL}]) == 1
+    assert "kanoclip failed. folder: " in capsys.readouterr().err
+    assert [row["data"] for row in rows()] == ["surfaces"]
+
+
 def test_a_fit_that_fails_is_tried_once_and_told_in_its_own_words(tiny_model, monkeypatch, capsys) -> None:
     calls = []
     monkeypatch.setattr(KAnoCLIP, "losses", lambda *_: calls.append(1) or {}["missing"])

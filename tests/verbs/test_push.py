@@ -250,6 +250,24 @@ def test_a_mistake_is_told_with_what_to_type(place, capsys, argv, said) -> None:
     assert not Path("x").exists()
 
 
+def test_a_place_that_cannot_be_is_told_without_options_that_push_lacks(place, capsys) -> None:
+    (place / "file").write_text("x")
+    for folder, why in ((place / "file", "Not a directory"), (place / ("a" * 300), "File name too long")):
+        line = refused(["push", CKPT, f"file:{folder}"], capsys)
+        assert line.endswith(f"heads.safetensors: {why}. Choose another place with file:FOLDER.")
+    assert "is no fit of kanoclip" in refused([*TEST, "--ckpt_path", f"file:{'a' * 300}"], capsys)
+
+
+def test_what_a_stranger_says_of_a_fit_does_not_steer_the_terminal(copy, place, capsys) -> None:
+    source = copy("kanoclip", "auxiliary", to="\x1b[31mevil\u202e")
+    capsys.readouterr()
+    assert main([*TEST, "--ckpt_path", source, "--output", f"{place}/steered"]) == 0
+    said = "".join(capsys.readouterr())
+    assert "\\x1b[31mevil" in said
+    assert "\x1b[31mevil" not in said
+    assert "\u202e" not in said
+
+
 def test_numbers_of_another_checkpoint_are_refused(place, capsys) -> None:
     report = json.loads(Path("tested/results.json").read_text())
     report["checkpoint"]["sha256"] = "0"
@@ -272,6 +290,7 @@ def api(monkeypatch):
         asked["uploaded"] = (repo_id, files, options)
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, repo_id: asked.get("there", [".gitattributes"]))
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     return asked
 
@@ -284,6 +303,15 @@ def test_a_push_to_the_hub_makes_the_repository_and_uploads_the_files(place, api
     assert options["delete_patterns"] == [THRESHOLD]  # of an earlier push
     assert b"hub:me/mine" in files["README.md"]
     assert "https://huggingface.co/me/mine: kanoclip, " in capsys.readouterr().out
+
+
+def test_a_repository_with_files_of_others_is_left_as_it_is(place, api, capsys) -> None:
+    api["there"] = [".gitattributes", "README.md"]
+    assert "hub:me/mine has other files. Choose a repository that" in refused(["push", CKPT, "hub:me/mine"], capsys)
+    assert "uploaded" not in api
+    api["there"] = [".gitattributes", "README.md", CONFIG, HEADS]  # of an earlier push
+    assert main(["push", CKPT, "hub:me/mine"]) == 0
+    assert "uploaded" in api
 
 
 def test_a_repository_is_fetched_at_its_revision_and_no_more_than_is_read(place, monkeypatch) -> None:

@@ -177,6 +177,7 @@ def test_a_dry_run_says_what_a_choice_needs_and_without_the_auxiliary_set_the_ro
         ({"grid": {"lr.x": [4]}}, "mine.yaml, row: grid.lr.x: lr is none of the model's components"),
         ({"grid": {"adapter": ["cnov"]}}, "mine.yaml, row: grid.adapter: Unknown adapter 'cnov' in mine.yaml. Did"),
         ({"grid": {"lr": [1]}, "chosen_by": "auroc"}, "mine.yaml, row: chosen_by 'auroc' is no metric. Did you mean"),
+        ({"grid": {"lr": [1]}, "chosen_by": ["image_ap"]}, "mine.yaml, row: chosen_by ['image_ap'] is no metric."),
         ({"chosen_by": "image_ap"}, "mine.yaml, row: chosen_by says how a grid chooses, and there is no grid"),
         ({"grid": {"sigma": [1]}, "checkpoint": "a.ckpt"}, "mine.yaml, row: a row with a checkpoint is not fitted"),
     ],
