@@ -22,7 +22,7 @@ from kanoclip.data.choosing import check_samples, held_out, left_out_notes, limi
 from kanoclip.data.identity import DataIdentity
 from kanoclip.data.images import read_pair
 from kanoclip.data.loading import AnomalyDataset, AnomalyLoader, Item, Sample, collate, make_loader
-from kanoclip.data.parsing import local_path
+from kanoclip.data.parsing import check_option, local_path
 from kanoclip.registry import did_you_mean
 from kanoclip.types import ANOMALOUS, KanoclipError
 
@@ -195,12 +195,12 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         apart = held_out(samples, self.holdout, self.seed)
         return [sample for sample in samples if (sample in apart) == (stage != "fit")]
 
-    def dataset(self, stage: str) -> AnomalyDataset:
-        """The data set of a stage: "fit", "validate", "test" or "predict"."""
+    def dataset(self, stage: str, plain: bool = False) -> AnomalyDataset:
+        """The data set of a stage: "fit", "validate", "test" or "predict"; ``plain``: never augmented."""
         from kanoclip.data.transforms import Transform  # late: importing Albumentations takes seconds
 
         size, crop = self._size or self._model_size(), bool(self.tile) and stage == "fit"
-        transform = Transform(size, self.augment and stage == "fit", self.tile, crop)
+        transform = Transform(size, self.augment and stage == "fit" and not plain, self.tile, crop)
         noted = self.unreadable if stage in ("test", "predict") else None
         used = [one for one in self.part(stage) if stage != "predict" or one.image not in self.leave_out]
         return AnomalyDataset(used, self.read, transform, self.seed, noted, crops=crop)
@@ -208,6 +208,10 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
     def train_dataloader(self) -> AnomalyLoader:
         """Batches in an order drawn by seed and epoch; the last may be smaller."""
         return self._loader("fit", shuffle=True, persistent=True)
+
+    def fitted_dataloader(self) -> AnomalyLoader:
+        """Batches of the images of fit in their order, never augmented; what a memory is filled with."""
+        return self._loader("fit", plain=True)
 
     def val_dataloader(self) -> AnomalyLoader | list[AnomalyLoader]:
         """Batches of the held-out part; no loader when nothing is held out."""
@@ -227,9 +231,11 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
         # `read` takes this object along to the workers: trainer and model must stay behind where workers are spawned.
         return {**self.__dict__, "trainer": None}
 
-    def _loader(self, stage: str, shuffle: bool = False, persistent: bool = False) -> AnomalyLoader:
+    def _loader(
+        self, stage: str, shuffle: bool = False, persistent: bool = False, plain: bool = False
+    ) -> AnomalyLoader:
         batch_size = 1 if self.tile and stage != "fit" else self.batch_size  # whole pictures differ in shape
-        dataset, workers = self.dataset(stage), self.num_workers
+        dataset, workers = self.dataset(stage, plain), self.num_workers
         found = cached(self, dataset) if self.cache and stage != "predict" else None
         if found is not None:
             found.build(self.trainer, batch_size, workers)
@@ -292,9 +298,3 @@ class AnomalyDataModule(DataIdentity, LightningDataModule, ABC):
 
     def _label_remedy(self) -> str:
         return "Run predict instead, which needs no labels."
-
-
-def check_option(name: str, value: object, valid: bool, expected: str) -> None:
-    """Raise a ``KanoclipError`` that names an option of the data set and what was expected, unless it is valid."""
-    if not valid:
-        raise KanoclipError(f"{name} is {value}, expected {expected}. Set --data.{name}.")

@@ -1,4 +1,4 @@
-"""YAML, JSON and paths as others write them, read within bounds: a few aliases may stand for gigabytes."""
+"""YAML, JSON, paths and options as others write them, within bounds: a few aliases may stand for gigabytes."""
 
 from __future__ import annotations
 
@@ -103,6 +103,12 @@ def local_path(given: str | Path, option: str) -> Path:
         user = Path(path).parts[0]
         raise KanoclipError(f"{option} {given}: there is no user {user[1:]} here. For a folder of that name: ./{user}.")
     return Path(path)
+
+
+def check_option(name: str, value: object, valid: bool, expected: str) -> None:
+    """Raise a ``KanoclipError`` that names an option of the data set and what was expected, unless it is valid."""
+    if not valid:
+        raise KanoclipError(f"{name} is {value}, expected {expected}. Set --data.{name}.")
 
 
 def _too_much(where: str, why: str) -> UnreadableTextError:

@@ -23,9 +23,8 @@ class LabelledMemory(Memory):
 
     ``p(anomalous) = sum over anomalous rows of softmax(q k / temperature)``, q the feature of an image or a patch, k
     the rows that are remembered: of images their global feature, of regions the mean patch of the anomalous part of an
-    image and that of its normal part. The memory is filled when a fit starts, and is part of the checkpoint. It takes
-    the images as the fit's first pass yields them: in an order drawn by seed, which no score depends on beyond rounding
-    unless ``size`` draws rows, and with ``--data.augment true`` as they are augmented there.
+    image and that of its normal part. The memory is filled when a fit starts, in a pass of its own over the images in
+    their order, never augmented, and is part of the checkpoint.
 
     Args:
         size: Most rows of images and most rows of regions, drawn by seed. null: all.

@@ -131,8 +131,8 @@ class CLIPModule(WithMemory):
         self.memory.collect(self._auxiliary_batches(), self.features, run_seed() or 111)
 
     def _auxiliary_batches(self) -> Iterator[Batch]:
-        """Yield the batches of the fit once, in this rank's share, with a progress bar."""
-        loader, strategy = self._data.train_dataloader(), self.trainer.strategy
+        """Yield the images of the fit once, in their order, this rank's share, with a progress bar."""
+        loader, strategy = self._data.fitted_dataloader(), self.trainer.strategy
         quiet = self.global_rank > 0 or self.trainer.progress_bar_callback is None
         for batch in track(loader, "filling the memory", transient=True, disable=quiet):
             yield strategy.batch_to_device(batch)

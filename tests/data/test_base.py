@@ -147,6 +147,14 @@ def test_augmentation_is_for_fit_only():
     assert len(drawn().dataset("fit").transform.pipeline) == 1
 
 
+def test_what_fills_a_memory_are_the_images_of_fit_in_their_order_and_not_augmented():
+    data, plain = drawn(augment=True, holdout=0.5), drawn(holdout=0.5)
+    found = list(data.fitted_dataloader())
+    assert [path for batch in found for path in batch.path] == [one.image for one in data.part("fit")]
+    expected = torch.stack([plain.dataset("fit")[i].image for i in range(len(data.part("fit")))])
+    torch.testing.assert_close(torch.cat([batch.image for batch in found]), expected, rtol=0, atol=0)
+
+
 def test_the_image_size_is_the_models_when_none_is_set():
     data = drawn(image_size=None)
     data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(image_size=12))  # type: ignore[assignment]

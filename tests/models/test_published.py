@@ -30,7 +30,7 @@ def part(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def published(name: str) -> dict[str, Any]:
     """The files of a method, with the weights of its golden file."""
-    file = GOLDEN / f"{name.removesuffix('_tf').removesuffix('_ft')}.safetensors"
+    file = GOLDEN / f"{'mrad' if name.startswith('mrad') else name}.safetensors"
     golden = load_file(file)
     theirs = part(golden, "published.")
     if name in ("april_gan", "multiads"):
@@ -41,6 +41,8 @@ def published(name: str) -> dict[str, Any]:
         return {"weights.pth": {"prompt_learner": part(golden, "learner.")}}
     if name == "adaclip":
         return {"weights.pth": theirs}
+    if name == "filo":
+        return {"weights.pth": {"filo": theirs}}
     if name == "aa_clip":
         parts = {one: part(golden, f"{one}.") for one in ("text_adapter", "image_adapter")}
         return {f"{one}.pth": {"epoch": 5, one: weights} for one, weights in parts.items()}
@@ -59,7 +61,10 @@ def published(name: str) -> dict[str, Any]:
         for kind, stem in (("image", ""), ("patch", "patch_"))
     }
     learned = {one: part(theirs, f"{one}.") for one in ("image_proj", "patch_proj")}
-    return banks | ({"mrad_ft_final.pth": learned} if name == "mrad_ft" else {})
+    if name == "mrad_clip":
+        more = part(golden, "mc.published.")
+        learned |= {one: part(more, f"{one}.") for one in ("prompt_learner", "prompt_proj")}
+    return banks | ({} if name == "mrad_tf" else {f"{name}_final.pth": learned})
 
 
 def places(content: Any, kind: type, *way: str) -> Iterator[tuple[str, ...]]:

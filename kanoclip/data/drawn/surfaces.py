@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kanoclip.data.base import AnomalyDataModule, Sample, check_option
+from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.drawn.drawing import CATEGORIES, DEFECTS, draw
+from kanoclip.data.parsing import check_option
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
 MOST = 100_000  # images of a category: more are only a slip of the keyboard

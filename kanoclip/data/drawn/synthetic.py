@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kanoclip.data.base import AnomalyDataModule, Sample, check_option
+from kanoclip.data.base import AnomalyDataModule, Sample
 from kanoclip.data.digests import digest, file_hashes
 from kanoclip.data.drawn.anomalies import KINDS, damage
 from kanoclip.data.drawn.surfaces import MOST
 from kanoclip.data.faults import UnreadableImageError, remark
 from kanoclip.data.images import read_image
+from kanoclip.data.parsing import check_option
 from kanoclip.data.sets.folder import Folder
 from kanoclip.data.sets.pairing import ANOMALOUS_WORDS, NORMAL_WORDS
 from kanoclip.registry import did_you_mean

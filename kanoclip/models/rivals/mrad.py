@@ -118,18 +118,20 @@ class MRADTF(CLIPModule):
         return True
 
     def setup(self, stage: str) -> None:
-        """Refuse a fit by DDP if nothing is trained, which it cannot wrap.
+        """Make a fit one pass if nothing is trained; DDP cannot wrap such a model.
 
         Raises:
-            KanoclipError: Saying what to type.
+            KanoclipError: Saying what to type instead of DDP.
         """
         super().setup(stage)
-        trained = any(parameter.requires_grad for parameter in self.parameters())
-        if stage == "fit" and not trained and isinstance(self.trainer.strategy, DDPStrategy):
+        if stage != "fit" or any(parameter.requires_grad for parameter in self.parameters()):
+            return
+        if isinstance(self.trainer.strategy, DDPStrategy):
             raise KanoclipError(
                 f"{self.name} trains nothing, and DDP wraps only what is trained. Fill its memory in one process: "
                 f"--trainer.devices 1 --trainer.strategy auto. A test may take several."
             )
+        self.trainer.fit_loop.max_epochs = 1  # or progress would speak of as many as there might be
 
     def configure_optimizers(self) -> Any:
         """Nothing is optimised."""

@@ -19,11 +19,11 @@ RIVALS = [name for name, path in NAMES["model"].items() if ".rivals." in path]
 READS = {  # where each reads its levels, as its paper does
     **{
         name: {"levels_at": "block"}
-        for name in ("april_gan", "multiads", "adaclip", "bayes_pfl", "af_clip", "vcp_clip")
+        for name in ("april_gan", "multiads", "adaclip", "bayes_pfl", "af_clip", "vcp_clip", "filo")
     },
-    **{name: {"levels_at": "norm", "levels": [5]} for name in ("mrad_tf", "mrad_ft", "cops")},
+    **{name: {"levels_at": "norm", "levels": [5]} for name in ("mrad_tf", "mrad_ft", "mrad_clip", "cops")},
 }
-NOT_EXPORTED = {"adaclip", "bayes_pfl", "faprompt", "vcp_clip", "cops", "multiads"}
+NOT_EXPORTED = {"adaclip", "bayes_pfl", "faprompt", "mrad_clip", "vcp_clip", "cops", "multiads", "filo"}
 """Those whose texts are made from the image, or are of more than two states."""
 SMALL = {"num_workers": 0, "batch_size": 4}
 
@@ -74,7 +74,11 @@ def test_a_rival_is_fitted_tested_inspected_and_exported_or_refused(name, make_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [one for one in RIVALS if one not in NOT_EXPORTED])
-def test_what_can_be_exported_is_a_graph(name, make_trainer, tmp_path) -> None:
-    model = fitted(name, make_trainer, tmp_path).cpu()
-    write_exported(Frozen(model, "pill"), "torch_export", tmp_path / "pill.pt2", describe(model, None, "pill", False))
-    assert (tmp_path / "pill.pt2").is_file()
+def test_what_can_be_exported_is_a_graph_that_scores_alike(name, make_trainer, tmp_path) -> None:
+    frozen, file = Frozen(model := fitted(name, make_trainer, tmp_path).cpu(), "pill"), tmp_path / "pill.pt2"
+    write_exported(frozen, "torch_export", file, describe(model, None, "pill", False))
+    data = Surfaces(images=3, category="pill", image_size=model.image_size, **SMALL)  # unlike the two it is traced with
+    photos = torch.from_numpy(np.stack([data.read(sample)[0] for sample in data.part("test")]))
+    with torch.no_grad():
+        found, expected = torch.export.load(file).module()(photos), frozen(photos)
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from kanoclip.backbone.attention import VV
 from kanoclip.backbone.clip import CLIPBackbone
+from kanoclip.backbone.embedded import EmbeddedBackbone
 from kanoclip.heads.labelled_memory import LabelledMemory, neighbourhoods
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss
 from kanoclip.heads.regional_prompts import RegionalPrompts
@@ -256,6 +257,17 @@ def test_a_fit_fills_the_memory_and_a_test_reads_it_from_the_checkpoint(name, tm
     for option, fitted in (("size=2", "memory.size None"), ("temperature=0.5", "memory.temperature 1.0")):
         assert main(["test", "--config", "rival.yaml", *other, f"--model.memory.{option}"]) == 2
         assert f"The checkpoint was fitted with model.{fitted}" in capsys.readouterr().err
+
+
+def test_a_memory_is_filled_without_augmentation_in_a_fit_of_one_epoch(make_data, make_trainer) -> None:
+    clip = EmbeddedBackbone(image_size=128, levels=[5], levels_at="norm")
+    model, expected, trainer = MRADTF(clip), MRADTF(clip), make_trainer(max_epochs=15)
+    trainer.fit(model, make_data(category="ring", augment=True))
+    assert (trainer.max_epochs, trainer.current_epoch) == (1, 1)
+    plain = make_data(category="ring", image_size=128)
+    expected.memory.collect(plain.test_dataloader(), expected.features, seed=0)
+    torch.testing.assert_close(model.memory.image_keys, expected.memory.image_keys, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model.memory.patch_keys, expected.memory.patch_keys, rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_may_hold_any_number_of_rows_but_no_other_width(make_model, synthetic_batch) -> None:
