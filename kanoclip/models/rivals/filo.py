@@ -23,7 +23,7 @@ from kanoclip.heads.silu_adapter import SiLUAdapter
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.models.stages import Stage
-from kanoclip.types import ANOMALOUS, Batch, Features, Scores
+from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
 BLUR = 4.0  # sigma of a window of 3 x 3 pixels
 
@@ -54,6 +54,9 @@ class FiLo(CLIPModule):
         betas: The two decay rates of Adam.
         stages: Which heads learn in which epochs at what rate; null: the two of its code. The first of several fits the
             maps, the others the adapter.
+
+    Raises:
+        KanoclipError: If ``overwritten_levels`` are asked of a backbone whose ``levels_at`` is not "block".
 
     Reference:
         Z. Gu et al., *FiLo: Zero-Shot Anomaly Detection by Fine-Grained Description and High-Quality Localization*, ACM
@@ -100,6 +103,11 @@ class FiLo(CLIPModule):
         super().__init__(lr, betas, stages)
         self.save_hyperparameters(logger=False)
         backbone = backbone or CLIPBackbone(activation="gelu", levels_at="block")
+        if overwritten_levels and backbone.levels_at != "block":
+            raise KanoclipError(
+                "overwritten_levels goes on from what blocks return. Use --model.backbone.levels_at block, or "
+                "--model.overwritten_levels false."
+            )
         self.assemble(
             backbone,
             attention or QKV(),
