@@ -75,7 +75,7 @@ class ConvAdapter(Adapter):
         class_token: Whether the class feature also passes the two 1x1 layers, as in Convpass.
 
     Raises:
-        KanoclipError: If ``pool`` is neither mean nor max.
+        KanoclipError: If ``pool`` is neither mean nor max, or patches are not in the joint space.
 
     Reference:
         KAnoCLIP, section 2.3: a Conv-Adapter aligns the global visual feature with text; its form is not given. Ours,
@@ -94,6 +94,11 @@ class ConvAdapter(Adapter):
 
     def build(self, backbone: CLIPBackbone) -> None:
         """Create the three layers, the last one zero."""
+        if backbone.levels_at != "joint":
+            raise KanoclipError(
+                f"The adapter conv takes patches that lie in the space of the texts, but levels_at is "
+                f"{backbone.levels_at!r}. Use --model.backbone.levels_at joint, or --model.adapter linear."
+            )
         hidden = max(1, backbone.dim // self.reduction)
         self.down = nn.Linear(backbone.dim, hidden)  # a 1x1 convolution, applied to tokens
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.adapter import Adapter
+from kanoclip.types import KanoclipError
 
 
 class SiLUAdapter(Adapter):
@@ -15,12 +16,19 @@ class SiLUAdapter(Adapter):
     Args:
         reduction: Divisor of D for the width between them.
 
+    Raises:
+        KanoclipError: If ``reduction`` is below 1.
+
     Reference:
         Z. Gu et al., *FiLo*, ACM MM 2024, of its code. It starts at random.
     """
 
     def __init__(self, reduction: int = 2) -> None:
         super().__init__()
+        if reduction < 1:
+            raise KanoclipError(
+                f"adapter.reduction is {reduction}, expected 1 or more. Use --model.adapter.reduction 2."
+            )
         self.reduction = reduction
 
     def build(self, backbone: CLIPBackbone) -> None:

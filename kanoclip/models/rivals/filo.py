@@ -23,7 +23,7 @@ from kanoclip.heads.silu_adapter import SiLUAdapter
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.models.stages import Stage
-from kanoclip.types import ANOMALOUS, Batch, Features, Scores
+from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
 
 BLUR = 4.0  # sigma of a window of 3 x 3 pixels
 
@@ -145,9 +145,17 @@ class FiLo(CLIPModule):
 
     @torch.no_grad()
     def overwritten(self, features: Features, local: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the levels ``(L, B, N, W)`` of both towers as its code reads them, see ``overwritten_levels``."""
+        """Return the levels ``(L, B, N, W)`` of both towers as its code reads them, see ``overwritten_levels``.
+
+        Raises:
+            KanoclipError: If levels are not those of blocks.
+        """
         tower, plain = tower_of(self.backbone.visual), []
-        assert features.level_cls is not None  # for the type checker: levels are those of blocks
+        if self.backbone.levels_at != "block" or features.level_cls is None:
+            raise KanoclipError(
+                "overwritten_levels goes on from what blocks return. Use --model.backbone.levels_at block, or "
+                "--model.overwritten_levels false."
+            )
         for level, patches, cls in zip(self.backbone.levels, features.patches, features.level_cls, strict=True):
             if level == self.first_local - 1:
                 patches = local[-1]
