@@ -76,6 +76,8 @@ def test_prompts_that_see_the_image_are_not_exported(prompts) -> None:
         Frozen(made("joint", prompts=prompts), "pill")
 
 
-def test_levels_that_blocks_overwrite_are_those_of_blocks() -> None:
+@pytest.mark.parametrize("levels_at", ["joint", "norm"])
+def test_levels_that_blocks_overwrite_are_those_of_blocks(levels_at) -> None:
+    model = FiLo(EmbeddedBackbone(levels_at=levels_at), overwritten_levels=True)
     with pytest.raises(KanoclipError, match=r"Use --model\.backbone\.levels_at block, or --model\.overwritten_levels"):
-        FiLo(EmbeddedBackbone(), overwritten_levels=True)
+        model(torch.rand(1, 3, 128, 128))

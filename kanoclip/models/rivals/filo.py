@@ -153,9 +153,17 @@ class FiLo(CLIPModule):
 
     @torch.no_grad()
     def overwritten(self, features: Features, local: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the levels ``(L, B, N, W)`` of both towers as its code reads them, see ``overwritten_levels``."""
+        """Return the levels ``(L, B, N, W)`` of both towers as its code reads them, see ``overwritten_levels``.
+
+        Raises:
+            KanoclipError: If levels are not those of blocks.
+        """
         tower, plain = tower_of(self.backbone.visual), []
-        assert features.level_cls is not None  # for the type checker: levels are those of blocks
+        if self.backbone.levels_at != "block" or features.level_cls is None:
+            raise KanoclipError(
+                "overwritten_levels goes on from what blocks return. Use --model.backbone.levels_at block, or "
+                "--model.overwritten_levels false."
+            )
         for level, patches, cls in zip(self.backbone.levels, features.patches, features.level_cls, strict=True):
             if level == self.first_local - 1:
                 patches = local[-1]
