@@ -55,9 +55,6 @@ class FiLo(CLIPModule):
         stages: Which heads learn in which epochs at what rate; null: the two of its code. The first of several fits the
             maps, the others the adapter.
 
-    Raises:
-        KanoclipError: If ``overwritten_levels`` are asked of a backbone whose ``levels_at`` is not "block".
-
     Reference:
         Z. Gu et al., *FiLo: Zero-Shot Anomaly Detection by Fine-Grained Description and High-Quality Localization*, ACM
         MM 2024, and its code, github.com/CASIA-IVA-Lab/FiLo. Where we differ: its detector, Grounding DINO, is left
@@ -103,11 +100,6 @@ class FiLo(CLIPModule):
         super().__init__(lr, betas, stages)
         self.save_hyperparameters(logger=False)
         backbone = backbone or CLIPBackbone(activation="gelu", levels_at="block")
-        if overwritten_levels and backbone.levels_at != "block":
-            raise KanoclipError(
-                "overwritten_levels goes on from what blocks return. Use --model.backbone.levels_at block, or "
-                "--model.overwritten_levels false."
-            )
         self.assemble(
             backbone,
             attention or QKV(),
