@@ -130,6 +130,7 @@ def test_a_changed_picture_a_moved_folder_and_another_attention(backbone, place,
 
 def test_a_truncated_file_is_made_anew_and_a_pickle_in_its_place_is_not_opened(backbone, place, tmp_path) -> None:
     data = photos(tmp_path / "photos")
+    data.batch_size = 1  # of a batch of another size, the last bits may differ
     check(backbone, data)
     whole = {file: file.read_bytes() for file in files(place)}
     truncated, pickled = files(place)[:2]

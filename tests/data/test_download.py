@@ -191,6 +191,7 @@ def begin(server: Server, archive: Archive, root: Path, at: int) -> None:
         ("mvtec.tar.xz", make_tar(FILES, "w:xz")),
         ("files/123/content", make_tar(FILES, "w:bz2")),
     ],
+    ids=["zip", "tar", "tar.gz", "tar.xz", "tar.bz2"],  # bytes with the time in them would differ between workers
 )
 def test_every_kind_of_archive_is_fetched_and_unpacked(
     name: str, content: bytes, server: Server, tmp_path: Path
@@ -449,7 +450,9 @@ def test_a_disk_too_small_for_the_download_is_told_before_it(
     assert tree(download("mvtec", about(archive), tmp_path, True)) == FILES
 
 
-@pytest.mark.parametrize("content", [make_zip(FILES), make_tar(FILES), make_tar(FILES, "w:gz")])
+@pytest.mark.parametrize(
+    "content", [make_zip(FILES), make_tar(FILES), make_tar(FILES, "w:gz")], ids=["zip", "tar", "tar.gz"]
+)
 def test_a_disk_too_small_for_the_files_keeps_the_archive(
     content: bytes, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,6 +584,7 @@ def test_an_encrypted_zip_is_told(server: Server, tmp_path: Path) -> None:
         b"<!DOCTYPE html> Please log in",
         b"",
     ],
+    ids=["zip cut", "zip bent", "tar cut", "tar of one", "tar.gz cut", "tar.xz cut", "no tar", "page", "empty"],
 )
 def test_a_damaged_archive_is_deleted_and_nothing_of_it_is_left(content: bytes, server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"(is damaged: |is neither zip nor tar: ).*It is deleted"):
