@@ -125,10 +125,10 @@ def test_a_source_distribution_holds_what_its_tests_need_and_no_leavings(tmp_pat
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    folders = ("kanoclip", "configs", "tests", "docs", "notebooks", "benchmarks")
+    folders = ("kanoclip", "configs", "tests", "docs", "notebooks", "benchmarks", ".ci")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     wanted = {path.relative_to(ROOT).as_posix() for path in files if "__pycache__" not in path.parts}
-    wanted |= {"README.md", "LICENSE", "CITATION.cff", "pyproject.toml", ".ci/run"}
+    wanted |= {"README.md", "LICENSE", "CITATION.cff", "pyproject.toml"}
     assert wanted <= held
     assert not [name for name in held if "__pycache__" in name or name.endswith((".pyc", ".ckpt"))]
 
