@@ -222,7 +222,7 @@ def test_a_file_that_is_not_the_published_one_is_refused_with_what_is_wrong(chan
         ({"dice": "row"}, r"dice is 'row', expected batch, image or rows. Use --model.dice image"),
         ({"clusters": -1}, r"clusters is -1, expected 0 or more. Use --model.clusters 20, or 0 for none"),
         ({"share": 1.5}, r"share is 1.5, expected a share in \[0, 1\]. Use --model.share 0.2"),
-        ({"sigma": -1.0}, r"sigma is -1.0, expected pixels"),
+        ({"sigma": -1.0}, r"sigma is -1.0, expected 0 to 518 pixels"),
         ({"temperature": 0.0}, r"temperature is 0.0, expected a number above 0"),
     ],
 )
