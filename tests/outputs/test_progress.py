@@ -18,6 +18,7 @@ def terminal(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich then takes what it prints to for a terminal
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("rich._console", None)  # a console of its own: what else was drawn here may not have ended
     monkeypatch.setattr(progress, "EVERY", 0.0)
 
 
