@@ -207,6 +207,7 @@ def test_an_error_says_what_the_page_says(text, troubled, monkeypatch, capfd, ca
         pytest.skip("there is a GPU")
     monkeypatch.chdir(troubled)
     monkeypatch.setitem(sys.modules, "gradio", None)  # as if the extra were not installed
+    monkeypatch.delitem(sys.modules, "kanoclip.verbs.page", raising=False)
     if words[0] in ("fit", "test", "predict"):
         words += QUIET.split()
     if "quickstart" in words:
