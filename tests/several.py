@@ -2,6 +2,7 @@
 imported everything: a second instead of ten."""
 
 import os
+import re
 import resource
 import signal
 import socket
@@ -16,6 +17,7 @@ import torch
 PRELOAD = ["kanoclip.verbs.run", "kanoclip.models.kanoclip", "kanoclip.models.ablations", "kanoclip.backbone.embedded"]
 PRELOAD += ["kanoclip.data.drawn.surfaces", "kanoclip.data.transforms", "kanoclip.data.sets.folder", "several"]
 SECONDS = 120
+GLOO = re.compile(r"^\[Gloo\] Rank \d+ is connected to .*\n", re.M)  # torch 2.10 says it, later ones do not
 CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 
 
@@ -40,7 +42,8 @@ def run(
         more: Environment variables of the processes.
 
     Returns:
-        Exit code, standard output and standard error of each process; a code of None if it had to be stopped.
+        Exit code, standard output and standard error of each process, without Gloo's own line; a code of None if it
+        had to be stopped.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = get_context("forkserver")
@@ -71,7 +74,7 @@ def run(
     codes = [worker.exitcode for worker in workers]
     for worker in workers:
         worker.kill()
-    said = [[(folder / f"{kind}-{rank}").read_text() for rank in range(count)] for kind in ("out", "err")]
+    said = [[GLOO.sub("", (folder / f"{kind}-{rank}").read_text()) for rank in range(count)] for kind in ("out", "err")]
     return codes, said[0], said[1]
 
 
