@@ -16,6 +16,7 @@ from kanoclip.types import Batch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start; small tensors gain nothing
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # readline sets it for the processes of pytest-xdist; tests print to no terminal
 
 settings.register_profile("any machine", deadline=None, max_examples=50)
 settings.load_profile("any machine")
