@@ -757,6 +757,7 @@ def test_what_a_server_says_controls_no_terminal(server: Server, tmp_path: Path)
     assert "\x1b" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_it_is_whole_or_told_whenever_it_is_killed(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_many_categories_are_dealt_out_to_three_folds_and_of_one_a_share_of_imag
     assert (len(job.auxiliary.module.part("fit")), len(job.data[0].module.part("test"))) == (6, 4)
 
 
+@pytest.mark.slow
 def test_the_chosen_row_is_the_one_typed_by_hand_and_all_is_done_once(tiny_model, monkeypatch, capsys) -> None:
     grid = {"lr": [1e-3, 0.1], "interaction.heads": [4, 2]}
     swept = {**tiny_model, "label": "swept", "grid": grid, "chosen_by": "pixel_ap"}
