@@ -187,7 +187,8 @@ class Bar(Timed, ProgressBar):
         self._seen = time.monotonic()
         if self._drawn:
             task = self._drawn.tasks[0]
-            self._drawn.update(task.id, completed=self.pace.done, description=text or task.description, state=state)
+            text = text or task.description
+            self._drawn.update(task.id, completed=self.pace.done, description=text, state=state, refresh=True)
 
     def _stop(self) -> None:
         if self._drawn:
