@@ -76,10 +76,10 @@ def _listen() -> None:
 
 def _wait(told: int) -> None:
     while True:
-        if os.read(told, 1) != bytes([signal.SIGTERM]) or _heard.wait(2):
+        if os.read(told, 1) != bytes([signal.SIGTERM]):
             continue
-        if signal.getsignal(signal.SIGTERM) is not _told_to_end:
-            continue  # it was another's to hear
+        if signal.getsignal(signal.SIGTERM) is not _told_to_end or _heard.wait(2):
+            continue  # it was another's to hear, or was heard
         if os.environ.get("LOCAL_RANK", "0") == "0":
             os.write(2, b"kanoclip: stopped by SIGTERM.\n")
         os._exit(128 + signal.SIGTERM)

@@ -100,3 +100,12 @@ def test_a_main_thread_that_cannot_hear_sigterm_is_ended() -> None:
     assert child.wait(20) == 143
     assert child.stderr
     assert child.stderr.read() == b"kanoclip: stopped by SIGTERM.\n"
+
+
+def test_sigterm_that_another_hears_ends_nothing_that_begins_after_it() -> None:
+    code = (
+        "import signal, time\nfrom kanoclip.data.processes import end_when_told\nend_when_told()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\nsignal.raise_signal(signal.SIGTERM)\n"
+        "time.sleep(0.2)\nend_when_told()\ntime.sleep(3)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=HERE).returncode == 0
