@@ -11,6 +11,7 @@ __all__ = [
     "ResultsWriter",
     "RunLog",
     "RunRecord",
+    "ScoreNote",
     "WholeCheckpoints",
 ]
 
@@ -22,6 +23,7 @@ _WHERE = {
     "ResultsWriter": "results",
     "RunLog": "log",
     "RunRecord": "record",
+    "ScoreNote": "record",
     "WholeCheckpoints": "record",
 }
 

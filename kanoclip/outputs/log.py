@@ -43,6 +43,7 @@ class RunLog(Callback):
 
     def __init__(self) -> None:
         self.unwritten: list[tuple[str, str]] = []
+        self._validated = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the options, to compare runs by; the model knows by now what it is fitted on."""
@@ -66,12 +67,13 @@ class RunLog(Callback):
         """Log histograms and precision-recall curves of what is held out."""
         counted = getattr(pl_module, "counted", {})
         if trainer.is_global_zero and not trainer.sanity_checking:
+            self._validated = trainer.current_epoch
             log_counted(trainer.loggers, "val", counted, trainer.current_epoch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the curves of what is held out, once: that takes longer than a short epoch."""
         if trainer.is_global_zero and trainer.val_dataloaders:
-            log_curves(trainer.loggers, "val", pl_module, trainer.current_epoch)
+            log_curves(trainer.loggers, "val", pl_module, self._validated)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log numbers, curves and pictures of a test, which its folder has already."""

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column
 
 EVERY = 0.25  # seconds between two looks at the loss: on a GPU each waits for the step
+SAID = 30.0  # seconds between two lines on a test or a prediction, where there is no bar
 
 
 def how_far(trainer: Trainer) -> str:

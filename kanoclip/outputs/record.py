@@ -28,7 +28,7 @@ from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.checkpoint import CheckpointError, read_checkpoint, run_seed, zero_shot
 from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.names import file_name
-from kanoclip.outputs.progress import Timed, how_far
+from kanoclip.outputs.progress import SAID, Pace, Timed, how_far
 from kanoclip.ranks import gather
 from kanoclip.registry import NAMES
 
@@ -247,6 +247,35 @@ class FitNote(Timed):
             path = _last_checkpoint(trainer)
             done = f"{path}; to go on: the same command with --ckpt_path last" if path else "none"
             say(f"interrupted. Finished epochs: {done}.")
+
+
+class ScoreNote(Callback):
+    """Says every half a minute how far a test or a prediction is, where no progress bar does."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        stage = "predict" if trainer.predicting else "test" if trainer.testing else "val"
+        batches, loaders = getattr(trainer, f"num_{stage}_batches"), getattr(trainer, f"{stage}_dataloaders")
+        limits = zip(loaders if isinstance(loaders, list) else [loaders], batches, strict=True)
+        self._images = sum(min(len(one.dataset), most * one.batch_sampler.batch_size * trainer.world_size) for one, most in limits)
+        self._pace, self._done, self._told = Pace(sum(batches)), 0, time.monotonic()
+
+    on_predict_start = on_validation_start = on_test_start
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Say it, if it is time."""
+        images = len(batch.label) * trainer.world_size
+        self._pace.step(images)
+        self._done = min(self._done + images, self._images)
+        quiet = trainer.progress_bar_callback is not None or trainer.state.fn == TrainerFn.FITTING
+        if trainer.is_global_zero and not quiet and time.monotonic() - self._told >= SAID:
+            self._told = time.monotonic()
+            say(", ".join(filter(None, [f"{self._done:,} of {self._images:,} images", str(self._pace)])))
+
+    on_predict_batch_end = on_validation_batch_end = on_test_batch_end
 
 
 def _last_checkpoint(trainer: Trainer) -> str:

@@ -7,17 +7,28 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, instantiate_class
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback, instantiate_class
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.files import write_text
 from kanoclip.data.parsing import local_path, read_yaml
 from kanoclip.models.base import AnomalyModule, learns_nothing
 from kanoclip.models.contents import leaves
-from kanoclip.outputs import ExampleMaps, FitNote, PredictionWriter, ReportWriter, ResultsWriter, RunLog, RunRecord
-from kanoclip.outputs.record import claim_version
+from kanoclip.outputs import (
+    ExampleMaps,
+    FitNote,
+    PredictionWriter,
+    ReportWriter,
+    ResultsWriter,
+    RunLog,
+    RunRecord,
+    ScoreNote,
+)
+from kanoclip.outputs.loggers import send_text
+from kanoclip.outputs.record import claim_version, run_folder
 from kanoclip.outputs.resuming import Shard
 from kanoclip.registry import LISTS, NAMES, WHICH_DATA, available, load_class, name_of
 from kanoclip.types import KanoclipError
@@ -36,6 +47,22 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of printing a usage dump."""
         raise UsageError(message) from ex
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Writes config.yaml into the folder of a fit, and logs it; others write their config into their results."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write at the start of a fit only."""
+        if stage == "fit":
+            self.folder = run_folder(trainer)  # Lightning's own choice is no folder of the run with each logger
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, and log it as a text; Lightning calls this in the first process."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_text(self.folder / self.config_filename, text)
+        send_text(trainer.loggers, "config", text, 0)
 
 
 def about(verb: str) -> str:
@@ -142,6 +169,7 @@ def usual_callbacks(options: Chosen, trainer: Namespace) -> list[Callback]:
         *([ReportWriter(options.thresholds)] if options.report else []),
         RunLog(),  # of a test after its pictures
         FitNote(),
+        ScoreNote(),
         EndWhenTold(),
     ]
     return [one for one in usual if type(one) not in without]

@@ -13,7 +13,6 @@ from lightning.pytorch.cli import (
     LightningArgumentParser,
     LightningCLI,
     LRSchedulerTypeTuple,
-    SaveConfigCallback,
 )
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,7 +23,6 @@ from kanoclip.data.base import AnomalyDataModule
 from kanoclip.models.checkpoint import check_name, read_checkpoint, zero_shot
 from kanoclip.models.contents import check_trust
 from kanoclip.outputs import WholeCheckpoints
-from kanoclip.outputs.loggers import send_text
 from kanoclip.outputs.progress import Bar, is_watched
 from kanoclip.outputs.record import drop_if_empty, folder_name, newest_fit
 from kanoclip.ranks import rank_of
@@ -33,6 +31,7 @@ from kanoclip.types import KanoclipError, MissingError, counted
 from kanoclip.verbs.arguments import CommandLine, UsageError, explain
 from kanoclip.verbs.build import (
     Parser,
+    SaveFitConfig,
     about,
     build,
     check_options,
@@ -54,19 +53,6 @@ RUNS = "runs"
 
 class NoFitError(MissingError):
     """No finished fit that could be tested."""
-
-
-class SaveFitConfig(SaveConfigCallback):
-    """Writes config.yaml beside the checkpoint of a fit, and logs it; others write their config into their results."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write at the start of a fit only."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Log it as a text; Lightning calls this in the first process."""
-        send_text(trainer.loggers, "config", self.parser.dump(self.config, skip_none=False), 0)
 
 
 class KanoclipCLI(LightningCLI):
@@ -103,7 +89,7 @@ class KanoclipCLI(LightningCLI):
             LightningModule,
             None,
             save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"save_to_log_dir": False},
             trainer_class=self.trainer_kind,
             trainer_defaults={
                 "default_root_dir": RUNS,

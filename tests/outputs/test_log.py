@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,7 @@ def test_pictures_and_texts_are_there(fit) -> None:
     images, texts = fit.Tags()["images"], fit.Tags()["tensors"]
     assert {"val/curves", "test_surfaces/curves", "examples/training/0"} <= set(images)
     assert len([tag for tag in images if tag.startswith("test_surfaces_images/")]) == 4
+    assert [event.step for event in fit.Images("val/curves")] == [1]  # of the last epoch, as its histograms
     config = fit.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "\n      class_path: kanoclip.models.kanoclip.KAnoCLIP" in config.replace("    model:\n", "\n")
     assert "test_surfaces/results/text_summary" in texts
@@ -187,6 +189,21 @@ def test_mlflow_gets_options_numbers_pictures_and_texts(tmp_path, monkeypatch) -
     assert "test_surfaces/pixel_aupro" in test.data.metrics
     files = {path.relative_to(tmp_path).parts[-2:] for path in tmp_path.rglob("artifacts/**/*.*")}
     assert {("config", "000000.txt"), ("curves", "000002.png"), ("results", "000002.txt"), ("0", "000001.png")} <= files
+
+
+@pytest.mark.parametrize("folder", ["None", "'.'"])  # as MLflow's with a database, and as W&B's
+def test_a_logger_without_a_folder_of_its_own_leaves_all_files_in_that_of_the_run(
+    tmp_path, monkeypatch, folder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = f"    name, version, save_dir = 'n', 1, {folder}\n    log_metrics = log_hyperparams = lambda *_, **__: None\n"
+    Path("nowhere.py").write_text(f"from lightning.pytorch.loggers import Logger\n\nclass Nowhere(Logger):\n{own}")
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("nowhere", None)
+    assert main([*FIT, "--trainer.logger", "nowhere.Nowhere"]) == 0
+    run = Path("runs/fit/kanoclip/surfaces_auxiliary/version_0")
+    assert [*Path().rglob("config.yaml")] == [run / "config.yaml"]
+    assert (run / "run.json").is_file()
 
 
 def test_each_logger_of_several_gets_all(kit) -> None:

@@ -89,3 +89,28 @@ def test_durations_are_said_in_two_units_at_most() -> None:
     assert [duration(one) for one in (7.4, 98, 100, 3540, 3600, 7500)] == [
         "7 s", "98 s", "2 min", "59 min", "1 h 00 min", "2 h 05 min",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "images"),
+    [("test", [], 4), ("predict", [], 4), ("validate", ["--data.holdout", "0.5"], 2), ("test", ["--limit"], 2)],
+)
+def test_where_nobody_watches_a_long_test_says_now_and_then_how_far_it_is(
+    tmp_path, monkeypatch, capsys, verb, options, images
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kanoclip.outputs.record.SAID", 0.0)
+    options = [f"--trainer.limit_test_batches={images}"] if options == ["--limit"] else options
+    data = ["--data", "surfaces", "--data.category", "gear", "--data.images", "4", *DATA[2:]]
+    assert main([verb, *data, "--model", "clip", *options, "--trainer.enable_progress_bar", "false"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "images" in line]
+    assert said[0] == f"kanoclip: 1 of {images} images"  # the first one is not timed
+    assert re.fullmatch(rf"kanoclip: {images} of {images} images, [\d.]+ images/s", said[-1])
+    assert len(said) == images
+
+
+def test_a_short_test_says_nothing_of_that(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", "surfaces", "--data.category", "gear", *DATA, "--model", "clip"]
+    assert main(["test", *data]) == 0
+    assert " images" not in capsys.readouterr().err
