@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     read_protocols(options.config)  # names are answered at once
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+    from kanoclip.verbs.hours import Overall
     from kanoclip.verbs.plan import read_plan
     from kanoclip.verbs.work import end_with_parent, work, work_in_processes
 
@@ -73,12 +74,13 @@ def main(argv: Sequence[str]) -> int:
         gpus = _gpus()
         processes = min(int(options.processes or max(1, len(gpus))), len(jobs))
         if processes > 1 and not options.worker:
-            work_in_processes(processes, argv, gpus)
+            work_in_processes(processes, argv, gpus, Overall(jobs, (lambda: read().work) if waits else None))
         else:
-            since = options.worker or time.time()
-            work(jobs, since, not options.worker, processes)
+            since, tell = options.worker or time.time(), not options.worker
+            work(jobs, since, tell, processes, Overall(jobs, lines=not options.drawn))
             if waits:  # the rows whose options are chosen now
-                work(read().work, since, not options.worker, processes)
+                jobs = read().work
+                work(jobs, since, tell, processes, Overall(jobs, lines=not options.drawn))
         return 0 if options.worker else _report(read() if waits else plan, output)
     except (KeyboardInterrupt, SystemExit) as end:  # Lightning answers Ctrl-C and SIGTERM by leaving
         terminated = isinstance(end, SIGTERMException)
@@ -112,6 +114,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     add("--preflight", type=bool, nargs="?", const=True, default=False, help="Check weights, towers and data in a "
         "minute, and stop.")  # fmt: skip
     add("--worker", type=float, default=None, help=argparse.SUPPRESS)  # one of several processes that began then
+    add("--drawn", action="store_true", help=argparse.SUPPRESS)  # by the process that started it: how far all is
     try:
         options = parser.parse_args([option.replace("--data.root", "--root") for option in argv[1:]])
         options.config = str(local_path(options.config, "--config"))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import get_console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 
 from kanoclip.types import counted
 from kanoclip.verbs.jobs import Job
@@ -90,32 +95,99 @@ def expected(to_do: ToDo, seconds: float, processes: int) -> str:
     return f"expected: {long} for {' and '.join(what)}{share}, at {each}."
 
 
-class Overall:
+class Overall(ProgressColumn):
     """How far a benchmark is, on all its processes: a bar, what is done, and when the rest will be.
 
-    The end is told from the images that this call has seen done, each fit's as often as it is seen. What is done is
-    read from disk, so each of several processes says the same.
+    On a terminal it is drawn below all that is printed inside ``with``; the bar of a run is drawn below it. Elsewhere
+    it is a line before each job. The end is told from the images that this call has seen done, each fit's as often as
+    it is seen. What is done is read from disk, so each of several processes says the same.
 
     Args:
         jobs: All of them.
+        then: Returns those that are known when these are done.
+        lines: Whether to say it before each job where it is not drawn.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs, self.whole, self._begin = jobs, left(jobs), time.time()
+    def __init__(
+        self, jobs: Sequence[Job], then: Callable[[], Sequence[Job]] | None = None, lines: bool = True
+    ) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.jobs, self.then, self.lines = jobs, then, lines
+        self.whole, self._begin = left(jobs), time.time()
+        self.now, self._counted = self.whole, self._begin
+        self._drawn: Progress | None = None
+
+    def __enter__(self) -> Overall:
+        """Draw it, on a terminal, if anything is to be done."""
+        if self.whole.tests and is_watched():
+            columns = BarColumn(None), self, TimeElapsedColumn(Column(no_wrap=True))
+            self._drawn = Progress(*columns, console=get_console(), expand=True)
+            self._drawn.add_task("")
+            self.look()
+            self._drawn.start()
+            get_console().soft_wrap = True  # of what is printed above it: a path is copied in one piece
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it as it is."""
+        if self._drawn:
+            self.look()
+            self._drawn.stop()
+            self._drawn = None
+            get_console().soft_wrap = False
+
+    def begin(self, name: str) -> None:
+        """Print which job begins now."""
+        self.look()
+        print(f"\n{self}\n== {name}" if self.lines and not self._drawn else f"\n== {name}", flush=True)
+
+    def look(self) -> None:
+        """Draw what is done by now."""
+        if self._drawn:
+            self._count()
+            seen, images = self._images()
+            self._drawn.update(self._drawn.task_ids[0], completed=seen, total=images)
+
+    def _count(self) -> None:
+        self.now, self._counted = left(self.jobs), time.time()
+        if self.then and not self.now.fits + self.now.tests:
+            self.jobs, self.then = [*self.jobs, *self.then()], None
+            self.now = left(self.jobs)
+            self.whole = ToDo(*(before + more for before, more in zip(self.whole, self.now, strict=True)))
+
+    def _images(self) -> tuple[int, int]:
+        """Return how many images are done, and how many there are."""
+        images = self.whole.fit_images + self.whole.test_images
+        return images - self.now.fit_images - self.now.test_images, images
 
     def __str__(self) -> str:
-        """Say it in one line."""
-        now, whole = left(self.jobs), self.whole
-        runs, images = whole.fits + whole.tests, whole.fit_images + whole.test_images
-        done, seen = runs - now.fits - now.tests, images - now.fit_images - now.test_images
+        """Look at what is done, and say it in one line."""
+        self._count()
+        seen, images = self._images()
         filled = round(BAR * seen / images) if images else BAR
-        text = f"{'━' * filled}{'─' * (BAR - filled)} {done} of {counted(runs, 'run')} done"
+        return f"{'━' * filled}{'─' * (BAR - filled)} {self.state()}"
+
+    def render(self, task: Task) -> Text:
+        """Say what stands beside the bar."""
+        return Text(self.state(), no_wrap=True)
+
+    def state(self) -> str:
+        """Say how many runs are done, and when the rest will be."""
+        seen, images = self._images()
+        runs = self.whole.fits + self.whole.tests
+        done = runs - self.now.fits - self.now.tests
+        text = f"{done} of {counted(runs, 'run')} done"
         if seen <= 0 or done == runs:
             return text
         today = time.time()
-        end = today + (today - self._begin) * (images - seen) / seen
+        end = max(self._counted + (self._counted - self._begin) * (images - seen) / seen, today)
         day = "%H:%M" if time.localtime(end)[:3] == time.localtime(today)[:3] else "%a %d %b, %H:%M"
         return f"{text}, the rest until about {time.strftime(day, time.localtime(end))}"
+
+
+def is_watched() -> bool:
+    """Tell whether somebody sits at a terminal, where bars are drawn; else what runs print goes to a file."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and get_console().is_interactive
 
 
 def left(jobs: Sequence[Job]) -> ToDo:

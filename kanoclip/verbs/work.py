@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,14 +27,16 @@ from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of, read_record
 from kanoclip.outputs.tables import METRICS
 from kanoclip.verbs.arguments import prepare
-from kanoclip.verbs.hours import FirstSteps, Overall, left
+from kanoclip.verbs.hours import FirstSteps, Overall, is_watched, left
 from kanoclip.verbs.jobs import DATA_SEED, Data, Job
 from kanoclip.verbs.run import KanoclipCLI, NoFitError
 from kanoclip.verbs.say import mistake, note
 from kanoclip.verbs.specs import Spec
 
 
-def work(jobs: Sequence[Job], since: float, tell: bool = True, processes: int = 1) -> None:
+def work(
+    jobs: Sequence[Job], since: float, tell: bool = True, processes: int = 1, overall: Overall | None = None
+) -> None:
     """Do the jobs that are not done, with other processes that may do the same: each takes what is not taken.
 
     A job is locked while it is worked on. The lock is the kernel's, so that of a process that died is free. A job that
@@ -45,17 +47,19 @@ def work(jobs: Sequence[Job], since: float, tell: bool = True, processes: int = 
         since: Time of the start, in seconds: what has failed since is not tried again.
         tell: Whether to say that it waits for others.
         processes: How many share the work.
+        overall: Says how far all is; None for one of its own.
     """
-    pending = list(jobs)
-    timed, overall = _timed(jobs, processes), Overall(jobs)
-    while pending:
-        busy = [job for job in pending if not _attempt(job, since, timed, overall)]
-        if len(busy) == len(pending):
-            if tell:
-                note(f"waiting for another process, which is at {busy[0].name}")
-            tell = False
-            time.sleep(1)
-        pending = busy
+    pending, timed = list(jobs), _timed(jobs, processes)
+    with overall or Overall(jobs) as overall:
+        while pending:
+            busy = [job for job in pending if not _attempt(job, since, timed, overall)]
+            if len(busy) == len(pending):
+                if tell:
+                    note(f"waiting for another process, which is at {busy[0].name}")
+                tell = False
+                time.sleep(1)
+                overall.look()
+            pending = busy
 
 
 def _timed(jobs: Sequence[Job], processes: int) -> dict[str, Any]:
@@ -78,14 +82,14 @@ def _attempt(job: Job, since: float, timed: dict[str, Any], overall: Overall) ->
             # A date in the future is some clock's mistake, and would hold for every call until then.
             failed = job.error.is_file() and since <= job.error.stat().st_mtime <= time.time()
             if not failed and not job.finished:
-                print(f"\n{overall}\n== {job.name}", flush=True)
-                _run(job if timed.get("folder") != job.fit_folder else replace(job, timed=timed))
+                overall.begin(job.name)
+                _run(job if timed.get("folder") != job.fit_folder else replace(job, timed=timed), overall)
     except Timeout:
         return False
     return True
 
 
-def _run(job: Job) -> None:
+def _run(job: Job, overall: Overall) -> None:
     """Fit if the model learns and is not fitted, then test on what is not tested."""
     job.error.unlink(missing_ok=True)
     failures: dict[str, list[str]] = {}
@@ -99,6 +103,7 @@ def _run(job: Job) -> None:
             if report is None:
                 step = f"fit on {job.auxiliary.label}"
                 _fit(job)
+                overall.look()
                 step = data.label
                 report = _test(job, data)
             if report is None:
@@ -116,6 +121,7 @@ def _run(job: Job) -> None:
             mean = report["results"]["mean"]
             means = (f"{name} {METRICS[name].show(mean.get(name))}" for name in ("image_auroc", "pixel_auroc"))
             print(f"{job.name} | {data.label}: {', '.join(means)}", flush=True)
+            overall.look()
     if failures:
         lines = [f"{', '.join(labels)}: {said}" for said, labels in failures.items()]
         write_text(job.error, "\n".join([*lines, "", *details]))
@@ -165,7 +171,7 @@ def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: 
 
     Where nobody watches, or one of several processes works, what it prints goes to the folder's log.txt.
     """
-    watched = sys.stdin.isatty() and sys.stdout.isatty()
+    watched = is_watched()
     gc.collect()  # or the last run's backbone may still fill the memory
     trainer = {"devices": 1, "enable_progress_bar": watched, **job.trainer, "default_root_dir": str(folder)}
     if callback := job.timed.pop("callback", None) if job.timed.get("verb") == verb else None:
@@ -182,30 +188,58 @@ def _verb(verb: str, job: Job, folder: Path, model: Spec, data: Spec, *options: 
     return Path(str(cli.trainer.log_dir))
 
 
-def work_in_processes(count: int, argv: Sequence[str], gpus: Sequence[str] = ()) -> None:
+def work_in_processes(
+    count: int, argv: Sequence[str], gpus: Sequence[str] = (), overall: Overall | None = None
+) -> None:
     """Start the same command several times and wait for all; they end with this process.
 
     Args:
         count: How many.
         argv: Verb and options; such a process calls ``end_with_parent`` first of all.
         gpus: Devices to share out, one to a process, as in ``CUDA_VISIBLE_DEVICES``.
+        overall: Drawn on a terminal, below what they print; elsewhere each of them says how far all is.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     command = [sys.executable, "-m", "kanoclip", *argv, f"--processes={count}", f"--worker={time.time()}"]
+    drawn = overall is not None and is_watched()
+    command += ["--drawn"] if drawn else []
 
     def end(*_: object) -> NoReturn:
         raise SIGTERMException  # which closes their inputs
 
     with ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, end))
+        output = stack.enter_context(_printed_above(overall)) if overall and drawn else None
+        more: Any = {} if output is None else {"stdout": output, "stderr": output}
         workers = []
         for number in range(count):
             env = threads | os.environ | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
             # The end of its input interrupts it, also when this process is killed; Ctrl-C reaches this process alone.
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, env=env, start_new_session=True)
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, env=env, start_new_session=True, **more)
             workers.append(stack.enter_context(worker))
         for worker in workers:
             worker.wait()
+
+
+@contextmanager
+def _printed_above(overall: Overall) -> Iterator[int]:
+    """Draw how far a benchmark is; yields a pipe whose lines are printed above it, and at each of which it looks."""
+    read, write = os.pipe()
+
+    def tell() -> None:
+        with open(read, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                sys.stdout.write(line)
+                overall.look()
+
+    thread = threading.Thread(target=tell, daemon=True)
+    with overall:
+        thread.start()
+        try:
+            yield write
+        finally:
+            os.close(write)
+            thread.join(5)  # what a process that was killed has started may keep the pipe open
 
 
 def end_with_parent() -> None:

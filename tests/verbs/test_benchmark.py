@@ -441,7 +441,7 @@ def test_a_job_that_another_process_works_on_is_waited_for_and_not_done_twice(mo
     models = [STATS, {"class_path": "local_stats", "init_args": {"image_size": 64}, "label": "other"}]
     jobs = read_plan(str(write(models=models)), Path("out")).jobs
     ran, finished = [], set()
-    monkeypatch.setattr("kanoclip.verbs.work._run", lambda job: ran.append(job.label))
+    monkeypatch.setattr("kanoclip.verbs.work._run", lambda job, overall: ran.append(job.label))
     monkeypatch.setattr(Job, "finished", property(lambda job: job.label in finished))
     jobs[0].folder.mkdir(parents=True)
     locked, finish = threading.Event(), threading.Event()
