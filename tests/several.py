@@ -140,3 +140,10 @@ def going_on(checkpoint: Path | str) -> list[str]:
     """Options that name a checkpoint, and the folder of its backbone as nobody opens what a checkpoint alone names."""
     options = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
     return ["--ckpt_path", str(checkpoint), "--model.backbone.name", options["backbone"]["init_args"]["name"]]
+
+
+def talkative() -> None:
+    """Say how far a test is after each batch."""
+    from kanoclip.outputs import record
+
+    record.SAID = 0.0

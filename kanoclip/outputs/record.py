@@ -257,7 +257,8 @@ class ScoreNote(Callback):
         stage = "predict" if trainer.predicting else "test" if trainer.testing else "val"
         batches, loaders = getattr(trainer, f"num_{stage}_batches"), getattr(trainer, f"{stage}_dataloaders")
         limits = zip(loaders if isinstance(loaders, list) else [loaders], batches, strict=True)
-        self._images = sum(min(len(one.dataset), most * one.batch_sampler.batch_size * trainer.world_size) for one, most in limits)
+        most = [(len(one.dataset), n * one.batch_sampler.batch_size * trainer.world_size) for one, n in limits]
+        self._images = sum(map(min, most))
         self._pace, self._done, self._told = Pace(sum(batches)), 0, time.monotonic()
 
     on_predict_start = on_validation_start = on_test_start

@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+from several import run, talkative
 
 from kanoclip.outputs import progress
 from kanoclip.outputs.progress import Pace, duration
@@ -114,3 +115,12 @@ def test_a_short_test_says_nothing_of_that(tmp_path, monkeypatch, capsys) -> Non
     data = ["--data", "surfaces", "--data.category", "gear", *DATA, "--model", "clip"]
     assert main(["test", *data]) == 0
     assert " images" not in capsys.readouterr().err
+
+
+def test_of_several_processes_the_first_one_says_how_far_all_are(tmp_path) -> None:
+    data = ["--data", "surfaces", "--data.category", "gear", "--data.images", "6", *DATA[2:]]
+    codes, _, err = run(2, ["test", *data, "--model", "clip"], tmp_path, fault=talkative)
+    assert codes == [0, 0], err
+    said = [[line for line in one.splitlines() if " images" in line] for one in err]
+    assert [line.partition(" images")[0] for line in said[0]] == [f"kanoclip: {n} of 6" for n in (2, 4, 6)]
+    assert said[1] == []
