@@ -90,6 +90,20 @@ def test_a_shared_fit_gives_the_numbers_of_its_checkpoint_to_the_last_digit(plac
     assert main(["predict", "--data", "surfaces", *SMALL, "gear", "--ckpt_path", "file:shared"]) == 0
 
 
+def test_a_row_of_a_benchmark_may_be_a_shared_fit(place, capsys) -> None:
+    small = {"images": 2, "num_workers": 0, "category": "gear"}
+    model = {"class_path": "kanoclip", "checkpoint": "file:shared",
+             "init_args": {"backbone": {"class_path": "embedded", "init_args": {"image_size": 64}}}}  # fmt: skip
+    content = {"auxiliary": "surfaces_auxiliary", "data": [{"class_path": "surfaces", "init_args": small}]}
+    (place / "b.yaml").write_text(yaml.safe_dump({**content, "models": [model]}))
+    argv = ["benchmark", "--config", f"{place}/b.yaml", "--output", f"{place}/out", "--processes", "1"]
+    assert main(argv) == 0
+    (test,) = json.loads((place / "out/results.json").read_text())["tests"]
+    assert test["report"]["results"] == json.loads(Path("tested/results.json").read_text())["results"]
+    (place / "b.yaml").write_text(yaml.safe_dump({**content, "models": [{**model, "checkpoint": "file:nowhere"}]}))
+    assert "file:nowhere is no fit of kanoclip" in refused(argv, capsys)
+
+
 def test_an_inspector_scores_as_that_of_the_checkpoint_and_takes_the_threshold(place) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
     own, shared = Inspector(CKPT, threshold="limit/threshold.json"), Inspector.from_hub("file:shared")
