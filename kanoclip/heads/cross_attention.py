@@ -48,10 +48,10 @@ class CrossAttention(nn.Module, ABC):
 
     def __init__(self, levels: int, dim: int, heads: int, width: int) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise KanoclipError(
                 f"interaction.heads {heads} does not divide the width {width} of the interaction. "
-                f"Use --model.interaction.heads {max(h for h in range(1, heads + 1) if width % h == 0)}."
+                f"Use --model.interaction.heads {max(h for h in range(1, max(heads, 1) + 1) if width % h == 0)}."
             )
         self.heads = heads
         layers = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ class AnomalyModule(SavedModule):
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999), stages: Any = None) -> None:
         super().__init__()
-        if lr < 0:
+        if lr is None or not 0 <= lr < math.inf:
             raise KanoclipError(f"lr is {lr}, expected 0 or more. Use --model.lr 0.001.")
         self.lr = float(lr)  # NumPy's numbers would stand in the optimiser's state
         self.betas = float(betas[0]), float(betas[1])

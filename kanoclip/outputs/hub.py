@@ -37,6 +37,7 @@ from kanoclip.data.parsing import local_path, read_json
 from kanoclip.models.checkpoint import read_checkpoint
 from kanoclip.models.contents import CheckpointError, check_entry
 from kanoclip.outputs.names import plain_name
+from kanoclip.outputs.pushed import is_pushed, with_additions
 from kanoclip.outputs.thresholds import Thresholds
 from kanoclip.types import KanoclipError, MissingError
 
@@ -115,7 +116,7 @@ def fetch(source: str) -> Shared:
         KanoclipError: If the name is none, or the hub cannot be reached; says what to do.
     """
     place = place_of(source)
-    folder = place.folder or _download(place)
+    folder = place.folder or _download(place, [HEADS, CONFIG, THRESHOLD])
     for name in (HEADS, CONFIG):
         if not os.path.isfile(folder / name):  # of a name that is too long too
             raise MissingError(f"{source} is no fit of kanoclip: it has no {name}. Make one with kanoclip push.")
@@ -167,7 +168,7 @@ def pack(checkpoint: Path, folder: Path, threshold: str | None = None) -> dict[s
             f"--threshold {threshold} is not of {checkpoint}. Give the file that kanoclip calibrate --ckpt_path "
             f"{checkpoint} writes."
         )
-    if os.path.isdir(folder) and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    if os.path.isdir(folder) and any(folder.iterdir()) and not is_pushed(folder / CONFIG):
         raise KanoclipError(f"file:{folder} has other files. Choose a folder that is new, empty or of a push.")
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     weights = {name: value.clone().contiguous() for name, value in content["state_dict"].items()}
@@ -193,7 +194,7 @@ def pack(checkpoint: Path, folder: Path, threshold: str | None = None) -> dict[s
 
 
 def upload(folder: Path, place: Place, private: bool) -> str:
-    """Make a repository of the hub hold the files of a folder; returns its address.
+    """Make a repository of the hub hold the files of a folder, the card with what was added there; returns its address.
 
     Raises:
         KanoclipError: If that is not allowed, it has files of others, or the hub cannot be reached; says what to do.
@@ -202,8 +203,12 @@ def upload(folder: Path, place: Place, private: bool) -> str:
         api = HfApi()
         made = api.create_repo(place.repository, private=private, exist_ok=True)
         there = set(api.list_repo_files(place.repository)) - {".gitattributes"}  # which the hub writes into a new one
-        if there and CONFIG not in there:
+        before = _download(place, [CONFIG, CARD]) if CONFIG in there else None
+        if there and not (before and is_pushed(before / CONFIG)):
             raise KanoclipError(f"{place.name} has other files. Choose a repository that is new, empty or of a push.")
+        if before and CARD in there:
+            card, old = ((one / CARD).read_text(encoding="utf-8", errors="replace") for one in (folder, before))
+            write_text(folder / CARD, with_additions(card, old))
         api.upload_folder(
             repo_id=place.repository,
             folder_path=folder,
@@ -220,10 +225,9 @@ def upload(folder: Path, place: Place, private: bool) -> str:
     return str(made)
 
 
-def _download(place: Place) -> Path:
+def _download(place: Place, wanted: list[str]) -> Path:
     """Fetch the files that are read, and no others."""
     try:
-        wanted = [HEADS, CONFIG, THRESHOLD]
         return Path(snapshot_download(place.repository, revision=place.revision, allow_patterns=wanted))
     except HFValidationError as error:
         raise KanoclipError(f"{place.name}: {_line(error)}") from error

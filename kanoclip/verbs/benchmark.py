@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
     from kanoclip.verbs.hours import Overall
     from kanoclip.verbs.plan import read_plan
+    from kanoclip.verbs.sweep import check_values
     from kanoclip.verbs.work import end_with_parent, work, work_in_processes
 
     quiet()
@@ -70,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         damaged += [f"No checkpoint at {path}." for path in plan.not_given.values()]
         nothing = f"No data set of {options.config} is on disk. Give --root FOLDER_THAT_CONTAINS_THEM."
         raise PlanError(damaged[0] if damaged else nothing)
+    if not options.worker:
+        check_values(plan.sweeps, options.config)
     try:
         gpus = _gpus()
         processes = min(int(options.processes or max(1, len(gpus))), len(jobs))
@@ -154,7 +157,7 @@ def _show(plan: Plan, output: Path) -> None:
         lines.append((auxiliary * first, label, seeds, _fits(jobs, to_fit), left, on_disk * first))
     print_table(word_table(headings, lines), word_table(headings, lines, ("seeds", "tested on")))
     for one in (one for one in plan.sweeps if one.folds):
-        to_do = [job for job in one.jobs if not job.finished]
+        to_do = [job for job in one.jobs if not job.finished and job.report_path(job.data[0]) not in tests]
         to_fit = [job for job in to_do if not job.fitted and job.fit_folder not in fits]
         fits |= {job.fit_folder for job in to_fit}
         tests |= {job.report_path(job.data[0]) for job in to_do}

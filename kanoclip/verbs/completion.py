@@ -41,11 +41,11 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         KanoclipError: If there is none for it.
     """
-    if len(argv) != 2 or HELP_OPTIONS & set(argv):
+    if len(argv) == 1 or HELP_OPTIONS & set(argv):
         print(folded(f"usage: kanoclip completion SHELL\n\n{table.VERBS['completion'].about}; once:", most=WIDTH))
         print("\n".join(f"  kanoclip completion {shell} > {place}" for shell, place in PLACES.items()))
         return 0
-    shell = argv[1]
+    shell = " ".join(argv[1:])
     if shell not in PLACES:
         raise KanoclipError(f"Unknown shell {shell!r}.{did_you_mean(shell, PLACES)} There are {', '.join(PLACES)}.")
     print(shtab.complete(whole_parser(), shell))

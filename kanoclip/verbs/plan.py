@@ -12,6 +12,7 @@ from kanoclip.data.about import same_images
 from kanoclip.data.parsing import local_path
 from kanoclip.data.sets.joined import Joined
 from kanoclip.data.sets.tree import Tree
+from kanoclip.outputs.hub import fetch, is_shared
 from kanoclip.outputs.published import published, usual_family
 from kanoclip.outputs.verdicts import Expected, read_expected
 from kanoclip.registry import did_you_mean, load_class, name_of
@@ -163,13 +164,18 @@ def _row(
     """
     free = does is False
     model = {key: spec[key] for key in ("class_path", "init_args")}
-    given = local_path(str(spec["checkpoint"]), "checkpoint") if "checkpoint" in spec else None
+    given = _given(str(spec["checkpoint"])) if "checkpoint" in spec else None
     fitted_on = "nothing" if free and not given and chosen == "" else _fitted_on(protocol)
     seeds = list(dict.fromkeys(protocol.seeds))[: 1 if free else None]
     for seed in seeds:
         name = spec["label"] + f" on {fitted_on}" * (named and not free) + f", seed {seed}" * (len(seeds) > 1)
         about = spec["label"], name, model, does, auxiliary, fitted_on, (), seed, protocol.trainer, output, given
         yield Job(*about, chosen=chosen)
+
+
+def _given(checkpoint: str) -> Path:
+    """Return the file of a row's checkpoint; that of a shared fit is fetched."""
+    return fetch(checkpoint).checkpoint if is_shared(checkpoint) else local_path(checkpoint, "checkpoint")
 
 
 def _check_rows(jobs: Sequence[Job], file: str) -> None:

@@ -15,6 +15,7 @@ from kanoclip import __version__
 from kanoclip.data.files import sha256, write_text
 from kanoclip.data.parsing import local_path, read_json
 from kanoclip.outputs.names import markdown
+from kanoclip.outputs.pushed import BEGIN, END, split_card, with_additions
 from kanoclip.outputs.tables import METRICS, results_rows
 from kanoclip.types import KanoclipError, MissingError
 from kanoclip.verbs.arguments import UsageError
@@ -43,17 +44,22 @@ def main(argv: Sequence[str]) -> int:
         results = [_results(one, checkpoint) for one in chosen.results]
         config = pack(checkpoint, folder, chosen.threshold)
         source = "file:FOLDER" if place.folder else place.name
-        write_text(folder / CARD, card(config, results, chosen.license, source, (folder / THRESHOLD).is_file()))
+        written = card(config, results, chosen.license, source, (folder / THRESHOLD).is_file())
+        there = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+        write_text(folder / CARD, with_additions(written, there))
         files = sorted(folder.iterdir())
         size = sum(file.stat().st_size for file in files) / 1e6
         where = f"{place.folder}" if place.folder else upload(folder, place, chosen.private)
+        licence = split_card((folder / CARD).read_text(encoding="utf-8", errors="replace"))[0].get("license")
     for key, value in leaves(config["model"], "model", ""):
         if isinstance(value, str) and (os.path.isabs(value) or value.startswith("local-dir:")):
             key = key.replace(".init_args", "")
             note(f"{CONFIG} names {value} of this machine: others have to name their own, --{key} PATH.")
     print(f"{where}: {config['kanoclip']['model']}, {size:.1f} MB: {', '.join(file.name for file in files)}")
-    if not chosen.license:
-        print(f"no licence is named, so others may not use it: --license ID, or write it into its {CARD}")
+    if not licence:
+        print(
+            f"no licence is named, so others may not use it: --license ID, or license: ID into the head of its {CARD}"
+        )
     print(f"Next: kanoclip test --ckpt_path {place.name} --data NAME --data.root FOLDER_THAT_CONTAINS_IT")
     print(f'In Python: kanoclip.Inspector.from_hub("{place.name}")("photo.jpg")')
     return 0
@@ -106,18 +112,19 @@ def card(
         "fitted on": fitted + (", by its authors; imported" if entry.get("imported") else ""),
         "seed": f"{entry.get('seed')}",
         "version": f"kanoclip {entry['version']}, shared by {__version__}",
-        "licence": licence or "none is given: ask who shared it before you use it",
+        "licence": licence
+        or "as the head of this card names it; if it names none, ask who shared it before you use it",
     }
     lines = [f"| {name} | {markdown(value)} |" for name, value in facts.items()]
     decides = " `threshold.json` says where good ends; `Inspector.from_hub` takes it.\n" if threshold else "\n"
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# {markdown(entry['model'])}, fitted on {markdown(str(entry['auxiliary']))}\n\n"
+        f"{BEGIN}\n\n# {markdown(entry['model'])}, fitted on {markdown(str(entry['auxiliary']))}\n\n"
         f"Heads for visual anomaly detection with [kanoclip](https://pypi.org/project/kanoclip).{decides}\n"
         f"```bash\nkanoclip test --ckpt_path {source} --data mvtec --data.root FOLDER_THAT_CONTAINS_IT\n```\n\n"
         f'```python\nfrom kanoclip import Inspector\n\nInspector.from_hub("{source}")("photo.jpg")\n```\n\n'
         + "\n".join(["| | |", "| --- | --- |", *lines])
-        + f"\n\n## Results\n\n{_measured(results)}\n"
+        + f"\n\n## Results\n\n{_measured(results)}\n\n{END}\n"
     )
 
 

@@ -129,7 +129,11 @@ def _check_labels(kind: str, specs: Iterable[Spec], where: str) -> None:
     for spec in specs:
         label, other = spec["label"], known.setdefault(spec["label"], spec)
         if other != spec:
-            both = " and ".join(f"{name_of(kind, one['class_path'])} {text(one['init_args'])}" for one in (other, spec))
+            more = [{key: one[key] for key in MORE[kind] if key in one} for one in (other, spec)]
+            told = zip((other, spec), (f" and {text(one)}" if more[0] != more[1] else "" for one in more), strict=True)
+            both = " and ".join(
+                f"{name_of(kind, one['class_path'])} {text(one['init_args'])}{rest}" for one, rest in told
+            )
             raise PlanError(
                 f"{where} are called {label!r}: {both}. Give one of them another label: {{label: {label} 2, "
                 f"class_path: {name_of(kind, spec['class_path'])}, ...}}."
@@ -150,7 +154,9 @@ def parse_spec(kind: str, spec: Spec, file: str) -> Any:
     base: Any = {"data": LightningDataModule, "model": LightningModule}[kind]
     parser.add_lightning_class_args(base, kind, subclass_mode=True)
     section = {"class_path": path, "init_args": deepcopy(spec["init_args"])}  # a parser changes lists inside
-    return _parse(parser, {kind: section}, [f"--{kind}={path}"], file)[kind]
+    parts = {name: one["class_path"] for name, one in section["init_args"].items() if _has_class(one)}
+    typed = [f"--{kind}={path}", *(f"--{kind}.{name}={part}" for name, part in parts.items())]  # whose options are told
+    return _parse(parser, {kind: section}, typed, file)[kind]
 
 
 def check_trainer(options: dict[str, Any], file: str) -> None:
@@ -173,6 +179,10 @@ def check_trainer(options: dict[str, Any], file: str) -> None:
             f"{file} asks for several devices a run, but a benchmark gives each run one. Leave out trainer.devices and "
             f"num_nodes, and use all devices with --processes."
         )
+
+
+def _has_class(option: Any) -> bool:
+    return isinstance(option, dict) and "class_path" in option
 
 
 def _parse(parser: Any, given: dict[str, Any], argv: list[str], file: str) -> Any:

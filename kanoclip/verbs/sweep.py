@@ -21,8 +21,8 @@ from rich.table import Table
 from kanoclip.outputs.names import csv_text, markdown
 from kanoclip.outputs.tables import METRICS, word_table
 from kanoclip.registry import did_you_mean, expand, load_class
-from kanoclip.types import KanoclipError, counted
-from kanoclip.verbs.build import learns
+from kanoclip.types import KanoclipError, MissingError, counted
+from kanoclip.verbs.build import Parser, learns
 from kanoclip.verbs.folds import folds_of, gives
 from kanoclip.verbs.jobs import Data, Job, read_report
 from kanoclip.verbs.specs import PlanError, Protocol, Spec, parse_spec, text
@@ -164,6 +164,32 @@ def read_sweep(spec: Spec, protocol: Protocol, auxiliary: Data, fitted_on: str, 
             )
         candidates.append(one)
     return Sweep(label, fitted_on, metric, [told for told, *_ in folds], candidates)
+
+
+def check_values(sweeps: Iterable[Sweep], file: str) -> None:
+    """Build the model of each candidate that is not fitted, so that a value it refuses is told before any fit.
+
+    Raises:
+        PlanError: For such a value; names the row and the option.
+    """
+    from lightning.pytorch import LightningModule
+
+    parser = Parser()
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    for one in sweeps:
+        for candidate in one.candidates:
+            if not all(job.fitted for job in candidate.jobs):
+                try:
+                    parser.instantiate_classes(Namespace(model=parse_spec("model", candidate.spec, file)))
+                except ValueError as error:
+                    cause: BaseException | None = error  # the parser's
+                    while cause and not isinstance(cause, KanoclipError):
+                        cause = cause.__cause__
+                    if isinstance(cause, MissingError):
+                        break  # weights, perhaps of other rows too: each fit tells
+                    if cause is None:
+                        raise
+                    raise PlanError(f"{file}, {one.label}: grid with {candidate.told}: {cause}") from error
 
 
 def _candidates(spec: Spec, where: str, file: str) -> list[tuple[dict[str, Any], Spec]]:

@@ -161,9 +161,12 @@ def _begin() -> None:
 
 
 def _run(argv: Any) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
+    if not argv or argv[0] in (*HELP_OPTIONS, "help"):
+        words = [word for word in argv[1:] if word not in (*HELP_OPTIONS, "all")]
+        if not words:
+            print(HELP, end="")
+            return 0
+        argv = [*words, "--help", *["all"] * ("all" in argv)]  # `kanoclip help fit`
     if argv[0] in ("-V", "--version"):
         print(f"kanoclip {__version__}")
         return 0

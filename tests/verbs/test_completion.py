@@ -96,5 +96,7 @@ def type_and_await(terminal: int, typed: str, awaited: str) -> None:
 def test_what_is_no_shell_is_told_without_torch(capsys) -> None:
     assert main(["completion", "bsh"]) == 2
     assert "Unknown shell 'bsh'. Did you mean 'bash'? There are bash, zsh, fish." in capsys.readouterr().err
+    assert main(["completion", "bash", "zsh"]) == 2
+    assert "Unknown shell 'bash zsh'." in capsys.readouterr().err
     assert main(["completion"]) == 0
     assert "kanoclip completion fish > ~/.config/fish/completions/kanoclip.fish" in capsys.readouterr().out

@@ -90,6 +90,20 @@ def test_a_shared_fit_gives_the_numbers_of_its_checkpoint_to_the_last_digit(plac
     assert main(["predict", "--data", "surfaces", *SMALL, "gear", "--ckpt_path", "file:shared"]) == 0
 
 
+def test_a_row_of_a_benchmark_may_be_a_shared_fit(place, capsys) -> None:
+    small = {"images": 2, "num_workers": 0, "category": "gear"}
+    model = {"class_path": "kanoclip", "checkpoint": "file:shared",
+             "init_args": {"backbone": {"class_path": "embedded", "init_args": {"image_size": 64}}}}  # fmt: skip
+    content = {"auxiliary": "surfaces_auxiliary", "data": [{"class_path": "surfaces", "init_args": small}]}
+    (place / "b.yaml").write_text(yaml.safe_dump({**content, "models": [model]}))
+    argv = ["benchmark", "--config", f"{place}/b.yaml", "--output", f"{place}/out", "--processes", "1"]
+    assert main(argv) == 0
+    (test,) = json.loads((place / "out/results.json").read_text())["tests"]
+    assert test["report"]["results"] == json.loads(Path("tested/results.json").read_text())["results"]
+    (place / "b.yaml").write_text(yaml.safe_dump({**content, "models": [{**model, "checkpoint": "file:nowhere"}]}))
+    assert "file:nowhere is no fit of kanoclip" in refused(argv, capsys)
+
+
 def test_an_inspector_scores_as_that_of_the_checkpoint_and_takes_the_threshold(place) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
     own, shared = Inspector(CKPT, threshold="limit/threshold.json"), Inspector.from_hub("file:shared")
@@ -143,6 +157,36 @@ def test_a_second_push_into_a_folder_replaces_the_first_with_its_threshold(place
     (place / "other").mkdir()
     (place / "other/thesis.tex").touch()
     assert "other has other files. Choose a folder" in refused(["push", CKPT, f"file:{place}/other"], capsys)
+
+
+def test_a_second_push_keeps_the_licence_and_what_was_added_to_the_card(place, capsys) -> None:
+    folder, card = f"file:{place}/mine", place / "mine/README.md"
+    assert main(["push", CKPT, folder]) == 0
+    assert "no licence is named" in capsys.readouterr().out
+    head, text = card.read_text().split("library_name: kanoclip\n")
+    text = text.replace("---\n", "license: mit\nlanguage: de\n---\n\nAbove: für Äpfel.\n\n", 1)
+    card.write_text(f"{head}library_name: kanoclip\n{text}\nBelow: ask me.\n")
+    for more, licence in (([], "mit"), (["--results", "tested/results.json", "--license", "apache-2.0"], "apache-2.0")):
+        assert main(["push", CKPT, folder, *more]) == 0
+        assert "no licence is named" not in capsys.readouterr().out
+        _, said, text = card.read_text().split("---\n", 2)
+        assert yaml.safe_load(said)["license"] == licence
+        assert yaml.safe_load(said)["language"] == "de"
+        assert text.startswith("\nAbove: für Äpfel.\n\n<!-- kanoclip push writes from here")
+        assert text.endswith("<!-- end of kanoclip push -->\n\nBelow: ask me.\n")
+        assert text.count("# kanoclip, fitted on") == 1
+    assert "| surfaces | yes | 2 |" in text
+    card.write_text("All mine.\n")
+    assert main(["push", CKPT, folder]) == 0
+    assert card.read_text().endswith("<!-- end of kanoclip push -->\n\nAll mine.\n")
+
+
+@pytest.mark.parametrize("content", ['{"name": "canoe"}', '{"format": 1}', "[1]", "no JSON"])
+def test_the_config_of_another_tool_makes_no_folder_ours(place, capsys, content) -> None:
+    (place / "other").mkdir()
+    (place / "other" / CONFIG).write_text(content)
+    assert "other has other files. Choose a folder" in refused(["push", CKPT, f"file:{place}/other"], capsys)
+    assert [one.name for one in (place / "other").iterdir()] == [CONFIG]
 
 
 def test_the_same_heads_make_the_same_checkpoint(place) -> None:
@@ -305,13 +349,31 @@ def test_a_push_to_the_hub_makes_the_repository_and_uploads_the_files(place, api
     assert "https://huggingface.co/me/mine: kanoclip, " in capsys.readouterr().out
 
 
-def test_a_repository_with_files_of_others_is_left_as_it_is(place, api, capsys) -> None:
+def test_a_repository_with_files_of_others_is_left_as_it_is(place, api, monkeypatch, capsys) -> None:
     api["there"] = [".gitattributes", "README.md"]
     assert "hub:me/mine has other files. Choose a repository that" in refused(["push", CKPT, "hub:me/mine"], capsys)
     assert "uploaded" not in api
-    api["there"] = [".gitattributes", "README.md", CONFIG, HEADS]  # of an earlier push
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **_options: str(place / "there"))
+    (place / "there").mkdir()
+    (place / "there" / CONFIG).write_text('{"name": "canoe"}')
+    api["there"] = [".gitattributes", "README.md", CONFIG, HEADS]
+    assert "hub:me/mine has other files" in refused(["push", CKPT, "hub:me/mine"], capsys)
+    assert "uploaded" not in api
+
+
+def test_a_second_push_to_the_hub_keeps_what_was_added_to_the_card(place, copy, api, monkeypatch, capsys) -> None:
+    asked: list = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **options: asked.append(options) or str(place / "copy"))
+    with open(place / "copy/README.md", "a") as file:
+        file.write("\nAsk me.\n")
+    api["there"] = [".gitattributes", "README.md", CONFIG, HEADS]
     assert main(["push", CKPT, "hub:me/mine"]) == 0
-    assert "uploaded" in api
+    card = api["uploaded"][1]["README.md"].decode()
+    assert "license: mit" in card
+    assert "hub:me/mine" in card
+    assert card.endswith("\n\nAsk me.\n")
+    assert asked == [{"revision": None, "allow_patterns": [CONFIG, "README.md"]}]
+    assert "no licence is named" not in capsys.readouterr().out
 
 
 def test_a_repository_is_fetched_at_its_revision_and_no_more_than_is_read(place, monkeypatch) -> None:

@@ -190,6 +190,40 @@ def test_a_mistake_is_told_in_one_line_with_its_row_and_key(row, said, capsys) -
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("lr", float("nan"), "grid with lr NaN: lr is nan, expected 0 or more"),
+        ("lr", -1.0, "grid with lr -1.0: lr is -1.0, expected 0 or more"),
+        ("lr", None, "grid with lr null: lr is None, expected 0 or more"),
+        ("interaction.heads", 3, "grid with interaction.heads 3: interaction.heads 3 does not divide the width"),
+        ("interaction.heads", 0, "grid with interaction.heads 0: interaction.heads 0 does not divide the width"),
+        ("interaction.head", 4, "Unknown option --model.interaction.head. Did you mean --model.interaction.heads?"),
+    ],
+)
+def test_a_value_that_the_model_refuses_is_told_before_anything_is_fitted(tiny_model, key, value, said, capsys) -> None:
+    good = {"lr": 1e-3, "interaction.heads": 4, "interaction.head": 4}[key]
+    assert run({**tiny_model, "label": "mine", "grid": {key: [good, value]}}) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if "error" in one]
+    assert "mine.yaml, mine: grid" in line
+    assert said in line
+    assert not list(Path("out").glob("*"))
+
+
+def test_of_weights_that_are_missing_each_fit_tells(capsys) -> None:
+    backbone = {"class_path": "clip", "init_args": {"pretrained": "nowhere.pt"}}
+    assert (
+        run({"class_path": "kanoclip", "init_args": {"backbone": backbone}, "grid": {"lr": [1e-3, 1e-2]}}, seeds=[1])
+        == 1
+    )
+    assert "kanoclip with lr 0.001, fold 1 of 3 failed." in capsys.readouterr().err
+
+
+def test_two_rows_that_differ_in_their_grids_alone_are_told_apart(capsys) -> None:
+    assert run(STATS, {**STATS, "grid": {"image_size": [64]}}) == 2
+    assert 'and {"grid": {"image_size": [64]}}' in capsys.readouterr().err
+
+
 def test_a_metric_that_a_fold_cannot_give_is_told_before_anything_runs(capsys) -> None:
     import numpy as np
 

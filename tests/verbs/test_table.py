@@ -54,6 +54,17 @@ def test_what_needs_no_torch_is_answered_without_it(typed: str, code: int) -> No
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("typed", ["help fit", "--help fit", "fit --help --help", "-h fit --help"])
+def test_help_of_a_verb_is_found_in_any_order(typed: str, capsys) -> None:
+    assert main(typed.split()) == 0
+    assert capsys.readouterr().out.startswith("kanoclip fit: train the heads")
+
+
+def test_help_of_a_verb_that_is_none_says_so(capsys) -> None:
+    assert main(["help", "tset"]) == 2
+    assert "Unknown verb 'tset'. Did you mean 'test'?" in capsys.readouterr().err
+
+
 def test_an_option_without_a_verb_is_told_to_stand_behind_one(capsys) -> None:
     assert main(["--data", "surfaces"]) == 2
     assert "Before --data comes what to do: kanoclip VERB --data ... Verbs: fit, validate" in capsys.readouterr().err
