@@ -16,7 +16,17 @@ from kanoclip.heads.interaction import BiCMCI, Interaction
 from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
 from kanoclip.heads.memory import Memory, NoMemory
 from kanoclip.heads.prompts import LearnedPrompts, Prompts
-from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, check_temperature, dot, level_maps, smooth
+from kanoclip.heads.scoring import (
+    SIDE,
+    MeanScore,
+    Score,
+    anomaly_map,
+    check_blur,
+    check_temperature,
+    dot,
+    level_maps,
+    smooth,
+)
 from kanoclip.knowledge.facts import Facts, Known
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.contents import CheckpointError
@@ -132,7 +142,7 @@ class KAnoCLIP(CLIPModule):
         self.knowledge = knowledge
         self.image_knowledge = image_knowledge
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / 518
+        self.sigma = sigma * self.image_size / SIDE
         self.dice = dice
         self.weigh({"kd": alpha, "global": beta, "local": gamma}, terms)
         self._facts: Tensor | None = None  # (K, D)
