@@ -113,7 +113,7 @@ class KanoclipCLI(LightningCLI):
                 "enable_model_summary": False,
             },
             seed_everything_default=111,
-            parser_kwargs={"parser_mode": "kanoclip", verb: {"description": about(verb)}},
+            parser_kwargs={"prog": "kanoclip", "parser_mode": "kanoclip", verb: {"description": about(verb)}},
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,
