@@ -99,8 +99,8 @@ GROUPS = {
         Line("seed_everything", "N", 111, "seed of all that is random"),
     ),
     "Benchmark": tuple(
-        Line(*one, ("benchmark",))
-        for one in (
+        Line(option, value, default, does, ("benchmark",))
+        for option, value, default, does in (
             ("config", "NAME|FILE", None, "auxiliary, data and models in YAML: kanoclip list configs"),
             ("output", "FOLDER", None, "for runs and table; runs/benchmark/NAME by default"),
             ("root", "PATH", None, "folder with the data sets, for those that name none"),

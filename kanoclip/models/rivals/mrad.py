@@ -228,7 +228,9 @@ class MRADFT(MRADTF):
 
 def _wrap_what_is_trained(strategy: DDPStrategy) -> None:
     """Do what a strategy's own ``configure_ddp`` does, unless its model trains nothing."""
-    if any(parameter.requires_grad for parameter in strategy.lightning_module.parameters()):
+    model = strategy.lightning_module
+    assert model is not None  # for the type checker: its setup is over
+    if any(parameter.requires_grad for parameter in model.parameters()):
         type(strategy).configure_ddp(strategy)
 
 
