@@ -152,6 +152,23 @@ def test_a_test_is_equal_to_the_last_digit(fits, options, images, tmp_path) -> N
     assert found[2] == found[3] == found[1]
 
 
+@pytest.mark.parametrize(("name", "memory"), [("mrad_tf", "labelled"), ("mrad_ft", "labelled_projected")])
+def test_several_processes_fill_the_memory_that_one_fills(images, tmp_path, name, memory) -> None:
+    argv = ["fit", "--data", "manifest", "--data.file", str(images / "all.csv"), "--data.num_workers", "0"]
+    argv += ["--data.batch_size", "2", "--model", name, "--model.memory", memory, "--model.memory.size", "11"]
+    argv += ["--model.backbone", "embedded", "--model.backbone.levels", "[5]", "--model.backbone.levels_at", "norm"]
+    found = []
+    for count in (1, 2):
+        codes, _, err = run(count, argv, tmp_path / str(count))
+        assert codes == [0] * count, err
+        (checkpoint,) = (tmp_path / str(count)).glob("runs/fit/*/*/*/checkpoints/last.ckpt")
+        weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+        found.append({key: value for key, value in weights.items() if key.endswith(("keys", "labels"))})
+    one, two = found
+    assert {key: len(value) for key, value in one.items()} == dict.fromkeys(two, 11)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def test_a_fit_on_two_machines_goes_on_by_slurm_on_one(fits, options, tmp_path) -> None:
     nodes = ["--trainer", str(CONFIGS / "nodes.yaml")]
     codes, _, err = run(2, [*options("fit", 6, *EPOCHS, "1"), *nodes], tmp_path, nodes=2)

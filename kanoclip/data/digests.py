@@ -64,6 +64,12 @@ def file_hashes(paths: Iterable[str]) -> dict[str, str]:
     return {path: hashes[where] for path, where in found.items()}
 
 
+def content_of(paths: Iterable[Path]) -> str | None:
+    """Return 12 hexadecimal digits of the content of files together; None if none of them is there."""
+    hashes = file_hashes(map(str, sorted(paths)))
+    return digest(*hashes.values())[:12] if hashes else None
+
+
 def code_of(kind: type) -> list[object]:
     """Hash the source files of a class and its parents, as far as they are not of this package or of libraries.
 

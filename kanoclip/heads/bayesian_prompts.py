@@ -12,7 +12,7 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.text import TEXTS_AT_ONCE
 from kanoclip.backbone.tuning import Hooks
 from kanoclip.heads.flows import Drawn, ImageFlow, StateFlows
-from kanoclip.heads.prompts import Prompts, readable
+from kanoclip.heads.prompts import Prompts, of_image, readable
 from kanoclip.heads.scoring import dot
 from kanoclip.ranks import mean
 from kanoclip.types import Features, KanoclipError
@@ -106,11 +106,7 @@ class BayesianPrompts(Prompts):
         Raises:
             KanoclipError: Without features, or if a category's name is too long.
         """
-        if features is None:
-            raise KanoclipError(
-                "Bayesian prompts depend on the image, so a model with them cannot be exported; nor do aa_clip and "
-                "af_clip give their prompts an image. Use --model.prompts learned."
-            )
+        features = of_image(features, "bayesian")
         return self.states(category, backbone, features, *self.make_noise(len(category)), hooks)
 
     def make_noise(self, images: int) -> tuple[Tensor, Tensor]:

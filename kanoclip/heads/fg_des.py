@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import WORDINGS, Prompts, check_room, readable
+from kanoclip.heads.prompts import WORDINGS, Prompts, check_room, of_image, readable
 from kanoclip.types import Features, KanoclipError
 
 POSITIONS = (
@@ -88,11 +88,7 @@ class FGDes(Prompts):
         Raises:
             KanoclipError: Without features.
         """
-        if features is None:
-            raise KanoclipError(
-                "The prompts fg_des are shifted by the global feature of each image, so there is no text without an "
-                "image: a model with them cannot be exported. Use --model.prompts learned."
-            )
+        features = of_image(features, "fg_des")
         shift = torch.stack([layers(features.cls) for layers in self.shift], 1)  # (B, 2, W)
         vectors = self.vectors + shift[:, :, None]  # (B, 2, E, W)
         return torch.stack(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts, check_room, deep_vectors
+from kanoclip.heads.prompts import Prompts, check_room, deep_vectors, of_image
 from kanoclip.heads.scoring import dot
 from kanoclip.types import ANOMALOUS, NORMAL, Features, KanoclipError
 
@@ -119,12 +119,7 @@ class FineGrainedPrompts(Prompts):
         hooks: Hooks | None = None,
     ) -> Tensor:
         """Return ``(B, 2, 2, D)``: the static pair of states, and the pair with the prior of each image."""
-        if features is None:
-            raise KanoclipError(
-                "The prompts fine_grained are made from patches of each image, so there is no text without an image: "
-                "a model with them cannot be exported; nor do aa_clip and af_clip give their prompts an image. Use "
-                "--model.prompts learned."
-            )
+        features = of_image(features, "fine_grained")
         static = self.static(backbone, hooks)
         informed = self.informed(self.prior(features, static), backbone, hooks)
         return torch.stack([static.expand_as(informed), informed], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -85,14 +86,17 @@ class LabelledMemory(Memory):
             known = batch.label != UNKNOWN
             images.append((features.cls[known].cpu(), batch.label[known].float().cpu()))
             patches = neighbourhoods(features)  # (B, N, W)
+            of_states = []
             small = F.interpolate(batch.mask[:, None].float(), features.grid, mode="bilinear").flatten(1)  # (B, N)
             for label, inside in ((NORMAL, small == 0), (ANOMALOUS, small == 1)):  # patches on the border are left out
                 count = (inside & batch.has_mask[:, None]).sum(1)
                 mean = (patches * inside[..., None]).sum(1) / count.clamp_min(1)[:, None]  # (B, W)
                 rows = F.normalize(mean[count > 0], dim=-1).cpu()
-                regions.append((rows, torch.full((len(rows),), float(label))))
+                of_states.append((rows, torch.full((len(rows),), float(label))))
+            regions.append(joined(of_states))
         for name, what, found in (("image", "images", images), ("patch", "regions with a mask", regions)):
-            keys, labels = (torch.cat([row for one in gather(found) for row in column(one, i)]) for i in (0, 1))
+            turns = zip_longest(*gather(found))  # batches go to the ranks in turn
+            keys, labels = joined(batch for turn in turns for batch in turn if batch)
             for label, state in ((NORMAL, "normal"), (ANOMALOUS, "anomalous")):
                 if not (labels == label).any():
                     raise KanoclipError(
@@ -181,6 +185,12 @@ class ProjectedMemory(LabelledMemory):
         return (alike / self.temperature).softmax(-1) @ labels
 
 
+def joined(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Concatenate the first of each pair, and the second of each."""
+    keys, labels = zip(*pairs, strict=True)
+    return torch.cat(keys), torch.cat(labels)
+
+
 def neighbourhoods(features: Features) -> Tensor:
     """Average each patch of the last level with its 1, 3 x 3 and 5 x 5 neighbours, zeros beyond the border.
 
@@ -190,8 +200,3 @@ def neighbourhoods(features: Features) -> Tensor:
     grid = features.patches[-1].float().mT.unflatten(-1, features.grid)  # (B, W, h, w)
     means = [F.avg_pool2d(grid, side, stride=1, padding=side // 2) for side in WINDOWS]
     return torch.stack(means).mean(0).flatten(2).mT
-
-
-def column(pairs: Sequence[tuple[Tensor, Tensor]], i: int) -> list[Tensor]:
-    """Return the i-th of each pair."""
-    return [pair[i] for pair in pairs]

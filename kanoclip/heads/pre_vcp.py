@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts, check_room
+from kanoclip.heads.prompts import Prompts, check_room, of_image
 from kanoclip.types import Features, KanoclipError
 
 
@@ -95,11 +95,7 @@ class PreVCP(Prompts):
         Raises:
             KanoclipError: Without features.
         """
-        if features is None:
-            raise KanoclipError(
-                "The prompts pre_vcp are made from the global feature of each image, so there is no text without an "
-                "image: a model with them cannot be exported. Use --model.prompts learned."
-            )
+        features = of_image(features, "pre_vcp")
         named = self.query + self.convolve(self.widen(backbone.unscaled(features))[:, None])  # (B, r, W)
         every, room = (len(named), -1, -1), backbone.context_length - self.context
         prompts = torch.stack(

@@ -230,6 +230,25 @@ class ObjectAgnosticPrompts(LearnedPrompts):
         super().__init__(deep_tokens=deep_tokens, **options)
 
 
+def of_image(features: Features | None, prompts: str) -> Features:
+    """Return the features that texts are made of.
+
+    Args:
+        features: Of the images; None: there are none.
+        prompts: Registered name of the prompts.
+
+    Raises:
+        KanoclipError: Without features.
+    """
+    if features is None:
+        raise KanoclipError(
+            f"The prompts {prompts} are made of each image, so there is no text without an image: a model with them "
+            f"cannot be exported. Use kanoclip predict. aa_clip and af_clip show their prompts no image: there, use "
+            f"--model.prompts learned."
+        )
+    return features
+
+
 def check_room(backbone: CLIPBackbone, words: list[str], learned: int, told: str = "") -> None:
     """Raise KanoclipError if the text encoder does not read so many learned vectors and the longest of the words.
 

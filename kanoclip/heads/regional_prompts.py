@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import ObjectAgnosticPrompts
+from kanoclip.heads.prompts import ObjectAgnosticPrompts, of_image
 from kanoclip.heads.scoring import dot
 from kanoclip.types import ANOMALOUS, NORMAL, Features, KanoclipError
 
@@ -46,11 +46,11 @@ class RegionalPrompts(ObjectAgnosticPrompts):
         Raises:
             KanoclipError: Without features, or if they are not in the joint space.
         """
-        if features is None or backbone.levels_at != "joint":
+        features = of_image(features, "regional")
+        if backbone.levels_at != "joint":
             raise KanoclipError(
-                "The prompts regional are shifted by patches of each image in the joint space. So there is no text "
-                "without an image, and a model with them cannot be exported. Use --model.backbone.levels_at joint, or "
-                "--model.prompts object_agnostic."
+                f"The prompts regional are shifted by patches in the joint space, and levels_at is "
+                f"{backbone.levels_at!r}. Use --model.backbone.levels_at joint, or --model.prompts object_agnostic."
             )
         with torch.no_grad():
             states = super().forward(category, backbone, hooks=hooks)  # (B, 2, D)

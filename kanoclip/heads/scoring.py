@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from kanoclip.types import ANOMALOUS, NORMAL, KanoclipError
 
+SIDE = 518
+"""Pixels: the side of the image that options in pixels, such as ``sigma``, are meant for; AnomalyCLIP's."""
+
 
 def dot(first: Tensor, second: Tensor) -> Tensor:
     """Multiply vectors ``(..., D)`` -> ``(...)``, float32 whatever autocast and TF32 say.
@@ -114,9 +117,9 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def check_blur(sigma: float) -> None:
-    """Raise KanoclipError unless ``sigma`` is from 0 to the 518 pixels of an image: a wider blur would never end."""
-    if not 0 <= sigma <= 518:
-        raise KanoclipError(f"sigma is {sigma}, expected 0 to 518 pixels. Use --model.sigma 4, or 0 for no blur.")
+    """Raise KanoclipError unless ``sigma`` is from 0 to ``SIDE`` pixels: a wider blur would never end."""
+    if not 0 <= sigma <= SIDE:
+        raise KanoclipError(f"sigma is {sigma}, expected 0 to {SIDE} pixels. Use --model.sigma 4, or 0 for no blur.")
 
 
 def check_temperature(temperature: float) -> None:

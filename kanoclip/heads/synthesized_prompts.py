@@ -13,7 +13,7 @@ from kanoclip.backbone.casting import cast_once
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.backbone.towers import tower_of
 from kanoclip.backbone.tuning import Hooks
-from kanoclip.heads.prompts import Prompts, check_room, deep_vectors
+from kanoclip.heads.prompts import Prompts, check_room, deep_vectors, of_image
 from kanoclip.heads.prototypes import GlobalVAE, Prototypes
 from kanoclip.types import ANOMALOUS, NORMAL, Features, KanoclipError
 
@@ -123,11 +123,7 @@ class SynthesizedPrompts(Prompts):
         Raises:
             KanoclipError: Without features.
         """
-        if features is None:
-            raise KanoclipError(
-                "The prompts synthesized are made from the patches of each image, so there is no text without an "
-                "image: a model with them cannot be exported. Use --model.prompts learned."
-            )
+        features = of_image(features, "synthesized")
         prototypes = self.prototypes(self.local(features, backbone))
         return self.synthesize(prototypes, features.cls, backbone, hooks)
 

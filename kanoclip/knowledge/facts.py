@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.data.base import AnomalyDataModule
+from kanoclip.data.digests import content_of
 from kanoclip.knowledge.base import AUTO, NONE, SHUFFLED, STATES, KnowledgeBase
 from kanoclip.knowledge.images import image_file, image_hashes, load_image_knowledge
 from kanoclip.types import KanoclipError
@@ -29,12 +31,12 @@ class Known:
     Attributes:
         categories: Category -> texts; those of an image that has none of its own.
         images: Image, as ``Batch.path`` has it -> its texts, those of its category too.
-        files: That were read, as ``outputs.record.files_of`` names them.
+        files: That were read, as ``outputs.record.files_of`` names and hashes them; None: it is not there.
     """
 
     categories: Mapping[str, list[str]]
     images: Mapping[str, list[str]]
-    files: list[str]
+    files: Mapping[str, str | None]
 
     @classmethod
     def of(cls, data: AnomalyDataModule | None, knowledge: str, image_knowledge: str | None) -> Known:
@@ -43,7 +45,8 @@ class Known:
         Args:
             data: What is fitted on; None: nothing is known of it.
             knowledge: "auto", "none", "shuffled", or a base by name or path, see ``KAnoCLIP``.
-            image_knowledge: "auto", the name of one that ships, or a path; None for none.
+            image_knowledge: "auto", the name of one that ships, or a path; None for none. Without the file that "auto"
+                stands for, nothing is known of images, unless nothing else is known either.
 
         Raises:
             MissingError: If there is no such file.
@@ -54,16 +57,18 @@ class Known:
         bases = (
             {} if name == NONE else {one: KnowledgeBase.choose(name, one) for one in {one for one, _ in sets.values()}}
         )
-        files = list(dict.fromkeys(base.reference for base in bases.values()))
+        files: dict[str, Path | None] = {base.reference: base.path for base in bases.values()}
         said = {  # state -> category -> texts
             state: {here: bases[one].facts([own], state) if bases else [] for here, (one, own) in sets.items()}
             for state in STATES
         }
         seen: dict[str, dict[str, list[str]]] = {state: {} for state in STATES}  # state -> image -> texts of its own
         if image_knowledge is not None and data is not None:
-            found = [image_file(image_knowledge, one) for one in dict.fromkeys(one for one, _ in sets.values())]
-            files += dict.fromkeys(reference for _, reference in found)
-            seen = {state: _of_images(data, [path for path, _ in found], state) for state in STATES}
+            names = dict.fromkeys(one for one, _ in sets.values())
+            found = [image_file(image_knowledge, one, needed=not bases) for one in names]
+            files |= {reference: path for path, reference in found}
+            if there := [path for path, _ in found if path]:
+                seen = {state: _of_images(data, there, state) for state in STATES}
         anomalous, own = said["anomalous"], seen["anomalous"]
         if data is not None and own:
             of_category = {sample.image: sample.category for sample in data.part("fit") if sample.image in own}
@@ -86,7 +91,8 @@ class Known:
             image: ([] if alone else general[of_category[image]]) + [deal[text] for text in texts]
             for image, texts in own.items()
         }
-        return cls({name: texts or list(deal.values()) for name, texts in general.items()}, images, files)
+        read = {reference: content_of([path]) if path else None for reference, path in files.items()}
+        return cls({name: texts or list(deal.values()) for name, texts in general.items()}, images, read)
 
 
 class Facts:

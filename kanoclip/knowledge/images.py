@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from kanoclip.data.files import sha256
 from kanoclip.data.loading import Read, Sample
 from kanoclip.knowledge.base import AUTO, FOLDER, SHIPPED
 from kanoclip.types import KanoclipError, MissingError
+
+log = logging.getLogger(__name__)
 
 BUILT = Path("runs/knowledge")
 """Where ``kanoclip knowledge build`` writes."""
@@ -56,16 +59,18 @@ def image_hashes(samples: Sequence[Sample], data: AnomalyDataModule) -> list[str
     return hashes
 
 
-def image_file(given: str, data: str) -> tuple[Path, str]:
+def image_file(given: str, data: str, needed: bool = True) -> tuple[Path | None, str]:
     """Find the JSONL of image knowledge of a data set.
 
     Args:
         given: "auto": the one that ships for the data set, or the one that ``kanoclip knowledge build`` makes of it
             where nothing else is said. Or the name of one that ships, or a path.
         data: Registered name of the data set.
+        needed: Whether a fit cannot do without the one that "auto" stands for.
 
     Returns:
-        The file, and what it is called on every machine: ``knowledge:NAME.jsonl`` if it ships, else its path.
+        The file, and what it is called on every machine: ``knowledge:NAME.jsonl`` if it ships, else its path. None for
+        the file of "auto" if it is not there and not needed, which is told.
 
     Raises:
         MissingError: If it is not there; says how to make it.
@@ -74,12 +79,13 @@ def image_file(given: str, data: str) -> tuple[Path, str]:
     if name.isidentifier() and (FOLDER / f"{name}.jsonl").is_file():
         return FOLDER / f"{name}.jsonl", f"{SHIPPED}{name}.jsonl"
     file = BUILT / f"{name}.jsonl" if given == AUTO else Path(os.path.expanduser(given))
-    if not file.is_file():
-        raise MissingError(
-            f"No image knowledge {file}. Make it: kanoclip knowledge build --data {data} --data.root FOLDER "
-            f"--vqa_model MODEL. Or fit without it: --model.image_knowledge null."
-        )
-    return file, str(file)
+    if file.is_file():
+        return file, str(file)
+    make = f"kanoclip knowledge build --data {data} --data.root FOLDER --vqa_model MODEL"
+    if given == AUTO and not needed:
+        log.warning("Fitted without knowledge of images, which the paper uses: no %s. Make it: %s", file, make)
+        return None, str(file)
+    raise MissingError(f"No image knowledge {file}. Make it: {make}. Or fit without it: --model.image_knowledge null.")
 
 
 def data_url(image: NDArray[np.uint8]) -> str:

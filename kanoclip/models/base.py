@@ -46,7 +46,8 @@ class AnomalyModule(SavedModule):
         fit_seed: Seed of its fit; None: not known, or not seeded.
         strict_options: Whether a checkpoint must agree in the options that decide a fit alone, such as lr, too. The
             command line sets it: there every difference was typed.
-        read_files: Files that a fit has read beside those that its options name, see ``outputs.record.files_of``.
+        read_files: Files that a fit has read beside those that its options name -> 12 hexadecimal digits of content;
+            None: it was looked for and not there. A checkpoint keeps those that do not ship, see ``own_files``.
         optimiser: Options of another optimiser than Adam and of a schedule, such as ``optimizer.lr``, if there are any;
             a fit that goes on must have the same. The command line sets it.
         loaded_from: The checkpoint that ``load_from_checkpoint`` has read; None after a fit, or without one.
@@ -78,7 +79,7 @@ class AnomalyModule(SavedModule):
         self.fit_seed: int | None = None
         self.strict_options = False
         self.optimiser: dict[str, Any] = {}
-        self.read_files: list[str] = []
+        self.read_files: dict[str, str | None] = {}
         self.loaded_from: str | None = None
         self.tiles_at_once = 8
         self._metrics: EpochMetrics | None = None  # of the epoch that runs

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kanoclip import __version__
 from kanoclip.data.parsing import local_path
+from kanoclip.knowledge.base import SHIPPED
 from kanoclip.models.contents import FORMAT, SHOWN, CheckpointError, check_entry, check_trust, leaves
 from kanoclip.registry import NAMES, expand, load_class
 from kanoclip.types import MissingError
@@ -63,9 +64,16 @@ def about(model: Any, data: Any, seed: int | None) -> Config:
         "data": plain(data.fit_options()) if hasattr(data, "fit_options") else {},
         "images": None if digests is None else torch.tensor(sorted(digests), dtype=torch.int64),
         "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
+        **({"knowledge": files} if (files := own_files(model)) else {}),
         "optimiser": plain(model.optimiser),
         "random_state": torch.get_rng_state(),
     }
+
+
+def own_files(model: Any) -> dict[str, str | None]:
+    """Return the files of knowledge that a fit has read and that do not ship, see ``AnomalyModule.read_files``."""
+    files: dict[str, str | None] = getattr(model, "read_files", {})
+    return {name: content for name, content in files.items() if not name.startswith(SHIPPED)}
 
 
 def read_checkpoint(path: str | Path) -> tuple[Config, Config]:

@@ -26,7 +26,7 @@ SHOWN = 200  # characters of a text of a checkpoint that a message shows
 ENTRY: dict[str, Any] = {"version": str, "model": str, "backbone": dict, "components": dict, "random_state": Tensor}
 """What every checkpoint tells in its entry ``kanoclip``."""
 ENTRY_2: dict[str, Any] = {"settings": dict, "data": dict, "optimiser": dict}
-MAYBE = {"auxiliary": str, "images": Tensor, "samples": str, "seed": int}
+MAYBE = {"auxiliary": str, "images": Tensor, "samples": str, "seed": int, "knowledge": dict}
 """And what may be None."""
 PROGRESS = {"epoch": int, "global_step": int, "lr_schedulers": list, "optimizer_states": list, "callbacks": dict,
             "loops": dict}  # fmt: skip
@@ -75,6 +75,8 @@ def check_entry(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, kind in MAYBE.items():
         if not isinstance(entry.get(name), (kind, type(None))) or "auxiliary" not in entry:
             raise _damaged(where, f"kanoclip.{name}")
+    if not all(isinstance(one, (str, type(None))) for pair in (entry.get("knowledge") or {}).items() for one in pair):
+        raise _damaged(where, "kanoclip.knowledge")
     backbone, state, images = entry["backbone"], entry["random_state"], entry.get("images")
     if not all(isinstance(backbone.get(name), str) for name in ("description", "fingerprint")):
         raise _damaged(where, "kanoclip.backbone")

@@ -16,9 +16,20 @@ from kanoclip.heads.interaction import BiCMCI, Interaction
 from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss, with_mask
 from kanoclip.heads.memory import Memory, NoMemory
 from kanoclip.heads.prompts import LearnedPrompts, Prompts
-from kanoclip.heads.scoring import MeanScore, Score, anomaly_map, check_blur, check_temperature, dot, level_maps, smooth
+from kanoclip.heads.scoring import (
+    SIDE,
+    MeanScore,
+    Score,
+    anomaly_map,
+    check_blur,
+    check_temperature,
+    dot,
+    level_maps,
+    smooth,
+)
 from kanoclip.knowledge.facts import Facts, Known
 from kanoclip.models.clip_module import CLIPModule
+from kanoclip.models.contents import CheckpointError
 from kanoclip.models.remembering import average
 from kanoclip.ranks import mean
 from kanoclip.types import ANOMALOUS, Batch, Features, KanoclipError, Scores
@@ -41,8 +52,9 @@ class KAnoCLIP(CLIPModule):
             the name of one that ships, or the path of a YAML file; "none" for image knowledge alone; "shuffled" for a
             control: the words of "auto", those of image knowledge too, dealt out at random.
         image_knowledge: What a vision model said of single images: a JSONL that ``kanoclip knowledge build`` wrote, or
-            "auto" for that of the data set, ``runs/knowledge/NAME.jsonl`` unless one ships. An image's knowledge is
-            then that of its category and its own; null: that of all categories together.
+            "auto" for that of the data set, ``runs/knowledge/NAME.jsonl`` unless one ships; if it is not there, the fit
+            says so and goes without. An image's knowledge is then that of its category and its own; null: that of all
+            categories together.
         temperature: Divisor of the cosine, of global and local similarities alike.
         sigma: Gaussian blur of the map outside training, in pixels of a 518 pixel image; scaled to other sizes.
         alpha: Weight of the knowledge loss.
@@ -130,7 +142,7 @@ class KAnoCLIP(CLIPModule):
         self.knowledge = knowledge
         self.image_knowledge = image_knowledge
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / 518
+        self.sigma = sigma * self.image_size / SIDE
         self.dice = dice
         self.weigh({"kd": alpha, "global": beta, "local": gamma}, terms)
         self._facts: Tensor | None = None  # (K, D)
@@ -185,13 +197,21 @@ class KAnoCLIP(CLIPModule):
         return self.weighted(terms, scores)
 
     def on_fit_start(self) -> None:
-        """Read and encode, once, what the knowledge base says of the auxiliary categories and images."""
+        """Read and encode, once, what the knowledge base says of the auxiliary categories and images.
+
+        Raises:
+            CheckpointError: If a fit that goes on would read other files than it began with.
+        """
         super().on_fit_start()
         if not self.kd_loss.needs_knowledge:
             return
         data = getattr(self.trainer, "datamodule", None)
         known = Known.of(data, self.knowledge, self.image_knowledge)
-        self.read_files = known.files
+        for name, content in self.read_files.items() if self.trainer.ckpt_path else ():
+            if known.files.get(name) != content:
+                began = "with another" if content else "without"
+                raise CheckpointError(f"This fit began {began} {name}. Leave out --ckpt_path to fit anew.")
+        self.read_files = dict(known.files)
         facts = Facts(self.backbone, known)
         self._facts, self._facts_of = facts.general, facts if known.images else None
 

@@ -24,6 +24,7 @@ class SavedModule(LightningModule):
     fit_seed: int | None
     fitted_images: list[int] | None
     loaded_from: str | None
+    read_files: dict[str, str | None]
     _random_state: Tensor | None
 
     @property
@@ -60,6 +61,7 @@ class SavedModule(LightningModule):
             for name in ("loops", "callbacks", "MixedPrecision", "native_amp_scaling_state"):
                 checkpoint.pop(name, None)
         self.auxiliary, self.fit_seed = entry["auxiliary"], entry.get("seed")
+        self.read_files = dict(entry.get("knowledge") or {})
         images = entry.get("images")
         self.fitted_images = None if images is None else images.tolist()
         self._random_state = entry["random_state"]

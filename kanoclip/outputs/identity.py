@@ -15,7 +15,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from kanoclip import __version__
 from kanoclip.data.files import plain, sha256
 from kanoclip.data.references import References
-from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, settings
+from kanoclip.models.checkpoint import FREE, HEADS, backbone_of, own_files, settings
+from kanoclip.types import printable
 
 RESULTS_VERSION = 3
 """Raised when a change of the code moves numbers; a test with golden results fails until it is."""
@@ -53,11 +54,17 @@ def about_model(model: Any, checkpoint: str | os.PathLike[str] | None, precision
         "seed": getattr(model, "fit_seed", None),
         "precision": precision,
         "settings": settings(model, free=True) if hasattr(model, "describe_components") else {},
+        "knowledge": own_files(model),
         "of_score": list(getattr(model, "of_score", ())),
         "results_version": RESULTS_VERSION,
         "versions": {"kanoclip": __version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES},
     }
+
+
+def done_without(about: Mapping[str, Any]) -> list[str]:
+    """Return the files of knowledge of images that a fit looked for and did not find, from a report or checkpoint."""
+    return [printable(name) for name, content in (about.get("knowledge") or {}).items() if content is None]
 
 
 def references_of(model: Any) -> References | None:

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kanoclip import __version__
 from kanoclip.backbone.embedded import FOLDER as EMBEDDED
-from kanoclip.data.digests import digest, file_hashes
+from kanoclip.data.digests import content_of
 from kanoclip.data.files import CannotWriteError, read_json, say_damaged, write_bytes, write_json
 from kanoclip.knowledge.base import FOLDER as KNOWLEDGE
 from kanoclip.knowledge.base import SHIPPED
@@ -176,8 +176,8 @@ def files_of(options: Any) -> dict[str, str]:
         files = [KNOWLEDGE / (name.removeprefix(SHIPPED) + ".yaml" * (not Path(name).suffix))]
     else:
         files = [Path(name)]
-    hashes = file_hashes(map(str, sorted(files)))
-    return {str(options): digest(*hashes.values())[:12]} if hashes else {}
+    found = content_of(files)
+    return {str(options): found} if found else {}
 
 
 class RunRecord(Callback):
@@ -211,7 +211,7 @@ class RunRecord(Callback):
             "seed": run_seed(),
             "images": len(data.part("fit")) if hasattr(data, "part") else None,
             "samples": data.samples_digest("fit") if hasattr(data, "samples_digest") else None,
-            "files": files_of([pl_module.hparams, *getattr(pl_module, "read_files", [])]),
+            "files": files_of(pl_module.hparams) | getattr(pl_module, "read_files", {}),
             "epochs": trainer.current_epoch,
             "parameters": trained_parameters(pl_module),
             "memory": memory,

@@ -22,7 +22,7 @@ from kanoclip.metrics.calibration import Threshold
 from kanoclip.models.checkpoint import zero_shot
 from kanoclip.outputs.costs import peak_memory, start_memory, trained_parameters
 from kanoclip.outputs.examples import Example, example, panel
-from kanoclip.outputs.identity import about_run, identity, references_of, scoring
+from kanoclip.outputs.identity import about_run, done_without, identity, references_of, scoring
 from kanoclip.outputs.images import ImageTable, decided
 from kanoclip.outputs.intervals import separated
 from kanoclip.outputs.names import file_name, plain_name
@@ -244,6 +244,8 @@ def headline(report: dict[str, Any]) -> str:
         protocol = f"nothing fitted -> {report['data']}"
     else:
         protocol = f"{fitted} -> {report['data']}, {ZERO_SHOT[report['zero_shot']]}"
+    if files := done_without(report):
+        protocol += f", fitted without knowledge of images: no {', '.join(files)}"
     weights = "no checkpoint"
     if checkpoint:
         seed = "an unknown seed" if report["seed"] is None else f"seed {report['seed']}"

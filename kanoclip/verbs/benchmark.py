@@ -267,6 +267,7 @@ def _name(test: Tested) -> str:
 
 def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:
     """Say what a reader of the table must know of its rows."""
+    from kanoclip.outputs.identity import done_without
     from kanoclip.outputs.published import published
     from kanoclip.verbs import sweep
 
@@ -280,6 +281,8 @@ def _notes(plan: Plan, found: Sequence[Tested]) -> list[str]:
         these = [one for one in found if one.report["zero_shot"] is zero_shot and not one.report.get("references")]
         rows = [f"{one.model} ({one.auxiliary}) on {one.data}" for one in these]
         notes += [f"{said}: {', '.join(dict.fromkeys(rows))}."] * bool(rows)
+    bare = {f"{o.model} ({o.auxiliary})": ", ".join(files) for o in found if (files := done_without(o.report))}
+    notes += [f"Fitted without knowledge of images, as there was no {files}: {row}." for row, files in bare.items()]
     few = [f"{o.model} on {o.data} ({o.report['references']})" for o in found if o.report.get("references")]
     notes += [f"Few-shot, NOT zero-shot: {', '.join(dict.fromkeys(few))}."] * bool(few)
     if plan.missing:

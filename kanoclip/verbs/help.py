@@ -1,4 +1,4 @@
-"""The short help of fit, validate, test, predict and calibrate: what people use, answered without torch.
+"""The short help of fit, validate, test, predict, calibrate and benchmark: what people use, answered without torch.
 
 ``--help all`` prints what the parser knows. That each option here exists there with this default is tested.
 """
@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import yaml
 
 from kanoclip.registry import available
-from kanoclip.verbs.options import OPTIONS
+from kanoclip.verbs.options import OPTIONS, about
 
 WIDTH = 100  # of a line, in characters; a narrower terminal folds it
 START = 39  # of what an option does
 HELP_OPTIONS = {"-h", "--help"}
 RUNS = ("fit", "validate", "test", "predict", "calibrate")
 ON_CHECKPOINT = RUNS[1:]
+SHORT = (*RUNS, "benchmark")
+"""Verbs with a short help."""
 
 
 class Line(NamedTuple):
@@ -66,6 +68,8 @@ GROUPS = {
         _component("interaction", "bi_cmci"),
         _component("adapter", "conv"),
         _component("score", "mean", RUNS),
+        _component("memory", "none", RUNS),
+        Line("model.sigma", "X", 4.0, "blur of the map, in pixels of an image of 518", RUNS),
         Line("model.knowledge", "NAME|FILE", "auto", "knowledge base; auto: of the data set", ("fit",)),
         Line("model.lr", "X", 0.001, "learning rate of Adam", ("fit",)),
         Line("optimizer", "NAME", None, "instead of Adam: AdamW --optimizer.lr X", ("fit",)),
@@ -81,7 +85,11 @@ GROUPS = {
     "Run": (
         Line("ckpt_path", "FILE|last", None, "go on with this checkpoint, or with the newest fit", ("fit",)),
         Line("ckpt_path", "FILE", None, "checkpoint; the newest fit's that suits by default", ON_CHECKPOINT),
-        *(Line(name, _VALUES.get(name, "true|false"), *one[1:]) for name, one in OPTIONS.items()),
+        *(
+            Line(name, _VALUES.get(name, "true|false"), one.default, about(name, verb), (verb,))
+            for name, one in OPTIONS.items()
+            for verb in one.verbs
+        ),
         Line("max_fpr", "X", 0.01, "false-alarm rate that is asked for", ("calibrate",)),
         Line("min_area", "X", 0.0005, "smallest region that counts, share of the picture", ("calibrate",)),
         Line("holdout", "X", 0.0, "share of the good images that measures the rate", ("calibrate",)),
@@ -89,6 +97,18 @@ GROUPS = {
         Line("config", "NAME|FILE", None, "YAML of options: kanoclip list configs; what is typed wins"),
         Line("print_config", "", None, "print all options as YAML, and stop"),
         Line("seed_everything", "N", 111, "seed of all that is random"),
+    ),
+    "Benchmark": tuple(
+        Line(option, value, default, does, ("benchmark",))
+        for option, value, default, does in (
+            ("config", "NAME|FILE", None, "auxiliary, data and models in YAML: kanoclip list configs"),
+            ("output", "FOLDER", None, "for runs and table; runs/benchmark/NAME by default"),
+            ("root", "PATH", None, "folder with the data sets, for those that name none"),
+            ("processes", "N", None, "runs at a time; one for each GPU, or 1, by default"),
+            ("published", "NAME", None, "published numbers beside ours: mvtec_to_all, visa_to_all, none"),
+            ("dry_run", "true|false", False, "print the plan, and stop"),
+            ("preflight", "true|false", False, "check weights, towers and data in a minute, and stop"),
+        )
     ),
 }
 
@@ -105,23 +125,23 @@ def short_help(verb: str, about: str, example: str) -> str:
     """Return the short help of a verb.
 
     Args:
-        verb: One of ``RUNS``.
+        verb: One of ``SHORT``.
         about: What it does.
         example: A command that works as typed.
     """
     lines = [f"kanoclip {verb}: {about}", "", f"  {example}"]
     for group, options in GROUPS.items():
         own = "; of a checkpoint its own" if group == "Model" and verb in ON_CHECKPOINT else ""
-        lines += ["", f"{group} [default{own}]"]
-        for one in options:
-            if verb in one.verbs:
-                lines += _shown(one)
+        shown = [line for one in options if verb in one.verbs for line in _shown(one)]
+        lines += ["", f"{group} [default{own}]", *shown] if shown else []
+    if verb == "benchmark":
+        return "\n".join(lines)
     lines += ["", f"All options: kanoclip {verb} --help all"]
     return "\n".join([*lines, "Those of a component: --data.help NAME, --model.help NAME, --model.prompts.help NAME"])
 
 
 def _shown(line: Line) -> list[str]:
-    start = f"  {'-c, ' * (line.option == 'config')}--{line.option} {line.value}".ljust(START)
+    start = f"  {'-c, ' * (line.option == 'config' and line.verbs == RUNS)}--{line.option} {line.value}".ljust(START)
     default = "" if line.default is None else f" [{yaml.safe_dump(line.default).splitlines()[0]}]"
     fold = textwrap.TextWrapper(WIDTH, subsequent_indent=" " * START, break_on_hyphens=False)
     return fold.wrap(f"{start}{line.about}{default}")

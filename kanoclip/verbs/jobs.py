@@ -166,7 +166,9 @@ class Job:
             return None
         path = records[-1].parent / record["ckpt"]
         files = record.get("files")  # none in version 0.1.0
-        if not path.is_file() or not isinstance(files, dict) or files != files_of(list(files)):
+        if not path.is_file() or not isinstance(files, dict):
+            return None
+        if files != dict.fromkeys(files) | files_of(list(files)):  # None: it was not there
             return None
         here = not self.auxiliary.problem
         return path if not here or record.get("samples") == self.auxiliary.content("fit", self.seed)[0] else None

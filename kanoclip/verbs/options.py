@@ -36,8 +36,7 @@ OPTIONS = {
     "output": Option(
         str | None,
         None,
-        "folder to write into, instead of a new one below --trainer.default_root_dir; a predict into the folder of "
-        "one that was stopped goes on with it",
+        "folder to write into, instead of a new one below --trainer.default_root_dir",
     ),
     "threshold": Option(
         float | str | None,
@@ -63,16 +62,24 @@ OF_OTHERS = {
 """Files of a folder of results that a verb would mix with its own."""
 
 
+GOES_ON = "; into that of one that was stopped it goes on"  # of predict's --output
+
+
 def names(verb: str) -> list[str]:
     """Return the options of a verb."""
     return [name for name, option in OPTIONS.items() if verb in option.verbs]
 
 
+def about(name: str, verb: str) -> str:
+    """Return what an option does in a verb."""
+    return OPTIONS[name].about + GOES_ON * ((name, verb) == ("output", "predict"))
+
+
 def add_options(add: Callable[..., Any], verb: str) -> None:
     """Add the options of a verb to a parser by its ``add_argument``."""
     for name in names(verb):
-        kind, default, about, _ = OPTIONS[name]
-        add(f"--{name}", type=kind, default=default, help=about)
+        kind, default, *_ = OPTIONS[name]
+        add(f"--{name}", type=kind, default=default, help=about(name, verb))
 
 
 @dataclass(frozen=True)

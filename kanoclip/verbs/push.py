@@ -99,6 +99,8 @@ def card(
         source: What loads it.
         threshold: Whether one is shared.
     """
+    from kanoclip.outputs.identity import done_without
+
     entry = config["kanoclip"]
     head = {"library_name": "kanoclip", "tags": ["anomaly-detection", "zero-shot", "kanoclip"]}
     head |= {"license": licence} if licence else {}
@@ -110,6 +112,7 @@ def card(
         **{kind: f"{name}" for kind, name in entry["components"].items() if kind != "backbone"},
         "backbone": f"{backbone['description']}, fingerprint {backbone['fingerprint']}; it is not in these files",
         "fitted on": fitted + (", by its authors; imported" if entry.get("imported") else ""),
+        **({"knowledge of images": f"none: there was no {', '.join(bare)}"} if (bare := done_without(entry)) else {}),
         "seed": f"{entry.get('seed')}",
         "version": f"kanoclip {entry['version']}, shared by {__version__}",
         "licence": licence

@@ -16,7 +16,7 @@ from kanoclip import __version__
 from kanoclip.data.processes import PARENT, end_when_told, end_with
 from kanoclip.registry import NAMES, did_you_mean, resolve, summary
 from kanoclip.verbs import configs
-from kanoclip.verbs.help import HELP_OPTIONS, RUNS, WIDTH, everything, short_help
+from kanoclip.verbs.help import HELP_OPTIONS, SHORT, WIDTH, everything, short_help
 from kanoclip.verbs.say import complain, folded, mistake, stopped
 from kanoclip.verbs.words import paths_as_folder
 
@@ -178,7 +178,7 @@ def _run(argv: Any) -> int:
     verb = VERBS[name]
     whole, argv = everything(argv)
     options = argv[1:]
-    if HELP_OPTIONS & set(options) and not whole and name in RUNS:
+    if HELP_OPTIONS & set(options) and not whole and name in SHORT:
         print(short_help(name, verb.about, verb.example))
         return 0
     if name == "list":

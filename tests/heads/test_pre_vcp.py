@@ -81,5 +81,3 @@ def test_what_does_not_fit_is_refused(tiny_clip) -> None:
     ):
         with pytest.raises(ValueError, match=told):
             made(tiny_clip, **options)
-    with pytest.raises(ValueError, match=r"pre_vcp are made from the global feature of each image"):
-        made(tiny_clip)(["x"], tiny_clip)

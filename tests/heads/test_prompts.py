@@ -3,6 +3,10 @@ import torch
 
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.prompts import EnsemblePrompts, LearnedPrompts, ObjectAgnosticPrompts, readable
+from kanoclip.registry import NAMES, load_class
+from kanoclip.types import KanoclipError
+
+OF_IMAGE = ["fg_des", "pre_vcp", "regional", "bayesian", "synthesized", "fine_grained"]
 
 
 def test_folder_names_become_words() -> None:
@@ -159,3 +163,10 @@ def test_a_learned_prompt_may_be_as_long_as_the_text_encoder_reads(pooling, make
     LearnedPrompts(context=13, normal="a", anomalous="b").build(backbone)
     with pytest.raises(ValueError, match=r"takes 17 tokens, but .* reads 16"):
         LearnedPrompts(context=14, normal="a", anomalous="b").build(backbone)
+
+
+@pytest.mark.parametrize("name", OF_IMAGE)
+def test_prompts_that_are_made_of_an_image_say_what_to_do_without_one(tiny_clip, name) -> None:
+    said = rf"The prompts {name} are made of .* cannot be exported\. Use kanoclip predict\. .*--model\.prompts learned"
+    with pytest.raises(KanoclipError, match=said):
+        load_class(NAMES["prompts"][name])()(["nut"], tiny_clip)

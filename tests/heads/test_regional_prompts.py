@@ -43,6 +43,8 @@ def test_without_a_memory_the_prompts_tell_the_regions_apart_themselves(tiny_cli
     assert all(float(layer.weight.grad.abs().sum()) > 0 for layer in prompts.shift)
 
 
-def test_prompts_without_an_image_say_what_to_use_instead(tiny_clip) -> None:
-    with pytest.raises(KanoclipError, match=r"no text without an image.*--model\.prompts object_agnostic"):
-        made(tiny_clip)(["nut"], tiny_clip)
+def test_patches_outside_the_joint_space_are_refused_with_what_to_use_instead(tiny_clip, monkeypatch) -> None:
+    prompts, features = made(tiny_clip), tiny_clip(torch.rand(1, 3, 32, 32), QKV())
+    monkeypatch.setattr(tiny_clip, "levels_at", "block")
+    with pytest.raises(KanoclipError, match=r"levels_at is 'block'\. Use .*levels_at joint, or .* object_agnostic"):
+        prompts(["nut"], tiny_clip, features)

@@ -78,11 +78,6 @@ def test_latents_are_the_same_for_all_images_and_follow_the_seed(tiny_clip) -> N
     torch.testing.assert_close(swapped, states)
 
 
-def test_without_an_image_there_is_no_text(tiny_clip) -> None:
-    with pytest.raises(ValueError, match=r"synthesized are made from the patches of each image"):
-        made(tiny_clip)(["x"], tiny_clip)
-
-
 def test_while_fitting_states_follow_the_global_feature_and_there_are_terms(tiny_clip) -> None:
     prompts = made(tiny_clip).train()
     cls = torch.nn.functional.normalize(torch.randn(2, 16), dim=-1)

@@ -48,10 +48,10 @@ def test_general_image_and_both_are_what_they_say(data) -> None:
     of_nuts = [text for sample in bad(data) if sample.category == "nut" for text in image.images[sample.image]]
     assert image.categories["nut"] == list(dict.fromkeys(of_nuts))  # serves images without texts of their own
     assert not set(image.categories["nut"]) & set(base.facts(["nut"]))
-    assert general.files == ["knowledge:surfaces"]
-    assert image.files == ["knowledge:surfaces_auxiliary.jsonl"]
-    assert both.files == ["knowledge:surfaces", "knowledge:surfaces_auxiliary.jsonl"]
-    assert set(files_of(both.files)) == set(both.files)  # so that a fit is done again when they change
+    assert list(general.files) == ["knowledge:surfaces"]
+    assert list(image.files) == ["knowledge:surfaces_auxiliary.jsonl"]
+    assert list(both.files) == ["knowledge:surfaces", "knowledge:surfaces_auxiliary.jsonl"]
+    assert files_of(list(both.files)) == both.files  # so that a fit is done again when they change
 
 
 def test_shuffled_texts_are_as_many_and_as_long_with_words_of_both_states(data) -> None:
@@ -82,7 +82,7 @@ def test_features_of_an_image_are_those_of_its_texts(data, tiny_clip) -> None:
     torch.testing.assert_close(facts.general, tiny_clip.encode_text(base.facts(["nut", "wood"])))
 
 
-def test_joined_sets_are_known_each_by_its_own_base_and_file(data, tmp_path, monkeypatch) -> None:
+def test_joined_sets_are_known_each_by_its_own_base_and_file(data, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.chdir(tmp_path)
     from kanoclip.data.sets.visa import VisA
 
@@ -93,20 +93,35 @@ def test_joined_sets_are_known_each_by_its_own_base_and_file(data, tmp_path, mon
     assert known.categories["wood (surfaces_auxiliary 2)"] == base.facts(["wood"])
     assert set(known.images) == {sample.image for sample in bad(data)}
     monkeypatch.setattr(other, "name", VisA.name)
+    part = Known.of(joined, "auto", "auto")
+    assert part.images == known.images
+    assert part.files["runs/knowledge/visa.jsonl"] is None
+    assert "--data visa " in caplog.text
     with pytest.raises(FileNotFoundError, match=r"runs/knowledge/visa\.jsonl.* --data visa .*image_knowledge null"):
-        Known.of(joined, "auto", "auto")
+        Known.of(joined, "none", "auto")
 
 
-def test_auto_reads_what_build_wrote_and_says_how_where_it_did_not(data, tmp_path, monkeypatch) -> None:
+def test_auto_reads_what_build_wrote_and_goes_without_where_it_did_not(data, tmp_path, monkeypatch, caplog) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(SurfacesAuxiliary, "name", "mine")
-    with pytest.raises(FileNotFoundError, match=r"knowledge build --data mine --data\.root FOLDER --vqa_model MODEL"):
-        Known.of(data, "surfaces", "auto")
+    known, plain = Known.of(data, "surfaces", "auto"), Known.of(data, "surfaces", None)
+    assert (known.categories, known.images) == (plain.categories, {})
+    assert known.files == {**plain.files, "runs/knowledge/mine.jsonl": None}
+    (said,) = caplog.messages
+    assert said == (
+        "Fitted without knowledge of images, which the paper uses: no runs/knowledge/mine.jsonl. Make it: "
+        "kanoclip knowledge build --data mine --data.root FOLDER --vqa_model MODEL"
+    )
+    for needed in (("none", "auto"), ("surfaces", "runs/knowledge/mine.jsonl")):
+        with pytest.raises(FileNotFoundError, match=r"runs/knowledge/mine\.jsonl\. Make it: .* --data mine "):
+            Known.of(data, *needed)
     (image,) = image_hashes(bad(data)[:1], data)
     (tmp_path / "runs/knowledge").mkdir(parents=True)
     line = {"image": image, "category": "nut", "state": "anomalous", "answers": ["a bent nut"]}
     (tmp_path / "runs/knowledge/mine.jsonl").write_text(json.dumps(line) + "\n")
-    assert list(Known.of(data, "none", "auto").images.values()) == [["a bent nut"]]
+    known = Known.of(data, "none", "auto")
+    assert list(known.images.values()) == [["a bent nut"]]
+    assert known.files == files_of("runs/knowledge/mine.jsonl")
 
 
 def test_a_loss_that_has_nothing_to_read_is_refused(data) -> None:

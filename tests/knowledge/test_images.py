@@ -31,6 +31,8 @@ def test_an_image_with_a_name_that_is_too_long_is_told_and_no_crash():
 class Trained:
     """As much of a trainer as the start of a fit looks at."""
 
+    ckpt_path = None
+
     def __init__(self, datamodule) -> None:
         self.datamodule = datamodule
 

@@ -109,7 +109,8 @@ DAMAGED = {
     "kanoclip.model": None, "kanoclip.backbone": {}, "kanoclip.components": 3, "kanoclip.auxiliary": None,
     "kanoclip.random_state": torch.zeros(3, dtype=torch.uint8), "kanoclip.settings": None, "kanoclip.data": [],
     "kanoclip.images": torch.zeros(1, dtype=torch.int64).expand(10**12), "kanoclip.optimiser": "x",
-    "kanoclip.format": "2", "state_dict": None, "hyper_parameters": [1],
+    "kanoclip.format": "2", "kanoclip.knowledge": {"a.jsonl": torch.zeros(1)}, "state_dict": None,
+    "hyper_parameters": [1],
     "pytorch-lightning_version": "0.5",
 }  # fmt: skip
 GOING_ON = {

@@ -1,6 +1,7 @@
 """The short help: on one screen, true to the parser, with an example that runs as typed."""
 
 import inspect
+import re
 from contextlib import suppress
 
 import pytest
@@ -40,6 +41,31 @@ def test_help_all_is_what_the_parser_knows(capsys) -> None:
     assert "--trainer.gradient_clip_val" in whole
     assert "--trainer.max_epochs N" in short
     assert "--processes" in say(capsys, "benchmark", "--help", "all")
+
+
+def test_the_whole_help_is_kanoclips_however_it_was_started(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/kanoclip/__main__.py"])
+    for verb in RUNS:
+        said = say(capsys, verb, "--help", "all")
+        assert f"usage: kanoclip [options] {verb} " in said
+        assert "__main__" not in said
+
+
+def test_the_help_of_benchmark_is_short_and_names_all_its_options(capsys) -> None:
+    short, whole = say(capsys, "benchmark", "--help"), say(capsys, "benchmark", "--help", "all")
+    assert "usage:" not in short
+    assert "  --root PATH  " in short
+    shown, known = (set(re.findall(r"--(\w+)", said)) for said in (short, whole.partition("options:")[2]))
+    assert shown == known - {"help", "dry"}  # --dry-run is another spelling
+
+
+def test_test_and_predict_say_of_each_option_what_it_does_there(capsys) -> None:
+    test, predict = (" ".join(say(capsys, verb, "--help").split()) for verb in ("test", "predict"))
+    assert "--output FOLDER folder to write into, instead of a new one below --trainer.default_root_dir --" in test
+    assert "--trainer.default_root_dir; into that of one that was stopped it goes on --" in predict
+    for said in (test, predict):
+        assert "--model.memory NAME none, patches, labelled" in said
+        assert "--model.sigma X" in said
 
 
 class Built(Exception):

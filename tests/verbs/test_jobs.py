@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
+from kanoclip.data.files import sha256
 from kanoclip.data.sets.folder import Folder
 from kanoclip.knowledge.base import FOLDER, KnowledgeBase
+from kanoclip.models.checkpoint import read_checkpoint
 from kanoclip.outputs.record import files_of
 from kanoclip.verbs import jobs, work
 from kanoclip.verbs.plan import read_plan
@@ -165,6 +167,60 @@ def test_a_fit_that_was_stopped_before_its_images_changed_is_not_gone_on_with(ca
     assert main(BENCHMARK) == 0
     assert "kanoclip is fitted anew, not from its last epoch: The checkpoint was fitted on" in capsys.readouterr().err
     assert done() == {"fit", "test", "free"}
+
+
+def write_knowledge(answer: str) -> str:
+    """Write what ``auto`` stands for, of one of the images; returns how its content is told."""
+    image = sha256("auxiliary/abnormal/0.png")
+    line = {"image": image, "category": "object", "state": "anomalous", "answers": [answer]}
+    Path("runs/knowledge").mkdir(parents=True, exist_ok=True)
+    Path("runs/knowledge/folder.jsonl").write_text(json.dumps(line) + "\n")
+    return files_of("runs/knowledge/folder.jsonl")["runs/knowledge/folder.jsonl"]
+
+
+def test_a_fit_without_knowledge_of_images_is_labelled_and_done_again_when_the_file_is_made(capsys) -> None:
+    write_plan(models=[{"class_path": "kanoclip", "init_args": MODELS["kanoclip"] | {"image_knowledge": "auto"}}])
+    label = "Fitted without knowledge of images, as there was no runs/knowledge/folder.jsonl: kanoclip ("
+    seen = set()
+
+    def row() -> dict:
+        """Do what is to be done; returns the report of the row, whose fit is told alike by record and checkpoint."""
+        (job,) = read_plan("mine.yaml", Path("out")).jobs
+        assert not job.fitted
+        assert main(BENCHMARK) == 0
+        (job,) = read_plan("mine.yaml", Path("out")).jobs
+        assert job.finished
+        report = json.loads(job.report_path(job.data[0]).read_text())
+        assert read_checkpoint(job.checkpoint)[0]["knowledge"] == report["knowledge"]
+        record = json.loads((job.checkpoint.parents[1] / "run.json").read_text())
+        assert record["files"].items() >= report["knowledge"].items()
+        assert report["identity"] not in seen
+        seen.add(report["identity"])
+        return report["knowledge"]
+
+    base = files_of("base.yaml")
+    assert row() == {**base, "runs/knowledge/folder.jsonl": None}
+    assert label in capsys.readouterr().out
+    for answer in ("a pale line", "a dark line"):
+        content = write_knowledge(answer)
+        assert row() == {**base, "runs/knowledge/folder.jsonl": content}
+        assert label not in capsys.readouterr().out
+    Path("runs/knowledge/folder.jsonl").unlink()
+    (job,) = read_plan("mine.yaml", Path("out")).jobs
+    assert not job.fitted
+
+
+def test_a_fit_that_began_without_knowledge_does_not_go_on_with_it(capsys) -> None:
+    write_plan(models=[{"class_path": "kanoclip", "init_args": MODELS["kanoclip"] | {"image_knowledge": "auto"}}])
+    assert main(BENCHMARK) == 0
+    (job,) = read_plan("mine.yaml", Path("out")).jobs
+    (job.checkpoint.parents[1] / "run.json").unlink()  # so that it looks unfinished
+    write_knowledge("a pale line")
+    assert main(BENCHMARK) == 0
+    said = capsys.readouterr().err
+    assert "anew, not from its last epoch: This fit began without runs/knowledge/folder.jsonl. Leave out" in said
+    (job,) = read_plan("mine.yaml", Path("out")).jobs
+    assert job.finished
 
 
 @pytest.mark.parametrize("name", ["run.json", "folder-*.json", "last.ckpt"])

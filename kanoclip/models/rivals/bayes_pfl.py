@@ -20,7 +20,7 @@ from kanoclip.heads.level_fusion import LevelFusion
 from kanoclip.heads.losses import global_loss, with_mask
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.rca import RCA
-from kanoclip.heads.scoring import TopKScore, check_blur, dot, level_maps, smooth
+from kanoclip.heads.scoring import SIDE, TopKScore, check_blur, dot, level_maps, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.rivals.bayes_pfl_import import from_published
 from kanoclip.models.stages import Stage
@@ -106,8 +106,8 @@ class BayesPFL(CLIPModule):
         super().__init__(lr, betas, stages)
         self.save_hyperparameters(logger=False)
         check_blur(sigma)
-        if not 1 <= top_k <= 518**2:
-            raise KanoclipError(f"top_k is {top_k}, expected 1 to {518**2} pixels. Use --model.top_k 2000.")
+        if not 1 <= top_k <= SIDE**2:
+            raise KanoclipError(f"top_k is {top_k}, expected 1 to {SIDE**2} pixels. Use --model.top_k 2000.")
         self.assemble(
             backbone or CLIPBackbone(activation="gelu", levels_at="block"),
             attention or QKV(),
@@ -119,9 +119,9 @@ class BayesPFL(CLIPModule):
         small(self.text_map)
         self.pixel_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the logits: its exponential
         self.image_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.sigma = sigma * self.image_size / 518
+        self.sigma = sigma * self.image_size / SIDE
         self.top_k = top_k
-        self.top = TopKScore(top_k / 518**2)
+        self.top = TopKScore(top_k / SIDE**2)
         self.weigh({"global": 1.0, "local": 1.0}, terms)
 
     def forward(self, batch: Batch) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.labelled_memory import LabelledMemory, ProjectedMemory
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
-from kanoclip.heads.scoring import Score, TopKScore, check_blur, check_temperature, smooth
+from kanoclip.heads.scoring import SIDE, Score, TopKScore, check_blur, check_temperature, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import part_of, tensor_of
 from kanoclip.types import Batch, Features, KanoclipError, Scores
@@ -42,7 +43,7 @@ class MRADTF(CLIPModule):
     Reference:
         C. Xu et al., *MRAD: Zero-Shot Anomaly Detection with Memory-Driven Retrieval*, ICLR 2026, arXiv 2602.00522,
         and its code, github.com/CROVO1026/MRAD. Where we differ: the script that fills its memory is not published, its
-        functions are; masks are resized to stay 0 or 1; all processes of a run (of MRAD-FT) fill one memory.
+        functions are; masks are resized to stay 0 or 1; all processes of a run fill one memory.
     """
 
     name = "mrad_tf"
@@ -89,7 +90,7 @@ class MRADTF(CLIPModule):
             score=score or TopKScore(),
         )
         self.alpha = alpha
-        self.sigma = sigma * self.image_size / 518
+        self.sigma = sigma * self.image_size / SIDE
         self.loss_temperature = 0.07
 
     def forward(self, batch: Batch) -> Scores:
@@ -118,20 +119,14 @@ class MRADTF(CLIPModule):
         return True
 
     def setup(self, stage: str) -> None:
-        """Make a fit one pass if nothing is trained; DDP cannot wrap such a model.
-
-        Raises:
-            KanoclipError: Saying what to type instead of DDP.
-        """
+        """Make a fit one pass if nothing is trained."""
         super().setup(stage)
         if stage != "fit" or any(parameter.requires_grad for parameter in self.parameters()):
             return
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            raise KanoclipError(
-                f"{self.name} trains nothing, and DDP wraps only what is trained. Fill its memory in one process: "
-                f"--trainer.devices 1 --trainer.strategy auto. A test may take several."
-            )
         self.trainer.fit_loop.max_epochs = 1  # or progress would speak of as many as there might be
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):  # DDP refuses to wrap a module without a gradient to average
+            strategy.configure_ddp = partial(_wrap_what_is_trained, strategy)  # type: ignore[method-assign]  # of this one
 
     def configure_optimizers(self) -> Any:
         """Nothing is optimised."""
@@ -140,6 +135,7 @@ class MRADTF(CLIPModule):
     def training_step(self, batch: Batch) -> Any:  # type: ignore[override]  # Lightning hands over one batch
         """End the fit, which is done: the memory was filled when it started."""
         self.trainer.should_stop = True
+        return torch.zeros((), requires_grad=True) if self.trainer.world_size > 1 else None  # Lightning asks for a loss
 
     @classmethod
     def from_published(cls, files: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -228,6 +224,14 @@ class MRADFT(MRADTF):
                 for key, shape in (("weight", (dim, width)), ("bias", (dim,))):
                     weights[f"memory.{kind}_{ours}.{key}"] = tensor_of(theirs, f"{layer}.{key}", shape, name)
         return options, weights
+
+
+def _wrap_what_is_trained(strategy: DDPStrategy) -> None:
+    """Do what a strategy's own ``configure_ddp`` does, unless its model trains nothing."""
+    model = strategy.lightning_module
+    assert model is not None  # for the type checker: its setup is over
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        type(strategy).configure_ddp(strategy)
 
 
 def file_of(files: Mapping[str, Any], prefix: str) -> str:

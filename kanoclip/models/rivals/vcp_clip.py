@@ -16,7 +16,7 @@ from kanoclip.heads.losses import dice_loss, focal_loss, with_mask
 from kanoclip.heads.post_vcp import PostVCP
 from kanoclip.heads.pre_vcp import PreVCP
 from kanoclip.heads.prompts import Prompts
-from kanoclip.heads.scoring import TopKScore, check_blur, level_maps, smooth
+from kanoclip.heads.scoring import SIDE, TopKScore, check_blur, level_maps, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.models.stages import Stage
@@ -88,8 +88,8 @@ class VCPCLIP(CLIPModule):
         check_blur(sigma)
         if not 0 <= share <= 1:
             raise KanoclipError(f"share is {share}, expected a weight in [0, 1]. Use --model.share 0.2.")
-        if not 1 <= top_k <= 518**2:
-            raise KanoclipError(f"top_k is {top_k}, expected 1 to {518**2} pixels. Use --model.top_k 2000.")
+        if not 1 <= top_k <= SIDE**2:
+            raise KanoclipError(f"top_k is {top_k}, expected 1 to {SIDE**2} pixels. Use --model.top_k 2000.")
         self.assemble(
             backbone or CLIPBackbone(activation="gelu", levels_at="block"),
             attention or QKV(),
@@ -101,9 +101,9 @@ class VCPCLIP(CLIPModule):
         self.plain_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the logits: its exponential
         self.seen_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.share = share
-        self.sigma = sigma * self.image_size / 518
+        self.sigma = sigma * self.image_size / SIDE
         self.top_k = top_k
-        self.top = TopKScore(top_k / 518**2)
+        self.top = TopKScore(top_k / SIDE**2)
 
     def forward(self, batch: Batch) -> Scores:
         """Score a batch; see ``Scores``. ``level_maps`` has those by projected patches, then those by what is seen."""

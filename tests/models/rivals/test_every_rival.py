@@ -65,6 +65,7 @@ def test_a_rival_is_fitted_tested_inspected_and_exported_or_refused(name, make_t
         with pytest.raises(KanoclipError, match="cannot be exported") as told:
             Frozen(model.cpu(), "pill")
         assert "\n" not in str(told.value)
+        assert "Use kanoclip predict." in str(told.value)  # other prompts are not those of the checkpoint
         return
     with torch.no_grad():
         maps, scores = Frozen(model.cpu(), "pill")(torch.from_numpy(np.stack(photos)))

@@ -154,10 +154,3 @@ def test_what_is_wrong_with_its_file_is_told() -> None:
         KanoclipError, match=r"lacks the weight 'decoder_cov\.fc_15\.1\.weight', of shape \(32, 32, 1, 5\)"
     ):
         FiLo.from_published(files)
-
-
-def test_prompts_without_an_image_say_what_to_use_instead(tiny_clip) -> None:
-    prompts = FGDes(context=2, positions=["top"])
-    prompts.build(tiny_clip)
-    with pytest.raises(KanoclipError, match=r"no text without an image.*--model\.prompts learned"):
-        prompts(["nut"], tiny_clip)

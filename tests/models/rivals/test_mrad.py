@@ -8,6 +8,7 @@ import yaml
 from conftest import build, write_folder
 from golden_clip import MEAN, STD, batch_of, import_published, relative
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
 
 from kanoclip.backbone.attention import VV
@@ -300,16 +301,17 @@ def test_files_that_are_not_as_written_are_refused_by_the_key(change, said) -> N
         MRADFT.from_published(files)
 
 
-def test_several_processes_cannot_fill_a_memory_beside_which_nothing_is_trained(tiny_clip) -> None:
+def test_of_the_models_that_a_trainer_fits_ddp_wraps_those_that_train(tiny_clip, monkeypatch) -> None:
+    wrapped = []
+    monkeypatch.setattr(DDPStrategy, "configure_ddp", lambda self: wrapped.append(type(self.lightning_module)))
+    trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, logger=False)
     for kind in KINDS.values():
         model = kind(backbone=tiny_clip)
-        model.trainer = Trainer(accelerator="cpu", strategy="ddp", devices=1, logger=False)
-        model.setup("test")
-        if kind is MRADFT:
-            model.setup("fit")
-        else:
-            with pytest.raises(KanoclipError, match=r"mrad_tf trains nothing.*--trainer\.devices 1 --trainer"):
-                model.setup("fit")
+        model.trainer = trainer
+        trainer.strategy.connect(model)
+        model.setup("fit")
+        trainer.strategy.configure_ddp()
+    assert wrapped == [MRADFT]
 
 
 def test_a_share_that_is_none_is_refused(tiny_clip) -> None:
