@@ -34,9 +34,9 @@ PORT = 7871
 
 
 def drawn(data: Surfaces, category: str, defect: str) -> Image.Image:
-    """Draw the first test image of a category with a defect."""
-    found = next(one for one in data.part("test") if (one.category, one.defect) == (category, defect))
-    return Image.fromarray(data.read(found)[0])
+    """Draw the most colourful test image of a category with a defect; what is found in it has no say."""
+    images = [data.read(one)[0] for one in data.part("test") if (one.category, one.defect) == (category, defect)]
+    return Image.fromarray(max(images, key=lambda image: np.ptp(image, axis=2).mean()))
 
 
 def surfaces(checkpoint: str, threshold: str, picture: Path) -> None:
@@ -62,7 +62,7 @@ def demo(checkpoint: str, threshold: str, picture: Path) -> None:
     server = subprocess.Popen([*command, "--port", str(PORT)], stdout=subprocess.PIPE, text=True)
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
-    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,1000"):
+    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars", "window-size=1400,1200"):
         options.add_argument(f"--{word}")
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
@@ -81,7 +81,7 @@ def demo(checkpoint: str, threshold: str, picture: Path) -> None:
         time.sleep(5)  # the picture is drawn
         shown = Image.open(BytesIO(driver.get_screenshot_as_png())).convert("RGB")
         used = np.flatnonzero(np.ptp(np.asarray(shown), axis=(1, 2)))  # rows that are not blank
-        shown.crop((0, 0, shown.width, used[-1] + 8)).quantize(128).save(picture, optimize=True)
+        shown.crop((0, 0, shown.width, min(used[-1] + 8, shown.height))).quantize(256, kmeans=2).save(picture)
     finally:
         driver.quit()
         server.terminate()
