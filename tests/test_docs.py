@@ -180,6 +180,14 @@ def test_a_formula_needs_no_script(hooks) -> None:
     assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in hooks.math(r"\frac{1}{2}")
 
 
+def test_the_search_of_the_site_asks_no_network() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "  - offline" in settings
+    (script,) = re.findall(r"polyfills: \[([^]]*)\]", settings)
+    assert "iframe-worker" in script  # without one of this name the plugin adds one of a network
+    assert (DOCS / script).exists()
+
+
 # ----------------------------------------------------------------------------------------------------------- errors
 
 TROUBLES = [block.text for block in blocks(DOCS / "troubleshooting.md")]
