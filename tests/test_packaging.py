@@ -61,6 +61,13 @@ def test_each_dependency_is_imported_and_what_is_imported_is_one() -> None:
     assert optional.isdisjoint(declared("dependencies"))
 
 
+def test_each_dependency_says_its_oldest_version() -> None:
+    lists = PYPROJECT[PYPROJECT.index("\ndependencies = [") : PYPROJECT.index("[project.scripts]")]
+    listed = [one for one in re.findall(r'"([^"]+)"', lists) if not one.startswith("kanoclip[")]
+    assert len(listed) > 40
+    assert not [one for one in listed if ">=" not in one]
+
+
 def test_albumentations_is_the_last_of_its_licence_and_imported_in_one_file() -> None:
     assert '"albumentations>=2.0,<2.1"' in PYPROJECT
     assert importers("albumentations") == {"kanoclip/data/transforms.py"}
