@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import cv2
@@ -17,6 +17,7 @@ import pytest
 from several import CPU, kill_in_write, run
 
 from kanoclip.data.files import CannotWriteError
+from kanoclip.models.baselines import LocalStats
 from kanoclip.outputs import predictions, resuming
 from kanoclip.outputs.names import read_csv
 from kanoclip.verbs import watching
@@ -180,7 +181,8 @@ def test_what_many_files_will_take_is_told(folder, monkeypatch, capsys) -> None:
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_a_model_is_built(typed, answer, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("kanoclip.models.baselines.LocalStats.__init__", lambda *_, **__: pytest.fail("built"))
+    built = wraps(LocalStats.__init__)(lambda *_, **__: pytest.fail("built"))  # with its signature, which parsers keep
+    monkeypatch.setattr(LocalStats, "__init__", built)
     Path("file").touch()
     Path("nothing").mkdir()
     Path("results").mkdir()
