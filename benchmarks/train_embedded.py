@@ -253,7 +253,7 @@ def main(
         bf16: Multiply the image tower's matrices in half precision. null: on a GPU.
         device: Where the model learns: cuda or cpu.
         workers: Processes that draw.
-        ready: Scenes to wait for before training starts.
+        ready: Scenes to wait for before training starts, for a third of the time at most.
     """
     studio = Studio(workers, seed, invented)  # forks, so before CUDA is used
     torch.manual_seed(seed)
@@ -285,7 +285,7 @@ def main(
     pool, held = Pool(scenes or (100_000 if gpu else 20_000), where), Pool(HELD_OUT, where)
     captions, chance = Captions(tokenizer, where), Chance(seed, where)
     log(f"{torch.cuda.get_device_name() if gpu else device}, seed {seed}, {batch} scenes a step, from {initial}")
-    while len(pool) < ready:
+    while len(pool) < ready and (len(pool) < batch or time.monotonic() < START + 20 * minutes):
         time.sleep(0.05)
         take(studio, held, pool)
     log(f"{len(pool)} scenes are ready, drawn by {workers} processes, which go on")
