@@ -272,8 +272,8 @@ def test_a_memory_is_filled_without_augmentation_in_a_fit_of_one_epoch(make_data
 
 
 def test_a_fit_that_gathers_gradients_of_batches_makes_its_one_step(make_data, make_trainer) -> None:
-    trainer = make_trainer(accumulate_grad_batches=2, max_epochs=1)
-    trainer.fit(MRADTF(backbone=EmbeddedBackbone(levels=[5], levels_at="norm")), make_data(category="ring", batch_size=1))
+    clip, trainer = EmbeddedBackbone(levels=[5], levels_at="norm"), make_trainer(accumulate_grad_batches=2)
+    trainer.fit(MRADTF(clip), make_data(category="ring", batch_size=1))
     assert trainer.global_step == 1  # without one Lightning keeps no checkpoint
 
 
