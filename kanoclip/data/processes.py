@@ -71,6 +71,7 @@ def _listen() -> None:
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what a forked child is told is its own
     threading.Thread(target=_wait, args=(told,), daemon=True).start()
 
 

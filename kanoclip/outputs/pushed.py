@@ -12,6 +12,8 @@ from kanoclip.data.parsing import UnreadableTextError, read_json, read_yaml
 
 BEGIN = "<!-- kanoclip push writes from here to its end anew each time; what stands above or below is kept -->"
 END = "<!-- end of kanoclip push -->"
+OURS = re.compile(rf"^{BEGIN}$(?:(?!^{BEGIN}$).)*?^{END}$", re.DOTALL | re.MULTILINE)
+"""What a push has written: marks inside a line are its owner's words about them."""
 
 
 def is_pushed(config: Path) -> bool:
@@ -32,19 +34,18 @@ def with_additions(card: str, before: str) -> str:
     """
     head, own = split_card(card)
     old, text = split_card(before)
-    above, begin, rest = text.partition(BEGIN)
-    _, end, below = rest.partition(END)
-    if not (begin and end):
-        above, below = "", text
+    above, *below = OURS.split(text)  # twice, if a card was put together of two
+    if not below:
+        above, below = "", [text]
     licence = {"license": head["license"]} if "license" in head else {}
     written = yaml.safe_dump({**head, **old, **licence}, sort_keys=False, allow_unicode=True)
-    parts = (above.strip(), own.strip(), below.strip())
+    parts = (part.strip("\n") for part in (above, own, *below))  # a first line may be indented: code
     return f"---\n{written}---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
     """Return the head of a card, which the hub reads, and the text below it; a head that is no YAML is text."""
-    found = re.fullmatch(r"\s*---\n(.*?\n)---(?:\n(.*))?", card, re.DOTALL)
+    found = re.fullmatch(r"\ufeff?\s*---[ \t]*\n(.*?\n)---[ \t]*(?:\n(.*))?", card, re.DOTALL)
     try:
         head = read_yaml(found[1], "README.md") if found else None
     except UnreadableTextError:

@@ -174,6 +174,8 @@ def check_values(sweeps: Iterable[Sweep], file: str) -> None:
     """
     from lightning.pytorch import LightningModule
 
+    from kanoclip.backbone.loading import BackboneUnavailableError
+
     parser = Parser()
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     for one in sweeps:
@@ -185,7 +187,7 @@ def check_values(sweeps: Iterable[Sweep], file: str) -> None:
                     cause: BaseException | None = error  # the parser's
                     while cause and not isinstance(cause, KanoclipError):
                         cause = cause.__cause__
-                    if isinstance(cause, MissingError):
+                    if isinstance(cause, (MissingError, BackboneUnavailableError)):
                         break  # weights, perhaps of other rows too: each fit tells
                     if cause is None:
                         raise

@@ -109,3 +109,13 @@ def test_sigterm_that_another_hears_ends_nothing_that_begins_after_it() -> None:
         "time.sleep(0.2)\nend_when_told()\ntime.sleep(3)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], env=HERE).returncode == 0
+
+
+def test_sigterm_of_a_forked_child_does_not_end_its_parent() -> None:
+    code = (
+        "import multiprocessing, time\nfrom kanoclip.data.processes import end_when_told\nend_when_told()\n"
+        "with multiprocessing.get_context('fork').Pool(1) as pool:\n    pool.map(abs, [-1])\n"  # its end is a SIGTERM
+        "time.sleep(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=HERE, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -210,13 +210,19 @@ def test_a_value_that_the_model_refuses_is_told_before_anything_is_fitted(tiny_m
     assert not list(Path("out").glob("*"))
 
 
-def test_of_weights_that_are_missing_each_fit_tells(capsys) -> None:
-    backbone = {"class_path": "clip", "init_args": {"pretrained": "nowhere.pt"}}
-    assert (
-        run({"class_path": "kanoclip", "init_args": {"backbone": backbone}, "grid": {"lr": [1e-3, 1e-2]}}, seeds=[1])
-        == 1
-    )
-    assert "kanoclip with lr 0.001, fold 1 of 3 failed." in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"pretrained": "nowhere.pt"}, "No weights at nowhere.pt"), ({"name": "ViT-B-16"}, "could not be downloaded")],
+)
+def test_of_weights_that_are_missing_each_fit_tells(options, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    backbone = {"class_path": "clip", "init_args": options}
+    row = {"class_path": "kanoclip", "init_args": {"backbone": backbone}, "grid": {"lr": [1e-3, 1e-2]}}
+    assert run(row, STATS, seeds=[1]) == 1
+    told = capsys.readouterr().err
+    assert "kanoclip with lr 0.001, fold 1 of 3 failed." in told
+    assert said in told
+    assert "local_stats: image_size" in Path("out/table.txt").read_text()  # other rows are done
 
 
 def test_two_rows_that_differ_in_their_grids_alone_are_told_apart(capsys) -> None:

@@ -124,6 +124,7 @@ class MRADTF(CLIPModule):
         if stage != "fit" or any(parameter.requires_grad for parameter in self.parameters()):
             return
         self.trainer.fit_loop.max_epochs = 1  # or progress would speak of as many as there might be
+        self.trainer.accumulate_grad_batches = 1  # or its one batch is no step, and nothing is kept
         strategy = self.trainer.strategy
         if isinstance(strategy, DDPStrategy):  # DDP refuses to wrap a module without a gradient to average
             strategy.configure_ddp = partial(_wrap_what_is_trained, strategy)  # type: ignore[method-assign]  # of this one

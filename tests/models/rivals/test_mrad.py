@@ -271,6 +271,12 @@ def test_a_memory_is_filled_without_augmentation_in_a_fit_of_one_epoch(make_data
     torch.testing.assert_close(model.memory.patch_keys, expected.memory.patch_keys, rtol=0, atol=1e-6)
 
 
+def test_a_fit_that_gathers_gradients_of_batches_makes_its_one_step(make_data, make_trainer) -> None:
+    clip, trainer = EmbeddedBackbone(levels=[5], levels_at="norm"), make_trainer(accumulate_grad_batches=2)
+    trainer.fit(MRADTF(clip), make_data(category="ring", batch_size=1))
+    assert trainer.global_step == 1  # without one Lightning keeps no checkpoint
+
+
 def test_a_checkpoint_may_hold_any_number_of_rows_but_no_other_width(make_model, synthetic_batch) -> None:
     filled, blank = make_model(MRADTF), make_model(MRADTF)
     filled.memory.collect([synthetic_batch], filled.features, seed=0)
