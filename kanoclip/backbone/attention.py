@@ -47,7 +47,8 @@ class Attention(nn.Module, ABC):
         if self.first > depth:
             raise KanoclipError(
                 f"attention.first is {self.first}, but the backbone has {depth} blocks. "
-                f"Use 1 to {depth}, or --model.attention qkv for no second path."
+                f"Use 1 to {depth}, such as --model.attention.first {-(-depth // 4)}, "
+                f"or --model.attention qkv for no second path."
             )
         return self.first
 

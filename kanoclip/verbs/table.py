@@ -113,7 +113,7 @@ usage: kanoclip VERB [options]
 
   kanoclip fit --config quickstart
   kanoclip test --data surfaces
-  kanoclip predict --data folder --data.root my_photos
+  kanoclip predict my_photos
 
 More: kanoclip VERB --help, kanoclip test --data.help mvtec, kanoclip list
 """
