@@ -230,7 +230,7 @@ def list_components(kinds: Sequence[str], above: Sequence[str] = ()) -> int:
         if kind == "configs":
             found = {name: configs.summary(path) for name, path in configs.names().items()}
         else:
-            found = {name: summary(path) for name, path in NAMES[kind].items()}
+            found = {name: summary(path).replace("``", "") for name, path in NAMES[kind].items()}
         width = max([20, *map(len, found)])
         lines.append(f"{kind}:")
         lines += [folded(f"  {name:<{width}} ", text) for name, text in found.items()]
