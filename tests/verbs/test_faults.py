@@ -89,8 +89,8 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_a_fit_that_is_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(
     model, data, fitted, tmp_path
 ) -> None:
-    argv = ["fit", *data, *model, "--trainer.max_epochs", "3"]
-    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 2))[0] == [KILLED]
+    argv = ["fit", *data, *model, "--trainer.max_epochs", "3"]  # config.yaml, then a checkpoint an epoch
+    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 3))[0] == [KILLED]
     (first,) = tmp_path.glob("runs/fit/*/*/version_0/checkpoints/last.ckpt")
     assert torch.load(first, weights_only=True)["epoch"] == 0
     assert whole(tmp_path)
@@ -102,8 +102,9 @@ def test_a_fit_that_is_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_
 
 
 def test_a_fit_that_is_killed_before_its_record_is_whole_does_not_count_as_finished(model, data, tmp_path) -> None:
-    argv = ["fit", *data, *model, "--trainer.max_epochs", "1"]
-    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 2))[0] == [KILLED]
+    argv = ["fit", *data, *model, "--trainer.max_epochs", "1"]  # config.yaml, last.ckpt, run.json
+    assert run(1, argv, tmp_path, fault=partial(kill_in_write, 3))[0] == [KILLED]
+    assert len(list(tmp_path.glob("runs/fit/*/*/version_0/checkpoints/last.ckpt"))) == 1
     assert not list(tmp_path.glob("runs/fit/*/*/version_0/run.json"))
     codes, _, err = run(1, ["test", "--data", "surfaces", "--data.images", "2", "--data.num_workers", "0"], tmp_path)
     assert codes == [2]
@@ -233,7 +234,7 @@ def test_a_fit_whose_disk_is_full_at_the_second_checkpoint_keeps_the_first_and_g
     model, data, fitted, tmp_path
 ) -> None:
     argv = ["fit", *data, *model, "--trainer.max_epochs", "3"]
-    codes, _, err = run(1, argv, tmp_path, fault=partial(full_at, 2))
+    codes, _, err = run(1, argv, tmp_path, fault=partial(full_at, 3))
     assert codes == [2]
     assert "last.ckpt: No space left on device. Free the disk or choose another place with --trainer" in err[0]
     assert "last.ckpt; to go on: the same command with --ckpt_path last" in err[0]
@@ -245,7 +246,7 @@ def test_a_fit_whose_disk_is_full_at_the_second_checkpoint_keeps_the_first_and_g
 
 
 def full_at(turn: int) -> None:
-    """Let the n-th checkpoint find the disk full."""
+    """Let the n-th file that must last find the disk full: config.yaml, then checkpoints."""
     from kanoclip.data import files
 
     sync, left = files.sync, [2 * turn - 1]  # of each file its content, then its folder
