@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from kanoclip.data.files import write_json, write_text
 from kanoclip.models.contents import CheckpointError
 from kanoclip.outputs.record import files_of, read_record
 from kanoclip.outputs.tables import METRICS
+from kanoclip.types import KanoclipError
 from kanoclip.verbs.arguments import prepare
 from kanoclip.verbs.hours import FirstSteps, Overall, is_watched, left
 from kanoclip.verbs.jobs import DATA_SEED, Data, Job
@@ -230,7 +231,8 @@ def _printed_above(overall: Overall) -> Iterator[int]:
         with open(read, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 sys.stdout.write(line)
-                overall.look()
+                with suppress(KanoclipError):  # told at the end, where all read the plan
+                    overall.look()
 
     thread = threading.Thread(target=tell, daemon=True)
     with overall:
