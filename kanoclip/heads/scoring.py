@@ -122,6 +122,11 @@ def check_blur(sigma: float) -> None:
         raise KanoclipError(f"sigma is {sigma}, expected 0 to {SIDE} pixels. Use --model.sigma 4, or 0 for no blur.")
 
 
+def scaled(sigma: float, image_size: int) -> float:
+    """Return the blur ``sigma`` of a ``SIDE`` pixel image in pixels of one of ``image_size``."""
+    return sigma * image_size / SIDE
+
+
 def check_temperature(temperature: float) -> None:
     """Raise KanoclipError unless ``temperature`` is above 0."""
     if not 0 < temperature < math.inf:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kanoclip.heads.scoring import SIDE, smooth
+from kanoclip.heads.scoring import scaled, smooth
 from kanoclip.models.base import AnomalyModule
 from kanoclip.types import Batch, KanoclipError, Scores
 
@@ -49,7 +49,7 @@ class LocalStats(AnomalyModule):
         spread = _median((statistics - middle).abs())
         distance = ((statistics - middle).abs() / (spread + 0.01)).amax(1, keepdim=True)  # 0.01: a grey level or two
         heat = F.interpolate(1 - torch.exp(-distance / 4), size=(self.image_size,) * 2, mode="bilinear")[:, 0]
-        heat = smooth(heat, 4 * self.image_size / SIDE)
+        heat = smooth(heat, scaled(4, self.image_size))
         return Scores(heat, heat.flatten(1).amax(1))
 
     @classmethod

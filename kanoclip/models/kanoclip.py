@@ -17,7 +17,6 @@ from kanoclip.heads.losses import KDLoss, MeanMarginKD, global_loss, local_loss,
 from kanoclip.heads.memory import Memory, NoMemory
 from kanoclip.heads.prompts import LearnedPrompts, Prompts
 from kanoclip.heads.scoring import (
-    SIDE,
     MeanScore,
     Score,
     anomaly_map,
@@ -25,6 +24,7 @@ from kanoclip.heads.scoring import (
     check_temperature,
     dot,
     level_maps,
+    scaled,
     smooth,
 )
 from kanoclip.knowledge.facts import Facts, Known
@@ -142,7 +142,7 @@ class KAnoCLIP(CLIPModule):
         self.knowledge = knowledge
         self.image_knowledge = image_knowledge
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.dice = dice
         self.weigh({"kd": alpha, "global": beta, "local": gamma}, terms)
         self._facts: Tensor | None = None  # (K, D)

@@ -20,6 +20,7 @@ from kanoclip.heads.scoring import (
     dot,
     harmonic_mean,
     level_maps,
+    scaled,
     smooth,
     window_map,
 )
@@ -130,6 +131,10 @@ def test_a_blur_out_of_range_is_refused(sigma) -> None:
     with pytest.raises(KanoclipError, match=r"sigma is .*expected 0 to 518 pixels\. Use --model\.sigma 4"):
         check_blur(sigma)
     check_blur(0)
+
+
+def test_a_blur_is_told_in_pixels_of_a_518_pixel_image() -> None:
+    assert [scaled(4, size) for size in (518, 259, 1036)] == [4, 2, 8]
 
 
 @pytest.mark.parametrize("temperature", [0, -0.07, math.nan, math.inf])

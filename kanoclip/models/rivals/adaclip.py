@@ -18,7 +18,7 @@ from kanoclip.heads.hybrid import ClassProjection, hybrid_semantic_fusion
 from kanoclip.heads.interaction import Interaction, LevelProjection
 from kanoclip.heads.losses import focal_loss, local_loss, with_mask
 from kanoclip.heads.prompts import EnsemblePrompts, Prompts
-from kanoclip.heads.scoring import SIDE, check_blur, check_temperature, dot, smooth
+from kanoclip.heads.scoring import check_blur, check_temperature, dot, scaled, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import named, only_file, tensor_of
 from kanoclip.types import ANOMALOUS, NORMAL, Batch, KanoclipError, Scores
@@ -110,7 +110,7 @@ class AdaCLIP(CLIPModule):
         self.clusters = clusters
         self.share = share
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.weigh({"global": beta, "local": gamma}, None)
         self.dice = dice
 

@@ -17,7 +17,7 @@ from kanoclip.heads.losses import with_mask
 from kanoclip.heads.memory import Memory, NoMemory, Vectors
 from kanoclip.heads.prefix import PrefixPrompts
 from kanoclip.heads.prompts import Prompts
-from kanoclip.heads.scoring import SIDE, check_blur, check_temperature, dot, smooth
+from kanoclip.heads.scoring import check_blur, check_temperature, dot, scaled, smooth
 from kanoclip.heads.token_adapter import TokenAdapter, gaussian_window
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import tensor_of
@@ -123,7 +123,7 @@ class AFCLIP(CLIPModule):
         )
         self.windows = tuple(windows)
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.text_weight = text_weight
         self.overwritten_masks = overwritten_masks
         self.weigh({"global": 1.0, "local": 1.0, "alignment": 1.0}, terms)

@@ -20,7 +20,7 @@ from kanoclip.heads.level_fusion import LevelFusion
 from kanoclip.heads.losses import global_loss, with_mask
 from kanoclip.heads.prompts import Prompts
 from kanoclip.heads.rca import RCA
-from kanoclip.heads.scoring import SIDE, TopKScore, check_blur, dot, level_maps, smooth
+from kanoclip.heads.scoring import SIDE, TopKScore, check_blur, dot, level_maps, scaled, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.rivals.bayes_pfl_import import from_published
 from kanoclip.models.stages import Stage
@@ -119,7 +119,7 @@ class BayesPFL(CLIPModule):
         small(self.text_map)
         self.pixel_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the logits: its exponential
         self.image_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.top_k = top_k
         self.top = TopKScore(top_k / SIDE**2)
         self.weigh({"global": 1.0, "local": 1.0}, terms)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
-from kanoclip.heads.scoring import SIDE, check_blur, check_temperature, dot, smooth
+from kanoclip.heads.scoring import check_blur, check_temperature, dot, scaled, smooth
 from kanoclip.heads.synthesized_prompts import SynthesizedPrompts
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import only_file, part_of, tensor_of
@@ -90,7 +90,7 @@ class CoPS(CLIPModule):
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.weigh(WEIGHTS, terms)
 
     def forward(self, batch: Batch) -> Scores:

@@ -14,7 +14,7 @@ from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.binary_focal import binary_focal_loss
 from kanoclip.heads.fine_grained import FineGrainedPrompts
 from kanoclip.heads.losses import global_loss, local_loss, with_mask
-from kanoclip.heads.scoring import SIDE, anomaly_map, check_blur, check_temperature, dot, smooth
+from kanoclip.heads.scoring import anomaly_map, check_blur, check_temperature, dot, scaled, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.ranks import total
@@ -81,7 +81,7 @@ class FAPrompt(CLIPModule):
             prompts=prompts or self.own_prompts(),
         )
         self.temperature = temperature
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.score_loss = score_loss
         self.weigh({"local": 1.0, "global": 1.0, "score": 1.0, "prior": 1.0}, terms)
 

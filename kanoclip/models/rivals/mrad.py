@@ -16,7 +16,7 @@ from kanoclip.backbone.attention import VV, Attention
 from kanoclip.backbone.clip import CLIPBackbone
 from kanoclip.heads.labelled_memory import LabelledMemory, ProjectedMemory
 from kanoclip.heads.losses import dice_loss, focal_loss, global_loss, with_mask
-from kanoclip.heads.scoring import SIDE, Score, TopKScore, check_blur, check_temperature, smooth
+from kanoclip.heads.scoring import Score, TopKScore, check_blur, check_temperature, scaled, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import part_of, tensor_of
 from kanoclip.types import Batch, Features, KanoclipError, Scores
@@ -90,7 +90,7 @@ class MRADTF(CLIPModule):
             score=score or TopKScore(),
         )
         self.alpha = alpha
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.loss_temperature = 0.07
 
     def forward(self, batch: Batch) -> Scores:

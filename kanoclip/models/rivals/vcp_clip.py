@@ -16,7 +16,7 @@ from kanoclip.heads.losses import dice_loss, focal_loss, with_mask
 from kanoclip.heads.post_vcp import PostVCP
 from kanoclip.heads.pre_vcp import PreVCP
 from kanoclip.heads.prompts import Prompts
-from kanoclip.heads.scoring import SIDE, TopKScore, check_blur, level_maps, smooth
+from kanoclip.heads.scoring import SIDE, TopKScore, check_blur, level_maps, scaled, smooth
 from kanoclip.models.clip_module import CLIPModule
 from kanoclip.models.published import only_file, part_of, tensor_of
 from kanoclip.models.stages import Stage
@@ -101,7 +101,7 @@ class VCPCLIP(CLIPModule):
         self.plain_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # of the logits: its exponential
         self.seen_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.share = share
-        self.sigma = sigma * self.image_size / SIDE
+        self.sigma = scaled(sigma, self.image_size)
         self.top_k = top_k
         self.top = TopKScore(top_k / SIDE**2)
 
