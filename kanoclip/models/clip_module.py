@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -79,8 +80,16 @@ class CLIPModule(WithMemory):
         Args:
             own: Of the terms that the model itself makes, by name.
             terms: Of any terms, by name; the first training step raises a ``KanoclipError`` if there is no such term.
+
+        Raises:
+            KanoclipError: If a weight is not a finite number.
         """
         self.weights = {**own, **(terms or {})}
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise KanoclipError(
+                    f"The weight of the loss term {name} is {weight}, expected a finite number such as 1."
+                )
         self._asked = frozenset(terms or ()) - frozenset(own)
 
     def features(self, batch: Batch) -> Features:

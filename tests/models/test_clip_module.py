@@ -1,6 +1,7 @@
 """Prompts that see the image, several pairs of states, and loss terms of heads."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -98,6 +99,12 @@ def test_terms_of_a_head_have_its_published_weights_unless_they_are_named(tiny_c
     losses = model.losses(synthetic_batch, scores)
     for name in published:
         torch.testing.assert_close(losses[name], 3 * scores.terms[name])
+
+
+@pytest.mark.parametrize("options", [{"alpha": math.nan}, {"terms": {"kd": -math.inf}}])
+def test_a_weight_that_is_no_finite_number_is_refused(tiny_clip, options) -> None:
+    with pytest.raises(KanoclipError, match=r"weight of the loss term kd is (nan|-inf), expected a finite number"):
+        KAnoCLIP(tiny_clip, **options)
 
 
 def test_a_weight_of_no_loss_term_is_an_error_in_the_first_training_step(tiny_clip, synthetic_batch):

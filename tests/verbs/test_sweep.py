@@ -195,6 +195,8 @@ def test_a_mistake_is_told_in_one_line_with_its_row_and_key(row, said, capsys) -
     [
         ("lr", float("nan"), "grid with lr NaN: lr is nan, expected 0 or more"),
         ("lr", -1.0, "grid with lr -1.0: lr is -1.0, expected 0 or more"),
+        ("betas", [0.5, 1.5], "grid with betas [0.5, 1.5]: betas are (0.5, 1.5), expected two numbers"),
+        ("alpha", float("nan"), "grid with alpha NaN: The weight of the loss term kd is nan, expected a finite"),
         ("lr", None, "grid with lr null: lr is None, expected 0 or more"),
         ("interaction.heads", 3, "grid with interaction.heads 3: interaction.heads 3 does not divide the width"),
         ("interaction.heads", 0, "grid with interaction.heads 0: interaction.heads 0 does not divide the width"),
@@ -202,7 +204,7 @@ def test_a_mistake_is_told_in_one_line_with_its_row_and_key(row, said, capsys) -
     ],
 )
 def test_a_value_that_the_model_refuses_is_told_before_anything_is_fitted(tiny_model, key, value, said, capsys) -> None:
-    good = {"lr": 1e-3, "interaction.heads": 4, "interaction.head": 4}[key]
+    good = {"lr": 1e-3, "betas": [0.5, 0.9], "alpha": 1.0, "interaction.heads": 4, "interaction.head": 4}[key]
     assert run({**tiny_model, "label": "mine", "grid": {key: [good, value]}}) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if "error" in one]
     assert "mine.yaml, mine: grid" in line
