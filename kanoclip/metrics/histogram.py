@@ -192,7 +192,7 @@ class Histogram:
 
 def _count(counts: Ints, place: Ints) -> None:
     """Add 1 at each place; by torch, since ``numpy.add.at`` keeps Python's lock, which the next batch's pass needs."""
-    ones = torch.ones((), dtype=torch.int64).expand(len(place))
+    ones = torch.ones((), dtype=torch.int64, device="cpu").expand(len(place))
     torch.from_numpy(counts).index_add_(0, torch.from_numpy(place), ones)
 
 

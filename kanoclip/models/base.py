@@ -67,7 +67,7 @@ class AnomalyModule(SavedModule):
         super().__init__()
         if lr is None or not 0 <= lr < math.inf:
             raise KanoclipError(f"lr is {lr}, expected 0 or more. Use --model.lr 0.001.")
-        if not all(0 <= beta < 1 for beta in betas):
+        if betas is None or not all(0 <= float(beta) < 1 for beta in betas):
             raise KanoclipError(f"betas are {betas}, expected two numbers in [0, 1). Use --model.betas [0.5,0.999].")
         self.lr = float(lr)  # NumPy's numbers would stand in the optimiser's state
         self.betas = float(betas[0]), float(betas[1])

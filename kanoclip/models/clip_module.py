@@ -86,9 +86,10 @@ class CLIPModule(WithMemory):
         """
         self.weights = {**own, **(terms or {})}
         for name, weight in self.weights.items():
-            if not math.isfinite(weight):
+            if weight is None or not math.isfinite(weight):
                 raise KanoclipError(
-                    f"The weight of the loss term {name} is {weight}, expected a finite number such as 1."
+                    f"The weight of the loss term {name} is {weight}, expected a finite number. Change the option "
+                    f"of --model that weighs it, such as alpha, beta, gamma or terms.{name}."
                 )
         self._asked = frozenset(terms or ()) - frozenset(own)
 

@@ -101,9 +101,9 @@ def test_terms_of_a_head_have_its_published_weights_unless_they_are_named(tiny_c
         torch.testing.assert_close(losses[name], 3 * scores.terms[name])
 
 
-@pytest.mark.parametrize("options", [{"alpha": math.nan}, {"terms": {"kd": -math.inf}}])
+@pytest.mark.parametrize("options", [{"alpha": math.nan}, {"alpha": None}, {"terms": {"kd": -math.inf}}])
 def test_a_weight_that_is_no_finite_number_is_refused(tiny_clip, options) -> None:
-    with pytest.raises(KanoclipError, match=r"weight of the loss term kd is (nan|-inf), expected a finite number"):
+    with pytest.raises(KanoclipError, match=r"weight of the loss term kd is (nan|None|-inf), expected a finite number"):
         KAnoCLIP(tiny_clip, **options)
 
 

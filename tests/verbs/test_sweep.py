@@ -144,11 +144,11 @@ def test_the_best_mean_is_chosen_and_of_equal_ones_the_first() -> None:
 
 
 def test_a_choice_waits_for_every_candidate_and_says_why(tiny_model, capsys) -> None:
-    wrong = {**tiny_model, "grid": {"betas": [[0.5, 0.999], [0.5, 1.5]]}}  # the optimiser refuses the second
+    wrong = {**tiny_model, "grid": {"terms": [{"kd": 1.0}, {"no": 1.0}]}}  # only a fit knows its terms
     assert run({"class_path": "local_stats", "init_args": {"image_size": 32}}, wrong, seeds=[1]) == 1
     said = capsys.readouterr()
     assert "kanoclip: its options are not chosen, as not all candidates are done on the folds" in said.out
-    assert "kanoclip with betas [0.5, 1.5], fold 1 of 3 failed. fit on surfaces_auxiliary, fold 1 of 3:" in said.err
+    assert 'kanoclip with terms {"no": 1.0}, fold 1 of 3 failed. fit on surfaces_auxiliary, fold 1 of 3:' in said.err
     tests = json.loads(Path("out/results.json").read_text())["tests"]
     assert [one["model"] for one in tests] == ["local_stats"]
 
