@@ -23,7 +23,7 @@ ROWS = 4  # all, anomalous, and the weight in two parts
 HALF = 19  # bits of the lower part of a weight
 HEAD = 12  # numbers at the start of a packed histogram: shift, first bin, and two of each of its five columns
 DENSE = 2**23  # bins from the lowest to the highest score, up to which an array over all of them is faster
-SCORES_AT_ONCE = 2**18  # scores counted at a time: fewer pass Python's lock to and fro, more leave the processor's cache
+SCORES_AT_ONCE = 2**18  # scores counted at a time: fewer pass Python's lock to and fro, more overflow the cache
 
 EDGES = np.linspace(0, 1, 127, dtype=np.float32)
 """Scores from which those above are counted to draw curves: as many as TensorBoard takes."""
